@@ -1,0 +1,69 @@
+"""Compress the vectors of any embedding model: SMEC for sentence-transformers.
+
+Importing this package is cheap: every name below is loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AdaptiveDimensionSelection": "smec_st.modules",
+    "Collection": "smec_st.data",
+    "Compressor": "smec_st.compressor",
+    "DataError": "smec_st.data",
+    "EmbeddingInput": "smec_st.modules",
+    "FitConfig": "smec_st.recipe",
+    "Qrels": "smec_st.data",
+    "ResidualAdapter": "smec_st.modules",
+    "SMECLoss": "smec_st.losses",
+    "SelectableCrossBatchMemory": "smec_st.memory",
+    "SequentialTrainer": "smec_st.trainer",
+    "SequentialTrainingArguments": "smec_st.trainer",
+    "SpreadPairSampler": "smec_st.sampler",
+    "VectorTable": "smec_st.data",
+    "load_collection": "smec_st.data",
+    "load_vectors": "smec_st.data",
+}
+
+__all__ = [
+    "AdaptiveDimensionSelection",
+    "Collection",
+    "Compressor",
+    "DataError",
+    "EmbeddingInput",
+    "FitConfig",
+    "Qrels",
+    "ResidualAdapter",
+    "SMECLoss",
+    "SelectableCrossBatchMemory",
+    "SequentialTrainer",
+    "SequentialTrainingArguments",
+    "SpreadPairSampler",
+    "VectorTable",
+    "load_collection",
+    "load_vectors",
+]
+
+if TYPE_CHECKING:
+    from smec_st.compressor import Compressor
+    from smec_st.data import Collection, DataError, Qrels, VectorTable, load_collection, load_vectors
+    from smec_st.losses import SMECLoss
+    from smec_st.memory import SelectableCrossBatchMemory
+    from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
+    from smec_st.recipe import FitConfig
+    from smec_st.sampler import SpreadPairSampler
+    from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'smec_st' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,257 @@
+"""The command line, ``smec-st``. Each command reads its input, calls the library, and says what came of it.
+
+Input that cannot be used gives one line on standard error and exit code 2; an interrupted run gives 130 and can be continued
+by the same command. Output folders appear only when they are complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smec_st import __version__
+
+if TYPE_CHECKING:
+    from smec_st.baselines import Transform
+    from smec_st.compressor import Compressor
+    from smec_st.data import Collection
+    from smec_st.evaluation import Row
+
+USAGE, INTERRUPTED = 2, 130
+FOLDER = click.Path(path_type=Path)
+
+
+@click.group()
+@click.version_option(__version__)
+def app() -> None:
+    """Make the vectors of any embedding model many times smaller."""
+
+
+def collection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``--data`` and where its vectors come from."""
+    for option in (
+        click.option("--model", help="Sentence-transformers model that embeds the texts."),
+        click.option("--vectors", type=FOLDER, help="Safetensors file with the tensors `corpus` and `queries`."),
+        click.option(
+            "--data", type=FOLDER, required=True, help="Folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@app.command()
+@collection_options
+@click.option("--dims", help="Sizes, for instance 192,96,48,24. By default the width and four halvings.")
+@click.option("--out", type=FOLDER, required=True, help="New folder for the compressor and its report.")
+@click.option("--method", default="smec", show_default=True, help="smec, smec-published, pca or truncate.")
+@click.option("--no-labels", is_flag=True, help="Do not use the training judgements.")
+@click.option("--seed", type=int, help="Of everything random.")
+@click.option("--config", type=FOLDER, help="JSON or YAML file of settings.")
+def fit(
+    data: Path,
+    vectors: Path | None,
+    model: str | None,
+    dims: str | None,
+    out: Path,
+    method: str,
+    no_labels: bool,
+    seed: int | None,
+    config: Path | None,
+) -> None:
+    """Fit a compressor on a collection's vectors, score it, and save it."""
+    settings = _settings(config, dims, seed)
+    _refuse_existing(out)
+    with _thinking("reading"):
+        from smec_st.compressor import Compressor, new_folder
+        from smec_st.data import load_collection
+        from smec_st.evaluation import print_rows, write_report
+
+        collection = load_collection(data, vectors, model)
+        train = collection.judged("train")
+    with _work_dir(out, _run_key(collection, method, no_labels, settings)) as work:
+        compressor = Compressor.fit(
+            collection.corpus,
+            collection.queries,
+            None if no_labels else train,
+            model=model,
+            dev_qrels=None if no_labels else collection.qrels.get("dev"),
+            unlabelled_queries=train.query_rows,
+            method=method,
+            work_dir=work,
+            progress=sys.stderr.isatty(),
+            **settings,
+        )
+        split = next((name for name in ("test", "dev") if name in collection.qrels), "train")
+        title = f"{collection.name} ({split})"
+        rows = _score(compressor, collection, split)
+        with new_folder(out) as draft:
+            compressor.write_into(draft)
+            write_report(rows, draft, title)
+    print_rows(rows, title)
+    click.echo(f"{compressor}\nsaved to {out}")
+
+
+@app.command()
+@click.argument("compressor", type=FOLDER)
+@collection_options
+@click.option("--split", default="test", show_default=True, help="Judgements to score against.")
+@click.option("--json", "json_file", type=FOLDER, help="Write the rows here as well.")
+def evaluate(
+    compressor: Path, data: Path, vectors: Path | None, model: str | None, split: str, json_file: Path | None
+) -> None:
+    """Score a COMPRESSOR at each of its sizes, beside the original, truncation and PCA."""
+    with _thinking("reading"):
+        from smec_st.compressor import Compressor
+        from smec_st.data import load_collection
+        from smec_st.evaluation import print_rows
+        from smec_st.evaluation.report import write_json
+
+        loaded = Compressor.load(compressor)
+        collection = load_collection(data, vectors, model)
+    rows = _score(loaded, collection, split)
+    if json_file is not None:
+        write_json(rows, json_file)
+    print_rows(rows, f"{collection.name} ({split})")
+
+
+@app.command()
+@click.argument("compressor", type=FOLDER)
+@click.option("--model", required=True, help="The backbone whose vectors it was fitted on.")
+@click.option("--out", type=FOLDER, required=True, help="New folder for the model.")
+@click.option("--dim", type=int, help="Serve this one size; all nested sizes by default.")
+def export(compressor: Path, model: str, out: Path, dim: int | None) -> None:
+    """Save backbone and COMPRESSOR as one ordinary model that loads without this package."""
+    _refuse_existing(out)
+    with _thinking("reading"):
+        from smec_st.compressor import Compressor
+        from smec_st.encoding import load_model
+
+        loaded = Compressor.load(compressor)
+        backbone = load_model(model)
+    loaded.export(backbone, out, dim)
+    sizes = dim or "/".join(map(str, loaded.nested_dims))
+    click.echo(f'saved to {out}: SentenceTransformer("{out}") gives {sizes} dimensions')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[str, Any]:
+    from smec_st.data import DataError
+    from smec_st.recipe import FitConfig
+
+    settings = FitConfig.from_file(config) if config is not None else {}
+    if dims is not None:
+        try:
+            settings["dims"] = tuple(int(part) for part in dims.split(","))
+        except ValueError as error:
+            raise DataError(f"--dims takes whole numbers and commas, got {dims!r}.") from error
+    elif isinstance(settings.get("dims"), list):
+        settings["dims"] = tuple(settings["dims"])
+    if seed is not None:
+        settings["seed"] = seed
+    return settings
+
+
+def _score(compressor: Compressor, collection: Collection, split: str) -> list[Row]:
+    from smec_st import baselines
+    from smec_st.data import DataError
+    from smec_st.evaluation import sweep
+
+    if collection.corpus.shape[1] != compressor.width:
+        raise DataError(
+            f"the vectors are {collection.corpus.shape[1]} wide; this compressor reads {compressor.width}."
+        )
+    methods: dict[str, Transform] = {
+        "original": baselines.original,
+        "truncate": baselines.truncate,
+        "pca": baselines.pca(collection.corpus),
+    }
+    methods.setdefault(str(compressor.info.get("method", "compressor")), compressor.transform)
+    return sweep(collection.corpus, collection.queries, collection.judged(split), methods, compressor.dims)
+
+
+def _refuse_existing(folder: Path) -> None:
+    from smec_st.data import DataError
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} exists already; choose another --out or remove it.")
+
+
+def _run_key(collection: Collection, method: str, no_labels: bool, settings: dict[str, Any]) -> str:
+    """A hash of all that a fit depends on: an unfinished run is only continued with the very same input."""
+    digest = hashlib.sha256(json.dumps([method, no_labels, settings], sort_keys=True).encode())
+    for qrels in collection.qrels.values():
+        for array in (qrels.queries, qrels.documents, qrels.grades):
+            digest.update(array.tobytes())
+    for table in (collection.corpus, collection.queries):
+        digest.update(str((table.shape, table.dtype)).encode())
+        for start in range(0, len(table), 65536):
+            digest.update(table[start : start + 65536].tobytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _work_dir(out: Path, key: str) -> Iterator[Path]:
+    """A folder for checkpoints beside ``out``; stays when the run is cut off, goes when it is done."""
+    work = out.with_name(f".{out.name}.{key}.unfinished")
+    if work.exists() and any(work.glob("stage-*")):
+        click.echo(f"continuing the unfinished run in {work}", err=True)
+    try:
+        yield work
+    except BaseException:
+        if not any(work.glob("stage-*/final")) and not any(work.glob("stage-*/checkpoint-*")):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    for stale in out.parent.glob(f".{out.name}.*.unfinished"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextmanager
+def _thinking(what: str) -> Iterator[None]:
+    """A word and a spinner while imports and files take their time."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what went wrong and a user can mend becomes one line and an exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The exit code of :func:`main`."""
+    try:
+        app.main(arguments, prog_name="smec-st", standalone_mode=False)
+        return 0
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        return _complain(error.format_message(), USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted; nothing was written, and the same command continues where it stopped.", INTERRUPTED)
+    except Exception as error:
+        from smec_st.data import DataError
+
+        if not isinstance(error, (DataError, FileExistsError, PermissionError)):
+            raise
+        return _complain(str(error), USAGE)
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"smec-st: {' '.join(message.split())}", err=True)
+    return code

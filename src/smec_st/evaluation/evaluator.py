@@ -1,0 +1,58 @@
+"""The evaluator that judges a stage on held-out queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.evaluation import SentenceEvaluator
+
+from smec_st.data import Qrels, VectorTable, unit_rows
+from smec_st.metrics import evaluate_retrieval
+
+
+class HeldOutEvaluator(SentenceEvaluator):
+    """nDCG@10 of a compressor model on cached vectors.
+
+    Args:
+        table: Vectors by row id.
+        qrels: Judgements of held-out queries.
+        name: Prefix of the metric.
+        max_corpus: Score against all relevant documents and at most this many others, drawn once.
+        seed: Seeds that draw.
+    """
+
+    def __init__(
+        self, table: VectorTable, qrels: Qrels, name: str = "held_out", max_corpus: int = 200_000, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.primary_metric = f"{name}_ndcg@10"
+        rows = np.arange(table.corpus_size)
+        if table.corpus_size > max_corpus:
+            drawn = np.random.default_rng(seed).permutation(table.corpus_size)[:max_corpus]
+            rows = np.union1d(drawn, qrels.pairs[:, 1])
+        queries = qrels.query_rows
+        self._qrels = Qrels(
+            np.searchsorted(queries, qrels.pairs[:, 0]),
+            np.searchsorted(rows, qrels.pairs[:, 1]),
+            qrels.grades[qrels.grades > 0],
+        )
+        self._corpus = table[torch.from_numpy(rows)]
+        self._queries = table[torch.from_numpy(table.query_ids(queries))]
+
+    @torch.no_grad()
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1, **kwargs: Any
+    ) -> dict[str, float]:
+        """``{primary_metric: nDCG@10}`` of the model's current output."""
+        was_training = model.training
+        model.eval()
+        corpus, queries = (
+            unit_rows(model({"sentence_embedding": x.to(model.device)})["sentence_embedding"].float().cpu().numpy())
+            for x in (self._corpus, self._queries)
+        )
+        model.train(was_training)
+        return {self.primary_metric: float(evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",))["ndcg@10"].mean())}

@@ -1,0 +1,159 @@
+"""Fold a chain of adapters and selections into the fewest dense layers, exactly (to float32 rounding).
+
+A linear chain becomes one matrix. A residual adapter with one hidden layer becomes two, because the activations allowed
+satisfy ``a(z) - a(-z) = z``: ``L x + U a(V x) = [U, I, -I] a([V; L; -L] x)``. All algebra is done in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
+from smec_st.modules.adapter import ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``x -> a(W x)``.
+
+    Attributes:
+        weight: ``(out, in)`` float32.
+        activation: A name in :data:`~smec_st.modules.adapter.ACTIVATIONS`, or None.
+    """
+
+    weight: np.ndarray
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class FoldedMap:
+    """A short stack of bias-free dense layers, the last one linear: all there is to apply."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def in_dim(self) -> int:
+        """Width it reads."""
+        return int(self.layers[0].weight.shape[1])
+
+    @property
+    def out_dim(self) -> int:
+        """Width it writes."""
+        return int(self.layers[-1].weight.shape[0])
+
+    def first(self, dim: int) -> FoldedMap:
+        """The map to the first ``dim`` outputs."""
+        if not 1 <= dim <= self.out_dim:
+            raise ValueError(f"`dim` must be in [1, {self.out_dim}], got {dim}.")
+        return FoldedMap((*self.layers[:-1], Layer(self.layers[-1].weight[:dim])))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """``(n, in_dim)`` to ``(n, out_dim)``, float32, not normalised."""
+        for layer in self.layers:
+            x = x @ layer.weight.T
+            if layer.activation is not None:
+                x = ACTIVATIONS[layer.activation]()(torch.from_numpy(x)).numpy()
+        return x
+
+
+class _Form:
+    """``sentence_embedding`` as ``L h + U a(V h)`` of ``h``, the output of the layers already written down."""
+
+    def __init__(self, width: int) -> None:
+        self.layers: list[Layer] = []
+        self.linear = torch.eye(width, dtype=torch.float64)
+        self.up = torch.zeros(width, 0, dtype=torch.float64)
+        self.down = torch.zeros(0, width, dtype=torch.float64)
+        self.activation: str | None = None
+
+    def read_source(self) -> _Form:
+        if self.layers:
+            raise ValueError("Columns that read the source cannot follow a non-linear chain; fold them apart.")
+        return _Form(self.linear.shape[1])
+
+    def adapt(self, adapter: ResidualAdapter) -> _Form:
+        start = adapter.start.detach().double().cpu()
+        learned = adapter.strength.double().cpu() * adapter.residual.weight.detach().double().cpu()
+        if adapter.hidden is None:
+            whole = start + learned
+            return self._replace(whole @ self.linear, whole @ self.up, self.down, self.activation)
+        form = self._written_down() if len(self.down) else self
+        down = adapter.hidden.weight.detach().double().cpu() @ form.linear
+        return form._replace(start @ form.linear, learned, down, adapter.activation)
+
+    def select(self, indices: Tensor) -> _Form:
+        return self._replace(self.linear[indices], self.up[indices], self.down, self.activation)
+
+    def append(self, other: _Form) -> _Form:
+        if self.layers or other.layers or {self.activation, other.activation} - {None} > {self.activation or other.activation}:
+            raise ValueError("Only columns with one and the same hidden activation fold side by side.")
+        return self._replace(
+            torch.cat([self.linear, other.linear]),
+            torch.block_diag(self.up, other.up),
+            torch.cat([self.down, other.down]),
+            self.activation or other.activation,
+        )
+
+    def finish(self) -> FoldedMap:
+        form = self._written_down() if len(self.down) else self
+        return FoldedMap((*form.layers, Layer(form.linear.float().numpy())))
+
+    def _written_down(self) -> _Form:
+        form = _Form(0)
+        wide = torch.cat([self.down, self.linear, -self.linear])
+        form.layers = [*self.layers, Layer(wide.float().numpy(), self.activation)]
+        one = torch.eye(len(self.linear), dtype=torch.float64)
+        form.linear = torch.cat([self.up, one, -one], dim=1)
+        form.up = torch.zeros(len(one), 0, dtype=torch.float64)
+        form.down = torch.zeros(0, len(wide), dtype=torch.float64)
+        return form
+
+    def _replace(self, linear: Tensor, up: Tensor, down: Tensor, activation: str | None) -> _Form:
+        form = _Form(0)
+        form.layers, form.linear, form.up, form.down, form.activation = self.layers, linear, up, down, activation
+        return form
+
+
+def fold(modules: Iterable[nn.Module]) -> FoldedMap:
+    """Fold a compressor model's modules, the input module included.
+
+    Args:
+        modules: :class:`~smec_st.modules.EmbeddingInput`, then adapters and selections in turn.
+
+    Returns:
+        The same function, up to float32 rounding.
+
+    Raises:
+        ValueError: If a module is of another kind, or the chain has no such form.
+    """
+    iterator = iter(modules)
+    first = next(iterator, None)
+    if not isinstance(first, EmbeddingInput):
+        raise ValueError(f"A compressor model starts with EmbeddingInput, got {type(first).__name__}.")
+    current = _Form(first.dim)
+    named: dict[str, _Form] = {}
+    for module in iterator:
+        if isinstance(module, ResidualAdapter):
+            read = current.read_source() if module.reads == "source_embedding" else current
+            result = read.adapt(module)
+        elif isinstance(module, AdaptiveDimensionSelection):
+            read = named.get(module.reads, current)
+            kept = module.indices if module.frozen or module.is_trivial else None
+            if kept is None:
+                raise ValueError("A selection must be frozen before it is folded.")
+            result = read.select(kept.cpu())
+            if module.offset:
+                result = current.append(result)
+        else:
+            raise ValueError(f"{type(module).__name__} does not fold.")
+        writes = module.writes if isinstance(module, ResidualAdapter) else "sentence_embedding"
+        if writes == "sentence_embedding":
+            current = result
+        else:
+            named[writes] = result
+    return current.finish()

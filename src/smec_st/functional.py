@@ -1,0 +1,196 @@
+"""The formulas, as pure functions on tensors.
+
+Letters: ``B`` batch, ``C`` candidates, ``D`` full width, ``d`` narrow width, ``k`` top-k, ``tau`` temperature. Sources:
+SMEC (Zhang et al., EMNLP 2025, https://arxiv.org/abs/2510.12474), Matryoshka-Adaptor ("MA"; Yoon et al., EMNLP 2024,
+https://arxiv.org/abs/2407.20243) and Search-Adaptor (Yoon et al., ACL 2024, https://arxiv.org/abs/2310.08750).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NEVER = -1e9  # a logit that takes no part in a softmax, yet stays finite in float32
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale each row to length 1; a zero row stays zero. ``(..., D) -> (..., D)``."""
+    return F.normalize(x, dim=-1)
+
+
+def contrastive_loss(similarity: Tensor, grades: Tensor, tau: Tensor | float) -> Tensor:
+    """Graded InfoNCE: each relevant document against all irrelevant ones, never against another relevant one.
+
+    ``mean_i sum_j w_ij log(1 + sum_{k: y_ik = 0} exp((s_ik - s_ij) / tau))`` with ``w_ij = y_ij / sum_j y_ij``. With one
+    relevant document per query this is plain InfoNCE. SMEC leaves the pair-based loss open (section on S-XBM).
+
+    Args:
+        similarity: Cosine of queries and candidates, ``(B, C)``.
+        grades: Relevance ``y >= 0`` of each candidate, ``(B, C)``; 0 is irrelevant (or unjudged).
+        tau: Temperature, above 0.
+
+    Returns:
+        A scalar; 0 when no query has a relevant candidate. Queries without one do not count.
+    """
+    logits = similarity / tau
+    relevant = grades > 0
+    irrelevant = torch.logsumexp(logits.masked_fill(relevant, NEVER), dim=1, keepdim=True)  # (B, 1)
+    total = grades.sum(dim=1, keepdim=True)
+    weights = grades / total.clamp_min(torch.finfo(grades.dtype).tiny)
+    judged = (total > 0).sum().clamp_min(1)
+    return (weights * F.softplus(irrelevant - logits)).sum() / judged
+
+
+def rank_loss(similarity: Tensor, grades: Tensor) -> Tensor:
+    """The pairwise ranking loss of Search-Adaptor, MA and SMEC.
+
+    ``mean over (i, j, k) with y_ij > y_ik of (y_ij - y_ik) log(1 + exp(s_ik - s_ij))``: MA Eq. (5), with the mean in
+    place of the sum so that the weight does not grow with the batch.
+
+    Args:
+        similarity: Cosine of queries and candidates, ``(B, C)``.
+        grades: Relevance of each candidate, ``(B, C)``.
+
+    Returns:
+        A scalar; 0 when nothing is ranked above anything.
+    """
+    rows, columns = torch.nonzero(grades > 0, as_tuple=True)
+    if len(rows) == 0:
+        return similarity.sum() * 0.0
+    above = (grades[rows, columns].unsqueeze(1) - grades[rows]).clamp_min(0)  # (P, C)
+    margin = similarity[rows] - similarity[rows, columns].unsqueeze(1)
+    return (above * F.softplus(margin)).sum() / (above > 0).sum().clamp_min(1)
+
+
+def alignment_l1(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute change of similarity over the chosen pairs: MA Eq. (2); SMEC's unsupervised loss over the memory.
+
+    Args:
+        student: Similarities at the narrow width, ``(B, C)``.
+        teacher: The same pairs at full width, ``(B, C)``.
+        mask: True where a pair counts (the top-k of the memory), ``(B, C)``.
+
+    Returns:
+        A scalar in ``[0, 2]``.
+    """
+    change = (student - teacher).abs() * mask
+    return change.sum() / mask.sum().clamp_min(1)
+
+
+def alignment_kl(student: Tensor, teacher: Tensor, mask: Tensor, tau: float) -> Tensor:
+    """How far the narrow neighbourhood is from the full-width one: ``mean_i KL(softmax(t_i / tau) || softmax(s_i / tau))``.
+
+    A softmax weighs each pair by how near it is, so the far pairs, which no ranking looks at, cost nothing. This replaces
+    the absolute difference of SMEC by default; :func:`alignment_l1` is the published form.
+
+    Args:
+        student: Similarities at the narrow width, ``(B, C)``.
+        teacher: The same pairs at full width, ``(B, C)``; no gradient flows into it.
+        mask: True where a pair counts, ``(B, C)``. A row with no True counts 0.
+        tau: Temperature of both, above 0.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    target = (teacher.detach() / tau).masked_fill(~mask, NEVER)
+    given = (student / tau).masked_fill(~mask, NEVER)
+    divergence = F.kl_div(
+        given.log_softmax(dim=1), target.log_softmax(dim=1), reduction="none", log_target=True
+    ).masked_fill(~mask, 0.0)
+    return divergence.sum() / len(student)
+
+
+def reconstruction_l1(start: Tensor, result: Tensor) -> Tensor:
+    """Mean absolute change the adapter makes to its start: MA Eq. (3), ``|f(x)|`` of ``x + f(x)``. ``(B, d)``, ``(B, d)``."""
+    return (result - start).abs().mean()
+
+
+def gumbel_noise(size: int, *seed: int) -> Tensor:
+    """Standard Gumbel noise that depends on ``seed`` alone, on any device and rank.
+
+    ``-log(-log u)`` with ``u`` in float32 kept off 0 and 1, where half precision would give infinities.
+
+    Args:
+        size: How many values.
+        seed: Non-negative integers, for instance (seed, stage, step).
+
+    Returns:
+        Float32 noise, ``(size,)``.
+    """
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    u = torch.rand(size, generator=generator, dtype=torch.float32).clamp(1e-9, 1 - 1e-7)
+    return -torch.log(-torch.log(u))
+
+
+def top_k_indices(scores: Tensor, keep: int) -> Tensor:
+    """Positions of the ``keep`` largest scores, ascending; equal scores go to the lower position. ``(D,) -> (keep,)``."""
+    return torch.argsort(scores, descending=True, stable=True)[:keep].sort().values
+
+
+def straight_through_top_k(logits: Tensor, noise: Tensor, keep: int, tau: float) -> tuple[Tensor, Tensor]:
+    """Hard top-k going forward, softmax going back: the selection of ADS.
+
+    Forward, the kept dimensions pass unchanged (gate 1). Backward, the gate has the gradient of
+    ``softmax((logits + noise) / tau)``, scaled to order 1 by ``D / keep``.
+
+    Args:
+        logits: Learned importance, ``(D,)``.
+        noise: Gumbel noise of the step, ``(D,)``.
+        keep: How many dimensions stay.
+        tau: Temperature, above 0.
+
+    Returns:
+        Kept positions ``(keep,)``, ascending, and their gate ``(keep,)``, equal to 1.
+    """
+    scores = logits.float() + noise.float()
+    indices = top_k_indices(scores.detach(), keep)
+    soft = (scores / tau).softmax(dim=0)[indices] * (len(logits) / keep)
+    return indices, 1.0 + soft - soft.detach()
+
+
+def second_moment(vectors: Tensor, chunk: int = 65536) -> Tensor:
+    """``X^T X / N`` in float64, read in chunks so that ``vectors`` may be memory-mapped. ``(N, D) -> (D, D)``."""
+    total = torch.zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64)
+    for start in range(0, len(vectors), chunk):
+        rows = vectors[start : start + chunk].to(torch.float64)
+        total += rows.T @ rows
+    return total / max(len(vectors), 1)
+
+
+def leftover_axes(moment: Tensor, taken: Tensor, count: int) -> Tensor:
+    """Principal axes of what the ``taken`` directions leave over.
+
+    The data is projected off the row space of ``taken``; the leading eigenvectors of what remains are new directions, by
+    falling variance, orthonormal and orthogonal to all taken ones. With nothing taken these are the uncentred principal
+    axes. Signs are fixed (the largest entry is positive), so the result does not depend on the solver.
+
+    Args:
+        moment: Uncentred second moment of the data, ``(D, D)``.
+        taken: Directions already in use, one per row, ``(m, D)``; need not be orthogonal.
+        count: How many axes to return, at most ``D - rank(taken)``.
+
+    Returns:
+        Axes, one per row, float32, ``(count, D)``.
+    """
+    width = len(moment)
+    moment = moment.to(torch.float64)
+    basis = torch.eye(width, dtype=torch.float64, device=moment.device)
+    if len(taken):
+        _, scale, right = torch.linalg.svd(taken.to(moment), full_matrices=True)
+        rank = int((scale > scale[0] * 1e-10).sum())
+        basis = right[rank:].T  # (D, D - rank): all that is left
+    if count > basis.shape[1]:
+        raise ValueError(f"`count` must be at most {basis.shape[1]}, the directions left over, got {count}.")
+    _, vectors = torch.linalg.eigh(basis.T @ moment @ basis)
+    axes = (basis @ vectors.flip(1)[:, :count]).T
+    peak = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+    return (axes * torch.sign(peak)).float()
+
+
+def cosine_schedule(step: int, total: int) -> float:
+    """Falls from 1 at step 0 to 0 at ``total`` along half a cosine."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(step, total) / max(total, 1)))

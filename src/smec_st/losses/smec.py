@@ -1,0 +1,267 @@
+"""The loss that a stage trains with: ranking where labels are, the full width's neighbourhoods everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smec_st.data import VectorTable
+from smec_st.functional import (
+    alignment_kl,
+    alignment_l1,
+    contrastive_loss,
+    rank_loss,
+    reconstruction_l1,
+    unit,
+)
+from smec_st.losses.relevance import Relevance
+from smec_st.memory import EMPTY, SelectableCrossBatchMemory
+from smec_st.modules import ResidualAdapter
+
+
+class SMECLoss(nn.Module):
+    """``L = L_rank + alpha L_align + beta L_rec`` over the batch and what S-XBM adds to it.
+
+    Each batch row is compared with a pool of candidates: the batch's documents, the ``top_k`` remembered rows most similar
+    to each query at full width, and ``random_rows`` others of the memory. All candidates are frozen vectors, mapped
+    afresh by the current adapter.
+
+    * ``L_rank`` needs labels: :func:`~smec_st.functional.contrastive_loss` or the published
+      :func:`~smec_st.functional.rank_loss`.
+    * ``L_align`` keeps the similarities of full width, of queries and documents to the pool: a KL divergence between
+      neighbourhoods, or the published absolute difference over the top-k (SMEC; MA Eq. (2)).
+    * ``L_rec`` keeps the result near its start (MA Eq. (3)); off by default.
+
+    Labels are row ids, ``(B, 2)``: the anchor's, and its relevant document's or -1. With one column of features (no
+    labels) only ``L_align`` and ``L_rec`` apply. Terms whose weight is 0 are not computed.
+
+    Args:
+        model: Starts with :class:`~smec_st.modules.EmbeddingInput`; must give ``sentence_embedding``.
+        table: Frozen vectors by row id; feeds the memory. Without it the memory holds what batches push.
+        relevance: Judgements; None to train without labels.
+        memory: S-XBM; None to use the batch alone.
+        rank: Form of ``L_rank``.
+        alignment: Form of ``L_align``.
+        rank_weight: Weight of ``L_rank``.
+        alignment_weight: ``alpha``.
+        reconstruction_weight: ``beta``.
+        wide_weight: Weight of the same terms on the stage's width before selection: 1 is the two-term reading of SMEC.
+        tau: Temperature of the contrastive loss, times a learned factor that starts each stage at 1.
+        alignment_tau: Temperature of the KL form.
+        top_k: Remembered rows mined per query.
+        random_rows: Remembered rows drawn at random per step.
+        stream_rows: Corpus rows pushed per step, when the memory is smaller than the corpus.
+        seed: Seeds the order in which the corpus passes through the memory, and the random rows.
+    """
+
+    citation = (
+        "@inproceedings{zhang2025smec, title={SMEC: Rethinking Matryoshka Representation Learning for Retrieval "
+        "Embedding Compression}, author={Zhang and Chen and Liu and Zheng}, booktitle={EMNLP}, year={2025}}"
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        table: VectorTable | None = None,
+        relevance: Relevance | None = None,
+        memory: SelectableCrossBatchMemory | None = None,
+        *,
+        rank: Literal["contrastive", "pairwise"] = "contrastive",
+        alignment: Literal["kl", "l1"] = "kl",
+        rank_weight: float = 1.0,
+        alignment_weight: float = 0.3,
+        reconstruction_weight: float = 0.0,
+        wide_weight: float = 0.0,
+        tau: float = 0.1,
+        alignment_tau: float = 0.05,
+        top_k: int = 10,
+        random_rows: int = 2048,
+        stream_rows: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if rank not in ("contrastive", "pairwise") or alignment not in ("kl", "l1"):
+            raise ValueError(f"`rank` is contrastive or pairwise, `alignment` kl or l1; got {rank!r}, {alignment!r}.")
+        if min(tau, alignment_tau) <= 0:
+            raise ValueError(f"Temperatures must be above 0, got {tau} and {alignment_tau}.")
+        if relevance is None and alignment_weight == 0:
+            raise ValueError("Without labels `alignment_weight` must be above 0: nothing else would train.")
+        self.model = model  # the trainer collects the trainable weights under this name
+        self.table = table
+        self.relevance = relevance
+        self.memory = memory
+        self.rank, self.alignment = rank, alignment
+        self.rank_weight, self.alignment_weight = rank_weight, alignment_weight
+        self.reconstruction_weight, self.wide_weight = reconstruction_weight, wide_weight
+        self.tau, self.alignment_tau = tau, alignment_tau
+        self.top_k, self.random_rows, self.stream_rows, self.seed = top_k, random_rows, stream_rows, seed
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self._step = (0, 0)
+        self._order: tuple[int, Tensor] | None = None
+
+    # -- what the trainer calls ---------------------------------------------------------------------------------------
+
+    def begin_stage(self, stage: int, adapter: ResidualAdapter | None = None) -> None:
+        """Reset the learned temperature and fill the memory from the corpus, in an order that depends on the stage."""
+        with torch.no_grad():
+            self.log_scale.zero_()
+        if adapter is not None:
+            adapter.exposes_start = self.reconstruction_weight > 0
+        if self.memory is not None:
+            self.memory.clear()
+            if self.table is not None:
+                rows = self._corpus_order(stage)[: self.memory.capacity]
+                self.memory.push(self.table[rows], rows)
+
+    def begin_step(self, stage: int, step: int) -> None:
+        """Move the corpus on through the memory. Depends on (seed, stage, step) alone, so every rank does the same."""
+        self._step = (stage, step)
+        if self.memory is None or self.table is None or self.memory.capacity >= self.table.corpus_size:
+            return
+        order = self._corpus_order(stage)
+        start = self.memory.capacity + step * self.stream_rows
+        rows = order[(start + torch.arange(min(self.stream_rows, self.memory.capacity))) % len(order)]
+        self.memory.push(self.table[rows], rows)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Everything of the loss that a checkpoint of the model lacks."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Restore :meth:`training_state`; every entry must be there."""
+        missing = set(self.training_state()) - set(state)
+        if missing:
+            raise ValueError(f"The saved training state lacks {sorted(missing)}.")
+        self.load_state_dict(state, strict=False)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Settings for the model card."""
+        names = (
+            "rank", "alignment", "rank_weight", "alignment_weight", "reconstruction_weight", "wide_weight", "tau",
+            "alignment_tau", "top_k", "random_rows", "stream_rows", "seed",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    # -- the loss -----------------------------------------------------------------------------------------------------
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
+        """The weighted terms by name; the trainer sums and logs them.
+
+        Args:
+            sentence_features: Anchors, and with labels their relevant documents: ``sentence_embedding`` ``(B, D)`` each.
+            labels: Row ids of both, ``(B, 2)`` int64; -1 for "none".
+        """
+        columns = [column["sentence_embedding"] for column in sentence_features]
+        anchors, anchor_ids = columns[0], labels[:, 0]
+        has_documents = len(columns) > 1
+        with torch.no_grad():
+            pool, pool_ids, own, teacher = self._pool(anchors, anchor_ids, columns[1:], labels[:, 1])
+        features = self.model({"sentence_embedding": torch.cat([anchors, pool])})
+        with torch.autocast(device_type=anchors.device.type, enabled=False):
+            views = {"": (features["sentence_embedding"].float(), 1.0)}
+            if self.wide_weight > 0:
+                views["wide_"] = (features["candidate_embedding"].float(), self.wide_weight)
+            terms: dict[str, Tensor] = {}
+            for name, (embedding, weight) in views.items():
+                mapped = unit(embedding)
+                student = mapped[: len(anchors)] @ mapped[len(anchors) :].T
+                if self.relevance is not None and self.rank_weight > 0 and has_documents:
+                    grades = self.relevance(anchor_ids, pool_ids)
+                    terms[f"{name}rank"] = weight * self.rank_weight * self._rank(student, grades)
+                if self.alignment_weight > 0:
+                    others = pool_ids != anchor_ids.unsqueeze(1)
+                    drift = self._alignment(student, teacher, others)
+                    if has_documents:
+                        documents = mapped[len(anchors) :]
+                        drift = drift + self._alignment(
+                            documents[own] @ documents.T, pool[own] @ pool.T, pool_ids != pool_ids[own].unsqueeze(1)
+                        )
+                    terms[f"{name}alignment"] = weight * self.alignment_weight * drift
+            if self.reconstruction_weight > 0:
+                drift = reconstruction_l1(features["start_embedding"].float(), features["candidate_embedding"].float())
+                terms["reconstruction"] = self.reconstruction_weight * drift
+        if self.training and self.memory is not None and self.table is None:
+            self._remember(columns, labels)
+        return terms
+
+    def _rank(self, student: Tensor, grades: Tensor) -> Tensor:
+        if self.rank == "pairwise":
+            return rank_loss(student, grades)
+        return contrastive_loss(student, grades, self.tau * self.log_scale.exp())
+
+    def _alignment(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        if self.alignment == "kl":
+            return alignment_kl(student, teacher, mask, self.alignment_tau)
+        k = min(self.top_k, teacher.shape[1])
+        nearest = torch.zeros_like(mask)
+        nearest.scatter_(1, teacher.masked_fill(~mask, float("-inf")).topk(k, dim=1).indices, True)
+        return alignment_l1(student, teacher, nearest & mask)
+
+    # -- candidates ---------------------------------------------------------------------------------------------------
+
+    def _pool(
+        self, anchors: Tensor, anchor_ids: Tensor, documents: list[Tensor], document_ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the batch is compared with.
+
+        Returns:
+            Vectors ``(C, D)``, distinct row ids ``(C,)``, where each batch row's own document stands ``(B,)``, and the
+            full-width similarity of anchors and vectors ``(B, C)``.
+        """
+        if documents:
+            ids, own = torch.unique(document_ids, return_inverse=True)
+            vectors = documents[0].new_empty(len(ids), documents[0].shape[1])
+            vectors[own] = documents[0]
+        else:
+            ids, own, vectors = document_ids[:0], document_ids[:0], anchors[:0]
+        similarity = anchors @ vectors.T
+        if self.memory is not None:
+            slots, remembered = self._chosen_slots(anchors, anchor_ids, ids)
+            vectors = torch.cat([vectors, self.memory.vectors[slots]])
+            ids = torch.cat([ids, self.memory.row_ids[slots]])
+            similarity = torch.cat([similarity, remembered], dim=1)
+        return vectors, ids, own, similarity
+
+    def _chosen_slots(self, anchors: Tensor, anchor_ids: Tensor, batch_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots of the memory that join this batch, rising, none that the batch holds; and their similarity ``(B, S)``."""
+        assert self.memory is not None
+        row_ids = self.memory.row_ids
+        free = (row_ids != EMPTY) & ~torch.isin(row_ids, batch_ids)
+        if int(free.sum()) <= self.random_rows:
+            slots = free.nonzero().squeeze(1)
+            return slots, anchors @ self.memory.vectors[slots].T
+        stage, step = self._step
+        rng = np.random.default_rng([self.seed, stage, step, 1])
+        chosen = torch.zeros_like(free)
+        chosen[torch.from_numpy(rng.permutation(self.memory.capacity)[: self.random_rows]).to(free.device)] = True
+        if self.top_k == 0:
+            slots = (chosen & free).nonzero().squeeze(1)
+            return slots, anchors @ self.memory.vectors[slots].T
+        similarity = anchors @ self.memory.vectors.T  # (B, M)
+        banned = (row_ids == anchor_ids.unsqueeze(1)) | ~free
+        if self.relevance is not None:
+            filled = free.nonzero().squeeze(1)
+            banned[:, filled] |= self.relevance(anchor_ids, row_ids[filled]) > 0
+        chosen |= self.memory.mine(similarity, self.top_k, banned).any(dim=0)
+        slots = (chosen & free).nonzero().squeeze(1)
+        return slots, similarity[:, slots]
+
+    def _corpus_order(self, stage: int) -> Tensor:
+        assert self.table is not None
+        if self._order is None or self._order[0] != stage:
+            rng = np.random.default_rng([self.seed, stage, 0])
+            self._order = stage, torch.from_numpy(rng.permutation(self.table.corpus_size))
+        return self._order[1]
+
+    @torch.no_grad()
+    def _remember(self, columns: list[Tensor], labels: Tensor) -> None:
+        """Push the batch's documents (its anchors when there are none), gathered over all ranks."""
+        from sentence_transformers.util.distributed import all_gather
+
+        assert self.memory is not None
+        vectors, ids = (columns[1], labels[:, 1]) if len(columns) > 1 else (columns[0], labels[:, 0])
+        self.memory.push(all_gather(vectors.detach()), all_gather(ids))

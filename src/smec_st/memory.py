@@ -1,0 +1,101 @@
+"""S-XBM: a first-in-first-out memory of frozen backbone vectors, searched for each batch's hardest rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+EMPTY = -1
+
+
+class SelectableCrossBatchMemory(nn.Module):
+    """Keep the last ``capacity`` distinct rows that were pushed; the oldest is overwritten first.
+
+    The vectors are the frozen full-width ones, so what is remembered never drifts (SMEC, section on S-XBM). A row that is
+    pushed again moves to the front: no row is ever served twice. All state is in buffers, so ``state_dict`` restores rows
+    and position alike.
+
+    Args:
+        width: Width ``D`` of a vector.
+        capacity: Number of rows ``M``, from a few thousand to the whole corpus.
+    """
+
+    vectors: Tensor
+    row_ids: Tensor
+    pushed: Tensor
+
+    def __init__(self, width: int, capacity: int) -> None:
+        super().__init__()
+        if capacity < 1:
+            raise ValueError(f"`capacity` must be at least 1, got {capacity}.")
+        self.capacity = capacity
+        self.register_buffer("vectors", torch.zeros(capacity, width))
+        self.register_buffer("row_ids", torch.full((capacity,), EMPTY, dtype=torch.int64))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))  # never wraps: how full, and where next
+
+    def __len__(self) -> int:
+        return int((self.row_ids != EMPTY).sum())
+
+    @torch.no_grad()
+    def push(self, vectors: Tensor, row_ids: Tensor) -> None:
+        """Append rows; of more than ``capacity`` rows, or of a row given twice, the last ones stay.
+
+        Args:
+            vectors: Frozen vectors, ``(n, D)``.
+            row_ids: Their row ids, at least 0, ``(n,)`` int64.
+
+        Raises:
+            ValueError: If the shapes do not fit or an id is negative.
+        """
+        if vectors.shape != (len(row_ids), self.vectors.shape[1]):
+            raise ValueError(
+                f"`vectors` must be ({len(row_ids)}, {self.vectors.shape[1]}) for {len(row_ids)} row ids, "
+                f"got {tuple(vectors.shape)}."
+            )
+        if len(row_ids) == 0:
+            return
+        vectors, row_ids = vectors.to(self.vectors), row_ids.to(self.row_ids)
+        if int(row_ids.min()) < 0:
+            raise ValueError("`row_ids` must be 0 or more.")
+        last = _last_occurrences(row_ids)[-self.capacity :]
+        vectors, row_ids = vectors[last], row_ids[last]
+        self.row_ids[torch.isin(self.row_ids, row_ids)] = EMPTY
+        slots = (int(self.pushed) + torch.arange(len(row_ids), device=self.row_ids.device)) % self.capacity
+        self.vectors[slots] = vectors
+        self.row_ids[slots] = row_ids
+        self.pushed += len(row_ids)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.row_ids.fill_(EMPTY)
+        self.pushed.zero_()
+
+    @torch.no_grad()
+    def mine(self, similarity: Tensor, k: int, banned: Tensor | None = None) -> Tensor:
+        """The ``k`` most similar remembered rows of each batch row.
+
+        Args:
+            similarity: Full-width similarity of the batch to every slot, ``(B, M)``.
+            k: Rows per batch row; fewer are returned where fewer are allowed.
+            banned: True where a slot must not be served (the row itself, known relevant documents), ``(B, M)``.
+
+        Returns:
+            True where a slot was chosen for a batch row, ``(B, M)``.
+        """
+        allowed = (self.row_ids != EMPTY).expand_as(similarity)
+        if banned is not None:
+            allowed = allowed & ~banned
+        chosen = torch.zeros_like(allowed)
+        k = min(k, self.capacity)
+        if k > 0:
+            top = similarity.masked_fill(~allowed, float("-inf")).topk(k, dim=1).indices
+            chosen.scatter_(1, top, True)
+        return chosen & allowed
+
+
+def _last_occurrences(row_ids: Tensor) -> Tensor:
+    """Positions that hold the last occurrence of each id, rising."""
+    unique, inverse = torch.unique(row_ids, return_inverse=True)
+    last = torch.full((len(unique),), -1, dtype=torch.int64, device=row_ids.device)
+    last.scatter_reduce_(0, inverse, torch.arange(len(row_ids), device=row_ids.device), reduce="amax")
+    return last.sort().values

@@ -1,0 +1,47 @@
+"""How our modules with weights are saved and loaded: ``config.json`` beside ``model.safetensors``, nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from sentence_transformers.base.modules import Module
+from typing_extensions import Self
+
+
+class WeightedModule(Module):
+    """A module that owns weights. Only safetensors are loaded, never pickle."""
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a folder."""
+        self.save_config(output_path)
+        self.save_torch_weights(output_path, safe_serialization=True)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Build from ``config.json`` and fill in ``model.safetensors``, from a folder or the Hub."""
+        where: dict[str, Any] = {
+            "subfolder": subfolder,
+            "token": token,
+            "cache_folder": cache_folder,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
+        config = cls.load_config(model_name_or_path, **where)
+        if cls.load_file_path(model_name_or_path, filename="model.safetensors", **where) is None:
+            raise ValueError(f"{os.path.join(str(model_name_or_path), subfolder)} holds no model.safetensors.")
+        module: Self = cls.load_torch_weights(model_name_or_path, model=cls(**config), **where)
+        return module
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({json.dumps(self.get_config_dict())})"

@@ -1,0 +1,381 @@
+"""The recipe: every setting of a fit, the named methods, and the one path from vectors to a folded map."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.folding import FoldedMap, Layer
+from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Settings of a fit; names as in a ``--config`` file (JSON or YAML).
+
+    Args:
+        dims: Sizes to train; None for the full width and its halvings down to a sixteenth.
+        order: ``grow`` (smallest first, nested) or ``shrink`` (as published, a layer per size).
+        start: ``principal`` or ``identity``; see :class:`~smec_st.trainer.SequentialTrainingArguments`.
+        hidden_dim: Width of each adapter's hidden layer; None for linear maps.
+        activation: Of the hidden layer.
+        selection_ratio: Directions that ADS chooses from per direction kept.
+        selection_steps: Steps of the choice.
+        steps: Steps of each stage.
+        batch_size: Pairs per step.
+        learning_rate: Of the map.
+        rank: Supervised term: ``contrastive`` or ``pairwise``.
+        alignment: Unsupervised term: ``kl`` or ``l1``.
+        rank_weight: Weight of the supervised term.
+        alignment_weight: Weight of the unsupervised term.
+        reconstruction_weight: Weight of the pull towards the start.
+        wide_weight: Weight of the stage's terms before selection (``shrink``).
+        tau: Temperature of the contrastive term.
+        alignment_tau: Temperature of the KL term.
+        memory: Rows that S-XBM remembers, at most.
+        top_k: Remembered rows mined per query.
+        random_rows: Remembered rows drawn per step.
+        stream_rows: Corpus rows that enter a memory smaller than the corpus, per step.
+        hard_neighbors: Place this many of each query's nearest training queries in its batch; 0 to spread only.
+        guard: Whether held-out queries choose each stage's strength.
+        held_out_share: Training queries held out for the guard when there is no dev split.
+        checkpoint_steps: Steps between checkpoints.
+        seed: Of everything random.
+    """
+
+    dims: tuple[int, ...] | None = None
+    order: str = "grow"
+    start: str = "principal"
+    hidden_dim: int | None = None
+    activation: str = "relu"
+    selection_ratio: float = 2.0
+    selection_steps: int = 120
+    steps: int = 250
+    batch_size: int = 128
+    learning_rate: float = 1e-2
+    rank: str = "contrastive"
+    alignment: str = "kl"
+    rank_weight: float = 1.0
+    alignment_weight: float = 0.3
+    reconstruction_weight: float = 0.0
+    wide_weight: float = 0.0
+    tau: float = 0.1
+    alignment_tau: float = 0.05
+    memory: int = 8192
+    top_k: int = 10
+    random_rows: int = 2048
+    stream_rows: int = 256
+    hard_neighbors: int = 0
+    guard: bool = True
+    held_out_share: float = 0.1
+    checkpoint_steps: int = 125
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dims is not None:
+            object.__setattr__(self, "dims", tuple(self.dims))
+        for name in ("steps", "batch_size", "memory", "random_rows", "selection_steps", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise DataError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if self.learning_rate <= 0:
+            raise DataError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> FitConfig:
+        """From plain values; an unknown name or a wrong type is an error that says which."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(settings) - set(fields))
+        if unknown:
+            raise DataError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(fields))}.")
+        for name, value in settings.items():
+            default = fields[name].default
+            kinds: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
+            if isinstance(value, bool) is not isinstance(default, bool) and isinstance(default, (bool, int, float)):
+                kinds = ()
+            if default is not None and not isinstance(value, kinds):
+                raise DataError(f"setting `{name}` must be of the kind of {default!r}, got {value!r}.")
+        return cls(**settings)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> dict[str, Any]:
+        """The settings of a JSON or YAML file, for :meth:`from_dict`."""
+        import yaml
+
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"no such file: {path}")
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())[:200]}") from error
+        if not isinstance(settings, dict):
+            raise DataError(f"{path} must hold settings by name.")
+        return settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able settings."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+
+#: What ``--method`` names: settings that differ from the defaults. "truncate" and "pca" train nothing.
+METHODS: dict[str, dict[str, Any]] = {
+    "smec": {},
+    "smec-published": {
+        "order": "shrink",
+        "start": "identity",
+        "rank": "pairwise",
+        "alignment": "l1",
+        "alignment_weight": 1.0,
+        "wide_weight": 1.0,
+        "memory": 5000,
+        "random_rows": 1,
+        "learning_rate": 1e-3,
+        "guard": False,
+    },
+    "truncate": {},
+    "pca": {},
+}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The outcome of a fit.
+
+    Attributes:
+        maps: Folded map and the sizes it serves; one map with several sizes when they are nested.
+        reports: One per stage.
+    """
+
+    maps: tuple[tuple[FoldedMap, tuple[int, ...]], ...]
+    reports: tuple[StageReport, ...] = ()
+
+
+def fit_untrained(method: str, table: VectorTable, dims: Sequence[int]) -> Fitted:
+    """``truncate`` or ``pca`` as a map like any other."""
+    import torch
+
+    from smec_st.functional import leftover_axes
+    from smec_st.trainer import corpus_moment
+
+    dims = check_dims(dims, table.width)
+    rows = np.eye(dims[0], table.width, dtype=np.float32)
+    if method == "pca":
+        rows = leftover_axes(corpus_moment(table), torch.zeros(0, table.width), dims[0]).numpy()
+    return Fitted(((FoldedMap((Layer(rows),)), dims),))
+
+
+def fit_stages(
+    table: VectorTable,
+    qrels: Qrels | None,
+    held_out: Qrels | None,
+    config: FitConfig,
+    *,
+    unlabelled_queries: np.ndarray | None = None,
+    base: FoldedMap | None = None,
+    stages: tuple[Stage, ...] | None = None,
+    work_dir: Path | None = None,
+    progress: bool = False,
+) -> Fitted:
+    """Train a plan of stages on cached vectors with :class:`~smec_st.trainer.SequentialTrainer`.
+
+    Args:
+        table: Corpus and queries.
+        qrels: Training judgements; None to train without labels.
+        held_out: Judgements for the guard; None for no guard.
+        config: Settings.
+        unlabelled_queries: Query rows to train on beside the corpus when there are no labels; None for all.
+        base: A finished map to start from, for continual compression.
+        stages: The plan; None to make it from ``config``.
+        work_dir: Where checkpoints go, and where an unfinished run is continued from; None to keep none.
+        progress: Show a progress bar.
+    """
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+    from transformers import set_seed
+
+    from smec_st.evaluation.evaluator import HeldOutEvaluator
+    from smec_st.folding import fold
+    from smec_st.losses import Relevance, SMECLoss
+    from smec_st.memory import SelectableCrossBatchMemory
+    from smec_st.modules import EmbeddingInput
+    from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
+
+    _check_corpus(table, config)
+    stages = stages or plan_stages(
+        table.width,
+        config.dims or default_dims(table.width),
+        "shrink" if config.order == "shrink" else "grow",
+        config.selection_ratio,
+    )
+    columns = _training_rows(table, qrels, unlabelled_queries)
+    batch_size = min(config.batch_size, len(columns["anchor"]))
+    set_seed(config.seed)
+    with _quiet_libraries(), _work_dir(work_dir) as folder:
+        model = SentenceTransformer(modules=[EmbeddingInput(table.width)], device=None)
+        if base is not None:
+            for module in _finished_modules(base):
+                model.append(module.to(model.device))
+        relevance = None if qrels is None else Relevance(qrels, table)
+        loss = SMECLoss(
+            model,
+            table,
+            relevance,
+            SelectableCrossBatchMemory(table.width, min(config.memory, table.corpus_size)),
+            rank="pairwise" if config.rank == "pairwise" else "contrastive",
+            alignment="l1" if config.alignment == "l1" else "kl",
+            rank_weight=config.rank_weight,
+            alignment_weight=config.alignment_weight,
+            reconstruction_weight=config.reconstruction_weight,
+            wide_weight=config.wide_weight,
+            tau=config.tau,
+            alignment_tau=config.alignment_tau,
+            top_k=config.top_k,
+            random_rows=config.random_rows,
+            stream_rows=config.stream_rows,
+            seed=config.seed,
+        )
+        arguments = SequentialTrainingArguments(
+            output_dir=str(folder),
+            start=config.start,
+            order=config.order,
+            hidden_dim=config.hidden_dim,
+            activation=config.activation,
+            selection_ratio=config.selection_ratio,
+            selection_steps=config.selection_steps,
+            max_steps=config.steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=config.learning_rate,
+            save_strategy="no" if work_dir is None else "steps",
+            save_steps=config.checkpoint_steps,
+            save_total_limit=2,
+            report_to="none",
+            disable_tqdm=not progress,
+            seed=config.seed,
+            data_seed=config.seed,
+        )
+        neighbors = None
+        if qrels is not None and config.hard_neighbors > 0:
+            neighbors = _nearest_pairs(table, columns["anchor"], config.hard_neighbors)
+        trainer = SequentialTrainer(
+            model,
+            arguments,
+            table=table,
+            loss=loss,
+            stages=stages,
+            train_dataset=Dataset.from_dict(columns),
+            evaluator=HeldOutEvaluator(table, held_out) if held_out is not None and config.guard else None,
+            distinct=qrels is not None and _can_be_distinct(columns["document"], batch_size),
+            neighbors=neighbors,
+        )
+        reports = trainer.train(resume_from_checkpoint=work_dir is not None)
+        modules = list(model)
+    if all(stage.order == "grow" for stage in stages):
+        sizes = tuple(sorted({stage.out_dim for stage in stages}, reverse=True))
+        return Fitted(((fold(modules).first(sizes[0]), sizes),), tuple(reports))
+    before = 1 if base is None else 3  # the input module, and the finished map's two
+    maps = []
+    for i, stage in enumerate(stages):
+        maps.append((fold(modules[: before + 2 * (i + 1)]), (stage.out_dim,)))
+    if config.dims is not None and table.width in config.dims and base is None:
+        maps.insert(0, (_full_width(modules), (table.width,)))
+    return Fitted(tuple(maps), tuple(reports))
+
+
+def _full_width(modules: list[Any]) -> FoldedMap:
+    """In ``shrink`` the first stage's adapter serves the full width, before its selection."""
+    from smec_st.folding import fold
+    from smec_st.modules import AdaptiveDimensionSelection
+
+    adapter = modules[1]
+    everything = AdaptiveDimensionSelection(adapter.out_dim, adapter.out_dim, reads=adapter.writes, frozen=True)
+    return fold([modules[0], adapter, everything])
+
+
+def _finished_modules(base: FoldedMap) -> tuple[Any, Any]:
+    """A finished linear map as a frozen stage."""
+    import torch
+
+    from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
+
+    if len(base.layers) > 1:
+        raise DataError("continual compression needs a linear compressor; this one has a hidden layer.")
+    adapter = ResidualAdapter(
+        base.in_dim,
+        base.out_dim,
+        reads="source_embedding",
+        writes="candidate_embedding",
+        start=torch.from_numpy(base.layers[0].weight),
+    )
+    selection = AdaptiveDimensionSelection(base.out_dim, base.out_dim, reads="candidate_embedding", frozen=True)
+    return adapter, selection
+
+
+def _check_corpus(table: VectorTable, config: FitConfig) -> None:
+    needed = config.top_k + 1
+    if table.corpus_size < needed:
+        raise DataError(
+            f"the corpus has {table.corpus_size} documents; at least {needed} are needed to mine {config.top_k} neighbors."
+        )
+
+
+def _training_rows(
+    table: VectorTable, qrels: Qrels | None, unlabelled_queries: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    if qrels is not None:
+        if len(qrels.pairs) == 0:
+            raise DataError("the training judgements hold no relevant pair; fit without labels instead.")
+        return {"anchor": table.query_ids(qrels.pairs[:, 0]), "document": qrels.pairs[:, 1]}
+    queries = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
+    return {"anchor": np.concatenate([np.arange(table.corpus_size), table.query_ids(queries)])}
+
+
+def _can_be_distinct(documents: np.ndarray, batch_size: int) -> bool:
+    """Whether batches without shared documents can be about full; classes as labels cannot."""
+    batches = -(-len(documents) // batch_size)
+    return bool(np.bincount(documents).max() <= max(2 * batches, 4))
+
+
+def _nearest_pairs(table: VectorTable, anchors: np.ndarray, count: int) -> np.ndarray:
+    """For each pair, the pairs whose queries are nearest to its own at full width, ``(P, count)``."""
+    import torch
+
+    from smec_st.metrics import exact_search
+
+    vectors = table[torch.from_numpy(anchors)].numpy()
+    return exact_search(vectors, vectors, count + 1)[0][:, 1:]
+
+
+@contextlib.contextmanager
+def _work_dir(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="smec-st-") as name:
+            yield Path(name)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep our dependencies' notes off a user's screen; warnings and errors stay."""
+    names = ("sentence_transformers", "accelerate", "datasets")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,189 @@
+"""The batch sampler that knows of the memory: documents come back as late as possible, and no batch contradicts itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sentence_transformers.base.sampler import DefaultBatchSampler
+
+_ATTEMPTS = 64
+
+
+class SpreadPairSampler(DefaultBatchSampler):
+    """Batches of (query, document) pairs, each pair once per epoch.
+
+    * The repeats of a document are spread evenly over the epoch, so that they stay out of each other's memory.
+    * No two pairs of a batch belong to queries that share a relevant document: in-batch negatives are never false.
+      Where queries share too many (classes as labels), pass ``distinct=False`` and let the loss mask them.
+    * With ``neighbors``, pairs whose queries are near each other in the frozen space are placed together.
+
+    Batches depend on (seed, epoch) alone, so every rank and every resumed run sees the same ones.
+
+    Args:
+        dataset: Anything with a length: one entry per pair.
+        batch_size: Largest batch.
+        drop_last: Leave out batches below ``batch_size``.
+        valid_label_columns: Unused; part of the interface.
+        generator: Unused; part of the interface.
+        seed: First part of the seed.
+        pairs: Query and document of each pair, ``(P, 2)`` integers.
+        neighbors: For each pair, other pairs to place beside it, nearest first, ``(P, n)``; None to spread only.
+        distinct: Keep queries that share a relevant document out of each other's batches.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        drop_last: bool = False,
+        valid_label_columns: list[str] | None = None,
+        generator: Any = None,
+        seed: int = 0,
+        *,
+        pairs: np.ndarray,
+        neighbors: np.ndarray | None = None,
+        distinct: bool = True,
+    ) -> None:
+        if len(pairs) != len(dataset) or len(pairs) == 0:
+            raise ValueError(f"`pairs` must name one pair per row of the dataset ({len(dataset)}), got {len(pairs)}.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        super().__init__(
+            range(len(pairs)),
+            batch_size=batch_size,
+            drop_last=drop_last,
+            valid_label_columns=valid_label_columns,
+            generator=generator,
+            seed=seed,
+        )
+        self.neighbors = neighbors
+        self._seed = seed
+        self._documents = np.unique(pairs[:, 1], return_inverse=True)[1]
+        self._repeats = np.bincount(self._documents)
+        self._conflicts = _SharedDocuments(pairs) if distinct else None
+        self._batches = self._fewest_batches()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next pass draws."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return len(self._documents) // self.batch_size if self._conflicts is None else self._full_batches()
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._plan(self.epoch):
+            if len(batch) == self.batch_size or not self.drop_last:
+                yield batch
+
+    def _full_batches(self) -> int:
+        return sum(len(batch) == self.batch_size for batch in self._plan(self.epoch))
+
+    def _fewest_batches(self) -> int:
+        """The number of batches of every epoch: the least that the first epoch's pairs fit into without a conflict."""
+        count = -(-len(self._documents) // self.batch_size)
+        if self._conflicts is None:
+            return count
+        count = max(count, self._conflicts.most_alike)
+        while self._place(np.random.default_rng([self._seed, 0, 0]), count) is None:
+            count += max(1, count // 50)
+        return count
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        for attempt in range(_ATTEMPTS):
+            batches = self._place(np.random.default_rng([self._seed, epoch, attempt]), self._batches)
+            if batches is not None:
+                return batches
+        raise RuntimeError(f"No conflict-free batches found in {_ATTEMPTS} attempts; use `distinct=False`.")
+
+    def _place(self, rng: np.random.Generator, count: int) -> list[list[int]] | None:
+        """Spread the pairs over ``count`` batches; None when some pair fits nowhere."""
+        order = self._spread_order(rng)
+        if self.neighbors is not None:
+            order = _gather_neighbors(order, self.neighbors, self.batch_size)
+        home = np.empty(len(order), dtype=np.int64)
+        home[order] = np.arange(len(order)) * count // len(order)
+        if self._conflicts is None:
+            return _as_lists(order, home, count)
+        return self._conflicts.settle(order, home, count, self.batch_size)
+
+    def _spread_order(self, rng: np.random.Generator) -> np.ndarray:
+        """Pairs by time: repeat ``j`` of a document with ``c`` pairs comes at ``(j + u) / c``, ``u`` its own random offset."""
+        shuffled = rng.permutation(len(self._documents))
+        documents = self._documents[shuffled]
+        by_document = np.argsort(documents, kind="stable")
+        first = np.searchsorted(documents[by_document], np.arange(len(self._repeats)))
+        repeat = np.empty(len(documents), dtype=np.int64)
+        repeat[by_document] = np.arange(len(documents)) - first[documents[by_document]]
+        time = (repeat + rng.random(len(self._repeats))[documents]) / self._repeats[documents]
+        return shuffled[np.argsort(time, kind="stable")]
+
+
+class _SharedDocuments:
+    """Which pairs must not meet: those whose queries share a relevant document (a query shares with itself)."""
+
+    def __init__(self, pairs: np.ndarray) -> None:
+        queries, query_of = np.unique(pairs[:, 0], return_inverse=True)
+        documents, document_of = np.unique(pairs[:, 1], return_inverse=True)
+        relevant: list[list[int]] = [[] for _ in queries]
+        for query, document in zip(query_of.tolist(), document_of.tolist(), strict=True):
+            relevant[query].append(document)
+        self._relevant = [relevant[query] for query in query_of.tolist()]  # of each pair
+        together = np.zeros(len(documents), dtype=np.int64)
+        for mine in self._relevant:
+            together[mine] += 1
+        self.most_alike = int(together.max())  # these pairs all share one document: each needs a batch of its own
+
+    def settle(self, order: np.ndarray, home: np.ndarray, count: int, size: int) -> list[list[int]] | None:
+        """Put each pair into its home batch, or the nearest batch in time that has room and no conflict."""
+        batches: list[list[int]] = [[] for _ in range(count)]
+        taken: list[set[int]] = [set() for _ in range(count)]
+        homes = home[order].tolist()
+        late: list[tuple[int, int]] = []
+        for pair, first in zip(order.tolist(), homes, strict=True):
+            if len(batches[first]) < size and taken[first].isdisjoint(self._relevant[pair]):
+                batches[first].append(pair)
+                taken[first].update(self._relevant[pair])
+            else:
+                late.append((pair, first))
+        late.sort(key=lambda item: -len(self._relevant[item[0]]))
+        for pair, first in late:
+            mine = self._relevant[pair]
+            for batch in _outward(first, count):
+                if len(batches[batch]) < size and taken[batch].isdisjoint(mine):
+                    batches[batch].append(pair)
+                    taken[batch].update(mine)
+                    break
+            else:
+                return None
+        return batches
+
+
+def _outward(first: int, count: int) -> Iterator[int]:
+    """All of ``range(count)``, nearest to ``first`` first."""
+    for distance in range(count):
+        if first + distance < count:
+            yield first + distance
+        if distance and first - distance >= 0:
+            yield first - distance
+
+
+def _gather_neighbors(order: np.ndarray, neighbors: np.ndarray, size: int) -> np.ndarray:
+    """Walk ``order``; behind each pair that is not placed yet, place its unplaced neighbors, up to a batch."""
+    placed = np.zeros(len(order), dtype=bool)
+    result: list[int] = []
+    for pair in order.tolist():
+        if placed[pair]:
+            continue
+        group = [pair, *(n for n in neighbors[pair].tolist() if n != pair and not placed[n])][:size]
+        group = list(dict.fromkeys(group))
+        placed[group] = True
+        result.extend(group)
+    return np.array(result, dtype=np.int64)
+
+
+def _as_lists(order: np.ndarray, home: np.ndarray, count: int) -> list[list[int]]:
+    return [part.tolist() for part in np.split(order, np.searchsorted(home[order], np.arange(1, count)))]
