@@ -1,13 +1,14 @@
 """The command line, ``smec-st``. Each command reads its input, calls the library, and says what came of it.
 
-Input that cannot be used gives one line on standard error and exit code 2; an interrupted run gives 130 and can be continued
-by the same command. Output folders appear only when they are complete.
+Input that cannot be used gives one line on standard error and exit code 2; an interrupted run gives 130 and can be
+continued by the same command. Output folders appear only when they are complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ import click
 
 from smec_st import __version__
 
+# Before torch is loaded: threads that spin while they wait bring a busy machine to a halt.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 if TYPE_CHECKING:
     from smec_st.baselines import Transform
     from smec_st.compressor import Compressor
@@ -29,7 +33,19 @@ USAGE, INTERRUPTED = 2, 130
 FOLDER = click.Path(path_type=Path)
 
 
-@click.group()
+class _Interrupted(Exception):
+    """Ctrl-C, in a form that click passes on without a line of its own."""
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
+@click.group(cls=_Commands)
 @click.version_option(__version__)
 def app() -> None:
     """Make the vectors of any embedding model many times smaller."""
@@ -242,12 +258,14 @@ def run(arguments: list[str] | None = None) -> int:
         return leave.exit_code
     except click.ClickException as error:
         return _complain(error.format_message(), USAGE)
-    except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted; nothing was written, and the same command continues where it stopped.", INTERRUPTED)
+    except (KeyboardInterrupt, _Interrupted, click.Abort):
+        return _complain(
+            "interrupted; nothing was written, and the same command continues where it stopped.", INTERRUPTED
+        )
     except Exception as error:
         from smec_st.data import DataError
 
-        if not isinstance(error, (DataError, FileExistsError, PermissionError)):
+        if not isinstance(error, (DataError, FileExistsError, PermissionError, FloatingPointError)):
             raise
         return _complain(str(error), USAGE)
 

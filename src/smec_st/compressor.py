@@ -35,17 +35,15 @@ Vectors = TypeVar("Vectors", np.ndarray, "Tensor")
 class Compressor:
     """Maps a backbone's vectors to any of its sizes, unit norm at each.
 
-    Made by :meth:`fit` or :meth:`load`; never half-made. With the order ``grow`` one map serves all sizes and the first
-    ``m`` numbers are the ``m``-dimensional vector ("nested").
+    Made by :meth:`fit` or :meth:`load`; never half-made. With the order ``grow`` one map serves all sizes and the
+    first ``m`` numbers are the ``m``-dimensional vector ("nested").
 
     Args:
         maps: Folded maps and the sizes each serves.
         info: What is known of the fit: backbone, method, settings, stages.
     """
 
-    def __init__(
-        self, maps: Sequence[tuple[FoldedMap, Sequence[int]]], info: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, maps: Sequence[tuple[FoldedMap, Sequence[int]]], info: Mapping[str, Any] | None = None) -> None:
         self._maps = tuple((folded, tuple(sizes)) for folded, sizes in maps)
         self._by_dim = {dim: folded for folded, sizes in self._maps for dim in sizes}
         if not self._by_dim or len({folded.in_dim for folded, _ in self._maps}) != 1:
@@ -67,7 +65,8 @@ class Compressor:
     @property
     def nested_dims(self) -> tuple[int, ...]:
         """Sizes that are prefixes of the widest of them, falling."""
-        return tuple(sorted(max((sizes for _, sizes in self._maps), key=lambda s: (len(s), max(s))), reverse=True))
+        best = max((sizes for _, sizes in self._maps), key=lambda sizes: (len(sizes), max(sizes)))
+        return tuple(sorted(best, reverse=True))
 
     @property
     def is_nested(self) -> bool:
@@ -107,7 +106,8 @@ class Compressor:
         """Compress vectors.
 
         Args:
-            vectors: ``(n, D)`` or ``(D,)``, numpy array, memory map or tensor of any float type; lengths do not matter.
+            vectors: ``(n, D)`` or ``(D,)``, numpy array, memory map or tensor of any float type; lengths do not
+                matter.
             dim: Size wanted: one of :attr:`dims`, or any prefix of a nested compressor. The widest by default.
             chunk: Rows mapped at a time, to bound memory.
 
@@ -120,8 +120,8 @@ class Compressor:
         if hasattr(vectors, "detach"):
             import torch
 
-            tensor = cast("Tensor", vectors)
-            return cast(Vectors, torch.from_numpy(self.transform(as_numpy(tensor), dim, chunk)).to(tensor.device))
+            compressed: Any = torch.from_numpy(self.transform(as_numpy(vectors), dim, chunk))
+            return compressed.to(vectors.device)  # type: ignore[no-any-return]
         rows = np.asarray(vectors)
         if rows.ndim not in (1, 2) or rows.shape[-1] != self.width:
             raise ValueError(f"Vectors must be {self.width} wide, got shape {tuple(rows.shape)}.")
@@ -154,7 +154,7 @@ class Compressor:
         return attach(self, model, dim)
 
     def export(self, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None) -> None:
-        """Save :meth:`attach` as a model folder that loads without this package, on sentence-transformers 5.2 and later."""
+        """Save :meth:`attach` as a model folder that plain sentence-transformers, 5.2 or later, loads."""
         from smec_st.hub.export import export
 
         export(self, model, folder, dim)
@@ -183,10 +183,11 @@ class Compressor:
         Args:
             corpus: ``(N, D)`` vectors (array, memory map, tensor), or a list of texts when ``model`` is given.
             queries: ``(Q, D)`` vectors or texts.
-            qrels: Which documents are relevant: a :class:`~smec_st.data.Qrels`, ``{query row: {document row: grade}}``, or
-                pairs ``(P, 2)`` of rows. None to train without labels.
+            qrels: Which documents are relevant: a :class:`~smec_st.data.Qrels`, ``{query row: {document row:
+                grade}}``, or pairs ``(P, 2)`` of rows. None to train without labels.
             dims: Sizes; by default the width and its halvings down to a sixteenth.
-            dev_qrels: Judgements of held-out queries for the guard; by default a share of the training queries is held out.
+            dev_qrels: Judgements of held-out queries for the guard; by default a share of the training queries is
+                held out.
             model: The backbone, to embed texts with and to remember by name.
             method: A name in :data:`~smec_st.recipe.METHODS`.
             config: Settings; ``settings`` override them one by one.
@@ -256,8 +257,8 @@ class Compressor:
     ) -> Compressor:
         """Add sizes without retraining what exists: every size that was there gives the same vectors as before.
 
-        A size above the widest grows new columns. A smaller or in-between one is a new map on top of the next larger size,
-        so it can be computed from stored vectors of that size; it is not a prefix.
+        A size above the widest grows new columns. A smaller or in-between one is a new map on top of the next larger
+        size, so it can be computed from stored vectors of that size; it is not a prefix.
 
         Args:
             corpus: As for :meth:`fit`.
@@ -365,7 +366,9 @@ class Compressor:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             if config["format"] > FORMAT:
-                raise DataError(f"{path} was written by a newer smec-st ({config['smec_st_version']}); upgrade to read it.")
+                raise DataError(
+                    f"{path} was written by a newer smec-st ({config['smec_st_version']}); upgrade to read it."
+                )
             names = [
                 [f"{m}.{n}.weight" for n in range(len(entry["layers"]))] for m, entry in enumerate(config["maps"])
             ]
@@ -406,9 +409,14 @@ def as_qrels(qrels: Any, table: VectorTable) -> Qrels:
         if pairs.ndim != 2 or pairs.shape[1] != 2:
             raise DataError(f"pairs of rows must be (P, 2), got shape {tuple(pairs.shape)}.")
         result = Qrels(pairs[:, 0], pairs[:, 1], np.ones(len(pairs)))
-    for rows, size, what in ((result.queries, table.query_size, "query"), (result.documents, table.corpus_size, "document")):
+    for rows, size, what in (
+        (result.queries, table.query_size, "query"),
+        (result.documents, table.corpus_size, "document"),
+    ):
         if len(rows) and not 0 <= rows.min() <= rows.max() < size:
-            raise DataError(f"qrels name {what} row {rows.max() if rows.max() >= size else rows.min()}; there are {size}.")
+            raise DataError(
+                f"qrels name {what} row {rows.max() if rows.max() >= size else rows.min()}; there are {size}."
+            )
     return result
 
 

@@ -1,13 +1,15 @@
 """Collections: corpus and query vectors, judgements (qrels), and the one row numbering that training uses.
 
-A collection on disk is a folder in BEIR layout (``corpus.jsonl``, ``queries.jsonl``, ``qrels/SPLIT.tsv``) and a file of
-vectors whose rows follow those files. Everything a user can get wrong here raises :class:`DataError` with one clear line.
+A collection on disk is a folder in BEIR layout (``corpus.jsonl``, ``queries.jsonl``, ``qrels/SPLIT.tsv``) and a file
+of vectors whose rows follow those files. Everything a user can get wrong here raises :class:`DataError` with one
+clear line.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -53,7 +55,9 @@ def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
         rows = array[start : start + chunk].astype(np.float32, copy=False)
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
-            raise DataError(f"{what} vectors hold NaN or infinity in {_rows(start, ~finite)}. Remove or recompute them.")
+            raise DataError(
+                f"{what} vectors hold NaN or infinity in {_rows(start, ~finite)}. Remove or recompute them."
+            )
         zero = ~rows.any(axis=1)
         if zero.any():
             raise DataError(
@@ -63,7 +67,7 @@ def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
     return array
 
 
-def _rows(start: int, wrong: np.ndarray) -> str:
+def _rows(start: int, wrong: Any) -> str:
     found = (np.flatnonzero(wrong) + start).tolist()
     return f"row{'s' if len(found) > 1 else ''} {_some(found)}"
 
@@ -84,8 +88,16 @@ def as_numpy(vectors: Any) -> np.ndarray:
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows as float32 of length 1. ``(N, D) -> (N, D)``."""
     rows = vectors.astype(np.float32)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return rows
+    with np.errstate(over="ignore"):
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+    extreme = ~((length[:, 0] > 1e-12) & (length[:, 0] < 1e12))
+    if extreme.any():  # their squares leave float32
+        wide = vectors[extreme].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a row of infinities becomes NaN, for the caller to see
+            wide /= np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        rows[extreme], length[extreme] = wide, 1.0
+    unit: np.ndarray = rows / length
+    return unit
 
 
 def load_vectors(path: str | Path, name: str | None = None) -> np.ndarray:
@@ -106,7 +118,8 @@ def load_vectors(path: str | Path, name: str | None = None) -> np.ndarray:
         raise DataError(f"no such file: {path}")
     if path.suffix == ".npy":
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            table: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+            return table
         except (ValueError, OSError, EOFError) as error:
             raise DataError(f"{path} is not a readable .npy file: {_one_line(error)}") from error
     if path.suffix == ".safetensors":
@@ -140,8 +153,8 @@ def _one_line(error: BaseException) -> str:
 class VectorTable:
     """Corpus and queries under one row numbering: documents are rows ``0 .. N-1``, queries ``N .. N+Q-1``.
 
-    Rows come out as float32 of length 1. Tables up to ``in_memory_bytes`` are kept that way; larger ones stay where they
-    are (a memory map stays on disk) and are converted as they are read.
+    Rows come out as float32 of length 1. Tables up to ``in_memory_bytes`` are kept that way; larger ones stay where
+    they are (a memory map stays on disk) and are converted as they are read.
 
     Args:
         corpus: ``(N, D)``, any float type.
@@ -217,8 +230,14 @@ class Qrels:
         order = np.lexsort((self.documents, self.queries))
         for name, dtype in (("queries", np.int64), ("documents", np.int64), ("grades", np.float32)):
             object.__setattr__(self, name, np.ascontiguousarray(np.asarray(getattr(self, name))[order], dtype=dtype))
-        if (self.grades < 0).any() or (self.grades != np.round(self.grades)).any():
+        if not (np.isfinite(self.grades) & (self.grades >= 0) & (self.grades == np.round(self.grades))).all():
             raise DataError("relevance grades must be whole numbers, 0 or more.")
+        twice = (np.diff(self.queries) == 0) & (np.diff(self.documents) == 0)
+        if (twice & (np.diff(self.grades) != 0)).any():
+            raise DataError("qrels judge the same query and document twice, with different grades.")
+        if twice.any():
+            for name in ("queries", "documents", "grades"):
+                object.__setattr__(self, name, getattr(self, name)[np.r_[True, ~twice]])
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -227,7 +246,7 @@ class Qrels:
     def from_dict(
         cls, qrels: Mapping[Any, Mapping[Any, float]], query_ids: Sequence[Any], corpus_ids: Sequence[Any]
     ) -> Qrels:
-        """From ``{query id: {document id: grade}}``; ids are looked up in the two lists, whose order gives the rows."""
+        """From ``{query id: {document id: grade}}``; the order of the two lists of ids gives the rows."""
         triples = ((query, document, grade) for query, grades in qrels.items() for document, grade in grades.items())
         return cls._from_triples(triples, query_ids, corpus_ids, "qrels")
 
@@ -237,11 +256,14 @@ class Qrels:
     ) -> Qrels:
         query_row = {identifier: row for row, identifier in enumerate(query_ids)}
         document_row = {identifier: row for row, identifier in enumerate(corpus_ids)}
+        if len(query_row) != len(query_ids) or len(document_row) != len(corpus_ids):
+            raise DataError("query ids and corpus ids must not repeat.")
         columns = list(zip(*triples, strict=True)) or [(), (), ()]
         for ids, known, side in ((columns[0], query_row, "queries"), (columns[1], document_row, "corpus")):
             unknown = sorted({str(i) for i in ids if i not in known})
             if unknown:
-                raise DataError(f"{what} names {len(unknown)} ids that the {side} lack{'s' * (side == 'corpus')}: {_some(unknown)}.")
+                lacking = f"the {side} lack{'s' if side == 'corpus' else ''}"
+                raise DataError(f"{what} names {len(unknown)} ids that {lacking}: {_some(unknown)}.")
         return cls(
             np.array([query_row[q] for q in columns[0]], dtype=np.int64),
             np.array([document_row[d] for d in columns[1]], dtype=np.int64),
@@ -345,9 +367,13 @@ def load_collection(folder: str | Path, vectors: str | Path | None = None, model
     for what, table, ids in (("corpus", corpus, corpus_ids), ("query", queries, query_ids)):
         check_vectors(table, what)
         if len(table) != len(ids):
-            raise DataError(f"{len(table)} {what} vectors for {len(ids)} ids in {folder.name}: rows must follow the file.")
+            raise DataError(
+                f"{len(table)} {what} vectors for {len(ids)} ids in {folder.name}: rows must follow the file."
+            )
     if corpus.shape[1] != queries.shape[1]:
-        raise DataError(f"queries are {queries.shape[1]} wide and the corpus {corpus.shape[1]}; use one model for both.")
+        raise DataError(
+            f"queries are {queries.shape[1]} wide and the corpus {corpus.shape[1]}; use one model for both."
+        )
     qrels = {
         split: _read_qrels(folder / "qrels" / f"{split}.tsv", query_ids, corpus_ids)
         for split in SPLITS
@@ -371,12 +397,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a JSON-lines file; a broken line is named."""
     if not path.is_file():
         raise DataError(f"no such file: {path}")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line)  # of bytes: wrong UTF-8 is a ValueError too
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: not JSON ({_one_line(error)}).") from error
             if not isinstance(record, dict):
@@ -391,20 +417,22 @@ def _read_ids(path: Path) -> list[str]:
             raise DataError(f"{path}, record {number}: lacks `_id`.")
         ids.append(str(record["_id"]))
     if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        raise DataError(f"{path} repeats the id {next(i for i in ids if i in seen or seen.add(i))}.")  # type: ignore[func-returns-value]
+        repeated = [identifier for identifier, count in Counter(ids).items() if count > 1]
+        raise DataError(f"{path} repeats the id {_some(repeated)}.")
     return ids
 
 
 def _read_qrels(path: Path, query_ids: Sequence[str], corpus_ids: Sequence[str]) -> Qrels:
     triples: list[tuple[str, str, float]] = []
     with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file, delimiter="\t"), start=1):
+        for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
             if not row or (number == 1 and row[0] == "query-id"):
                 continue
             try:
                 query, document, grade = row[0], row[1], float(row[2])
             except (IndexError, ValueError) as error:
-                raise DataError(f"{path}, line {number}: expected query-id, corpus-id and score, tab-separated.") from error
+                raise DataError(
+                    f"{path}, line {number}: expected query-id, corpus-id and score, tab-separated."
+                ) from error
             triples.append((query, document, grade))
     return Qrels._from_triples(triples, query_ids, corpus_ids, str(path))

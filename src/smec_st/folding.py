@@ -1,7 +1,7 @@
 """Fold a chain of adapters and selections into the fewest dense layers, exactly (to float32 rounding).
 
-A linear chain becomes one matrix. A residual adapter with one hidden layer becomes two, because the activations allowed
-satisfy ``a(z) - a(-z) = z``: ``L x + U a(V x) = [U, I, -I] a([V; L; -L] x)``. All algebra is done in float64.
+A linear chain becomes one matrix. A residual adapter with one hidden layer becomes two, because the activations
+allowed satisfy ``a(z) - a(-z) = z``: ``L x + U a(V x) = [U, I, -I] a([V; L; -L] x)``. All algebra is done in float64.
 """
 
 from __future__ import annotations
@@ -90,7 +90,11 @@ class _Form:
         return self._replace(self.linear[indices], self.up[indices], self.down, self.activation)
 
     def append(self, other: _Form) -> _Form:
-        if self.layers or other.layers or {self.activation, other.activation} - {None} > {self.activation or other.activation}:
+        if (
+            self.layers
+            or other.layers
+            or {self.activation, other.activation} - {None} > {self.activation or other.activation}
+        ):
             raise ValueError("Only columns with one and the same hidden activation fold side by side.")
         return self._replace(
             torch.cat([self.linear, other.linear]),
@@ -119,6 +123,16 @@ class _Form:
         return form
 
 
+def _read(key: str, current: _Form, named: dict[str, _Form]) -> _Form:
+    if key == "sentence_embedding":
+        return current
+    if key == "source_embedding":
+        return current.read_source()
+    if key not in named:
+        raise ValueError(f"A module reads {key!r}, which no module before it writes.")
+    return named[key]
+
+
 def fold(modules: Iterable[nn.Module]) -> FoldedMap:
     """Fold a compressor model's modules, the input module included.
 
@@ -139,14 +153,12 @@ def fold(modules: Iterable[nn.Module]) -> FoldedMap:
     named: dict[str, _Form] = {}
     for module in iterator:
         if isinstance(module, ResidualAdapter):
-            read = current.read_source() if module.reads == "source_embedding" else current
-            result = read.adapt(module)
+            result = _read(module.reads, current, named).adapt(module)
         elif isinstance(module, AdaptiveDimensionSelection):
-            read = named.get(module.reads, current)
             kept = module.indices if module.frozen or module.is_trivial else None
             if kept is None:
                 raise ValueError("A selection must be frozen before it is folded.")
-            result = read.select(kept.cpu())
+            result = _read(module.reads, current, named).select(kept.cpu())
             if module.offset:
                 result = current.append(result)
         else:

@@ -1,8 +1,9 @@
 """The formulas, as pure functions on tensors.
 
-Letters: ``B`` batch, ``C`` candidates, ``D`` full width, ``d`` narrow width, ``k`` top-k, ``tau`` temperature. Sources:
-SMEC (Zhang et al., EMNLP 2025, https://arxiv.org/abs/2510.12474), Matryoshka-Adaptor ("MA"; Yoon et al., EMNLP 2024,
-https://arxiv.org/abs/2407.20243) and Search-Adaptor (Yoon et al., ACL 2024, https://arxiv.org/abs/2310.08750).
+Letters: ``B`` batch, ``C`` candidates, ``D`` full width, ``d`` narrow width, ``k`` top-k, ``tau`` temperature.
+Sources: SMEC (Zhang et al., EMNLP 2025, https://arxiv.org/abs/2510.12474), Matryoshka-Adaptor ("MA"; Yoon et al.,
+EMNLP 2024, https://arxiv.org/abs/2407.20243) and Search-Adaptor (Yoon et al., ACL 2024,
+https://arxiv.org/abs/2310.08750).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def unit(x: Tensor) -> Tensor:
 def contrastive_loss(similarity: Tensor, grades: Tensor, tau: Tensor | float) -> Tensor:
     """Graded InfoNCE: each relevant document against all irrelevant ones, never against another relevant one.
 
-    ``mean_i sum_j w_ij log(1 + sum_{k: y_ik = 0} exp((s_ik - s_ij) / tau))`` with ``w_ij = y_ij / sum_j y_ij``. With one
-    relevant document per query this is plain InfoNCE. SMEC leaves the pair-based loss open (section on S-XBM).
+    ``mean_i sum_j w_ij log(1 + sum_{k: y_ik = 0} exp((s_ik - s_ij) / tau))`` with ``w_ij = y_ij / sum_j y_ij``. With
+    one relevant document per query this is plain InfoNCE. SMEC leaves the pair-based loss open (section on S-XBM).
 
     Args:
         similarity: Cosine of queries and candidates, ``(B, C)``.
@@ -38,11 +39,12 @@ def contrastive_loss(similarity: Tensor, grades: Tensor, tau: Tensor | float) ->
     """
     logits = similarity / tau
     relevant = grades > 0
-    irrelevant = torch.logsumexp(logits.masked_fill(relevant, NEVER), dim=1, keepdim=True)  # (B, 1)
-    total = grades.sum(dim=1, keepdim=True)
-    weights = grades / total.clamp_min(torch.finfo(grades.dtype).tiny)
-    judged = (total > 0).sum().clamp_min(1)
-    return (weights * F.softplus(irrelevant - logits)).sum() / judged
+    irrelevant = torch.logsumexp(logits.masked_fill(relevant, NEVER), dim=1)
+    rows, columns = relevant.nonzero(as_tuple=True)
+    total = grades.sum(dim=1)
+    weights = grades[rows, columns] / total[rows]
+    margins = irrelevant[rows] - logits[rows, columns]
+    return (weights * F.softplus(margins)).sum() / (total > 0).sum().clamp_min(1)
 
 
 def rank_loss(similarity: Tensor, grades: Tensor) -> Tensor:
@@ -81,31 +83,33 @@ def alignment_l1(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return change.sum() / mask.sum().clamp_min(1)
 
 
-def alignment_kl(student: Tensor, teacher: Tensor, mask: Tensor, tau: float) -> Tensor:
-    """How far the narrow neighbourhood is from the full-width one: ``mean_i KL(softmax(t_i / tau) || softmax(s_i / tau))``.
+def alignment_kl(student: Tensor, teacher: Tensor, tau: float, mask: Tensor | None = None) -> Tensor:
+    """How far the narrow neighbourhood is from the full-width one.
 
-    A softmax weighs each pair by how near it is, so the far pairs, which no ranking looks at, cost nothing. This replaces
-    the absolute difference of SMEC by default; :func:`alignment_l1` is the published form.
+    ``mean_i KL(softmax(t_i / tau) || softmax(s_i / tau))``. A softmax weighs each pair by how near it is, so the far
+    pairs, which no ranking looks at, cost nothing. This replaces the absolute difference of SMEC by default;
+    :func:`alignment_l1` is the published form.
 
     Args:
         student: Similarities at the narrow width, ``(B, C)``.
         teacher: The same pairs at full width, ``(B, C)``; no gradient flows into it.
-        mask: True where a pair counts, ``(B, C)``. A row with no True counts 0.
         tau: Temperature of both, above 0.
+        mask: True where a pair counts, ``(B, C)``; None for all. A row with no True counts 0.
 
     Returns:
         A scalar, at least 0.
     """
-    target = (teacher.detach() / tau).masked_fill(~mask, NEVER)
-    given = (student / tau).masked_fill(~mask, NEVER)
-    divergence = F.kl_div(
-        given.log_softmax(dim=1), target.log_softmax(dim=1), reduction="none", log_target=True
-    ).masked_fill(~mask, 0.0)
-    return divergence.sum() / len(student)
+    given, target = student / tau, teacher.detach() / tau
+    if mask is not None:
+        given, target = given.masked_fill(~mask, NEVER), target.masked_fill(~mask, NEVER)
+    log_target = target.log_softmax(dim=1)
+    target = log_target.exp()
+    negative_entropy = (target * log_target).sum()
+    return (F.cross_entropy(given, target, reduction="sum") + negative_entropy) / len(student)
 
 
 def reconstruction_l1(start: Tensor, result: Tensor) -> Tensor:
-    """Mean absolute change the adapter makes to its start: MA Eq. (3), ``|f(x)|`` of ``x + f(x)``. ``(B, d)``, ``(B, d)``."""
+    """Mean absolute change the adapter makes to its start, both ``(B, d)``: MA Eq. (3), ``|f(x)|`` of ``x + f(x)``."""
     return (result - start).abs().mean()
 
 
@@ -127,7 +131,7 @@ def gumbel_noise(size: int, *seed: int) -> Tensor:
 
 
 def top_k_indices(scores: Tensor, keep: int) -> Tensor:
-    """Positions of the ``keep`` largest scores, ascending; equal scores go to the lower position. ``(D,) -> (keep,)``."""
+    """Positions of the ``keep`` largest scores, ascending; of equal scores the lower position. ``(D,) -> (keep,)``."""
     return torch.argsort(scores, descending=True, stable=True)[:keep].sort().values
 
 
@@ -164,9 +168,9 @@ def second_moment(vectors: Tensor, chunk: int = 65536) -> Tensor:
 def leftover_axes(moment: Tensor, taken: Tensor, count: int) -> Tensor:
     """Principal axes of what the ``taken`` directions leave over.
 
-    The data is projected off the row space of ``taken``; the leading eigenvectors of what remains are new directions, by
-    falling variance, orthonormal and orthogonal to all taken ones. With nothing taken these are the uncentred principal
-    axes. Signs are fixed (the largest entry is positive), so the result does not depend on the solver.
+    The data is projected off the row space of ``taken``; the leading eigenvectors of what remains are new directions,
+    by falling variance, orthonormal and orthogonal to all taken ones. With nothing taken these are the uncentred
+    principal axes. Signs are fixed (the largest entry is positive), so the result does not depend on the solver.
 
     Args:
         moment: Uncentred second moment of the data, ``(D, D)``.
@@ -181,14 +185,15 @@ def leftover_axes(moment: Tensor, taken: Tensor, count: int) -> Tensor:
     basis = torch.eye(width, dtype=torch.float64, device=moment.device)
     if len(taken):
         _, scale, right = torch.linalg.svd(taken.to(moment), full_matrices=True)
-        rank = int((scale > scale[0] * 1e-10).sum())
+        rank = int((scale > scale[0] * 1e-6).sum())  # rows come in float32
         basis = right[rank:].T  # (D, D - rank): all that is left
     if count > basis.shape[1]:
         raise ValueError(f"`count` must be at most {basis.shape[1]}, the directions left over, got {count}.")
     _, vectors = torch.linalg.eigh(basis.T @ moment @ basis)
     axes = (basis @ vectors.flip(1)[:, :count]).T
     peak = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    return (axes * torch.sign(peak)).float()
+    signed: Tensor = (axes * torch.sign(peak)).float()
+    return signed
 
 
 def cosine_schedule(step: int, total: int) -> float:

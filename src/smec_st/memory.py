@@ -11,9 +11,9 @@ EMPTY = -1
 class SelectableCrossBatchMemory(nn.Module):
     """Keep the last ``capacity`` distinct rows that were pushed; the oldest is overwritten first.
 
-    The vectors are the frozen full-width ones, so what is remembered never drifts (SMEC, section on S-XBM). A row that is
-    pushed again moves to the front: no row is ever served twice. All state is in buffers, so ``state_dict`` restores rows
-    and position alike.
+    The vectors are the frozen full-width ones, so what is remembered never drifts (SMEC, section on S-XBM). A row
+    that is pushed again counts as new and frees its old slot: no row is ever held twice, and what is held are the
+    last ``capacity`` distinct rows. All state is in buffers, so ``state_dict`` restores rows and their age alike.
 
     Args:
         width: Width ``D`` of a vector.
@@ -22,6 +22,7 @@ class SelectableCrossBatchMemory(nn.Module):
 
     vectors: Tensor
     row_ids: Tensor
+    stamps: Tensor
     pushed: Tensor
 
     def __init__(self, width: int, capacity: int) -> None:
@@ -31,7 +32,8 @@ class SelectableCrossBatchMemory(nn.Module):
         self.capacity = capacity
         self.register_buffer("vectors", torch.zeros(capacity, width))
         self.register_buffer("row_ids", torch.full((capacity,), EMPTY, dtype=torch.int64))
-        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))  # never wraps: how full, and where next
+        self.register_buffer("stamps", torch.arange(-capacity, 0))  # when a slot was written; below 0: empty
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
         return int((self.row_ids != EMPTY).sum())
@@ -59,16 +61,21 @@ class SelectableCrossBatchMemory(nn.Module):
             raise ValueError("`row_ids` must be 0 or more.")
         last = _last_occurrences(row_ids)[-self.capacity :]
         vectors, row_ids = vectors[last], row_ids[last]
-        self.row_ids[torch.isin(self.row_ids, row_ids)] = EMPTY
-        slots = (int(self.pushed) + torch.arange(len(row_ids), device=self.row_ids.device)) % self.capacity
+        self._empty(torch.isin(self.row_ids, row_ids).nonzero().squeeze(1))
+        slots = self.stamps.topk(len(row_ids), largest=False).indices  # the empty ones, then the oldest
         self.vectors[slots] = vectors
         self.row_ids[slots] = row_ids
+        self.stamps[slots] = self.pushed + torch.arange(len(row_ids), device=slots.device)
         self.pushed += len(row_ids)
 
     def clear(self) -> None:
         """Forget everything."""
-        self.row_ids.fill_(EMPTY)
+        self._empty(torch.arange(self.capacity, device=self.row_ids.device))
         self.pushed.zero_()
+
+    def _empty(self, slots: Tensor) -> None:
+        self.row_ids[slots] = EMPTY
+        self.stamps[slots] = slots - self.capacity
 
     @torch.no_grad()
     def mine(self, similarity: Tensor, k: int, banned: Tensor | None = None) -> Tensor:

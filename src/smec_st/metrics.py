@@ -14,29 +14,29 @@ PerQuery = dict[str, np.ndarray]
 _MEASURES = {"ndcg": "ndcg_cut", "recall": "recall", "mrr": "recip_rank"}
 
 
-def exact_search(
-    corpus: np.ndarray, queries: np.ndarray, k: int, chunk: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
+def exact_search(corpus: np.ndarray, queries: np.ndarray, k: int, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` documents of highest inner product for each query; ties go to the lower row.
 
     Args:
         corpus: ``(N, D)`` float32.
         queries: ``(Q, D)`` float32.
-        k: Documents per query; cut to ``N``.
+        k: Documents per query, at least 1; cut to ``N``.
         chunk: Queries scored at a time.
 
     Returns:
         Rows ``(Q, k)`` int64 by falling score, and their scores ``(Q, k)``.
     """
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}.")
     k = min(k, len(corpus))
     rows = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float32)
     for start in range(0, len(queries), chunk):
         block = queries[start : start + chunk] @ corpus.T
-        if k < len(corpus):
-            top = np.sort(np.argpartition(block, -k, axis=1)[:, -k:], axis=1)
-        else:
-            top = np.broadcast_to(np.arange(k), block.shape)
+        last = np.partition(block, -k, axis=1)[:, -k, None]  # the k-th best score
+        above, level = block > last, block == last
+        room = k - above.sum(axis=1, keepdims=True)
+        top = np.nonzero(above | (level & (level.cumsum(axis=1) <= room)))[1].reshape(len(block), k)
         found = np.take_along_axis(block, top, axis=1)
         order = np.argsort(-found, axis=1, kind="stable")
         rows[start : start + chunk] = np.take_along_axis(top, order, axis=1)
@@ -71,10 +71,7 @@ def score_rankings(
     gold = {str(q): {str(d): int(g) for d, g in grades.items()} for q, grades in judged.items()}
     result: PerQuery = {}
     for metric in metrics:
-        name, _, depth = metric.partition("@")
-        if name not in _MEASURES or not depth.isdigit():
-            raise ValueError(f"Unknown metric {metric!r}; use ndcg@k, recall@k or mrr@k.")
-        cut = int(depth)
+        name, cut = _parse(metric)
         # Scores fall with the rank, so that no tie is left for the scorer to break its own way.
         run = {q: {str(d): float(cut - i) for i, d in enumerate(rankings[int(q)][:cut])} for q in gold}
         measure = _MEASURES[name] if name == "mrr" else f"{_MEASURES[name]}.{cut}"
@@ -84,15 +81,22 @@ def score_rankings(
     return result
 
 
+def _parse(metric: str) -> tuple[str, int]:
+    name, _, depth = metric.partition("@")
+    if name not in _MEASURES or not depth.isdigit() or int(depth) < 1:
+        raise ValueError(f"Unknown metric {metric!r}; use ndcg@k, recall@k or mrr@k with k of 1 or more.")
+    return name, int(depth)
+
+
 def evaluate_retrieval(
     corpus: np.ndarray,
     queries: np.ndarray,
     qrels: Qrels,
     metrics: Iterable[str] = ("ndcg@10", "recall@100", "mrr@10"),
 ) -> PerQuery:
-    """Search exactly with unit-norm vectors, then :func:`score_rankings`. ``(N, D)``, ``(Q, D)``, row-id judgements."""
+    """Search unit-norm vectors ``(N, D)`` with ``(Q, D)`` exactly, then :func:`score_rankings`."""
     metrics = tuple(metrics)
-    depth = max(int(metric.partition("@")[2] or 0) for metric in metrics)
-    query_rows = np.array(list(qrels.relevant_by_query()), dtype=np.int64)
+    depth = max(_parse(metric)[1] for metric in metrics)
+    query_rows = qrels.query_rows
     ranked, _ = exact_search(corpus, queries[query_rows], depth)
     return score_rankings((query_rows, ranked), qrels, metrics)

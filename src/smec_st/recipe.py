@@ -44,6 +44,7 @@ class FitConfig:
         wide_weight: Weight of the stage's terms before selection (``shrink``).
         tau: Temperature of the contrastive term.
         alignment_tau: Temperature of the KL term.
+        narrow_alignment_tau: The same for sizes of a sixteenth of the width and less.
         memory: Rows that S-XBM remembers, at most.
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn per step.
@@ -63,19 +64,20 @@ class FitConfig:
     selection_ratio: float = 2.0
     selection_steps: int = 120
     steps: int = 250
-    batch_size: int = 128
+    batch_size: int = 256
     learning_rate: float = 1e-2
     rank: str = "contrastive"
     alignment: str = "kl"
     rank_weight: float = 1.0
-    alignment_weight: float = 0.3
+    alignment_weight: float = 6.0
     reconstruction_weight: float = 0.0
     wide_weight: float = 0.0
-    tau: float = 0.1
-    alignment_tau: float = 0.05
+    tau: float = 0.12
+    alignment_tau: float = 0.08
+    narrow_alignment_tau: float = 0.05
     memory: int = 8192
     top_k: int = 10
-    random_rows: int = 2048
+    random_rows: int = 4096
     stream_rows: int = 256
     hard_neighbors: int = 0
     guard: bool = True
@@ -241,6 +243,7 @@ def fit_stages(
             wide_weight=config.wide_weight,
             tau=config.tau,
             alignment_tau=config.alignment_tau,
+            narrow_alignment_tau=config.narrow_alignment_tau,
             top_k=config.top_k,
             random_rows=config.random_rows,
             stream_rows=config.stream_rows,
@@ -275,7 +278,7 @@ def fit_stages(
             loss=loss,
             stages=stages,
             train_dataset=Dataset.from_dict(columns),
-            evaluator=HeldOutEvaluator(table, held_out) if held_out is not None and config.guard else None,
+            guard=HeldOutEvaluator(table, held_out).per_query if held_out is not None and config.guard else None,
             distinct=qrels is not None and _can_be_distinct(columns["document"], batch_size),
             neighbors=neighbors,
         )
@@ -326,7 +329,8 @@ def _check_corpus(table: VectorTable, config: FitConfig) -> None:
     needed = config.top_k + 1
     if table.corpus_size < needed:
         raise DataError(
-            f"the corpus has {table.corpus_size} documents; at least {needed} are needed to mine {config.top_k} neighbors."
+            f"the corpus has {table.corpus_size} documents; at least {needed} are needed "
+            f"to mine {config.top_k} neighbors."
         )
 
 
@@ -370,7 +374,7 @@ def _work_dir(folder: Path | None) -> Iterator[Path]:
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Keep our dependencies' notes off a user's screen; warnings and errors stay."""
-    names = ("sentence_transformers", "accelerate", "datasets")
+    names = ("sentence_transformers", "transformers", "accelerate", "datasets")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)

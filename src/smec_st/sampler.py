@@ -1,4 +1,4 @@
-"""The batch sampler that knows of the memory: documents come back as late as possible, and no batch contradicts itself."""
+"""The batch sampler that knows of the memory: documents come back late, and no batch contradicts itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class SpreadPairSampler(DefaultBatchSampler):
     Args:
         dataset: Anything with a length: one entry per pair.
         batch_size: Largest batch.
-        drop_last: Leave out batches below ``batch_size``.
+        drop_last: As many batches as the pairs fill, at least one; pairs left over wait for another epoch. Batches
+            are full unless pairs are too few or share too many documents.
         valid_label_columns: Unused; part of the interface.
         generator: Unused; part of the interface.
         seed: First part of the seed.
@@ -59,7 +60,7 @@ class SpreadPairSampler(DefaultBatchSampler):
             seed=seed,
         )
         self.neighbors = neighbors
-        self._seed = seed
+        self._seed, self._size = seed, int(batch_size)
         self._documents = np.unique(pairs[:, 1], return_inverse=True)[1]
         self._repeats = np.bincount(self._documents)
         self._conflicts = _SharedDocuments(pairs) if distinct else None
@@ -70,21 +71,16 @@ class SpreadPairSampler(DefaultBatchSampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        if self.drop_last:
-            return len(self._documents) // self.batch_size if self._conflicts is None else self._full_batches()
         return self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._plan(self.epoch):
-            if len(batch) == self.batch_size or not self.drop_last:
-                yield batch
-
-    def _full_batches(self) -> int:
-        return sum(len(batch) == self.batch_size for batch in self._plan(self.epoch))
+        yield from self._plan(self.epoch)
 
     def _fewest_batches(self) -> int:
         """The number of batches of every epoch: the least that the first epoch's pairs fit into without a conflict."""
-        count = -(-len(self._documents) // self.batch_size)
+        if self.drop_last:
+            return max(1, len(self._documents) // self._size)
+        count = -(-len(self._documents) // self._size)
         if self._conflicts is None:
             return count
         count = max(count, self._conflicts.most_alike)
@@ -104,14 +100,18 @@ class SpreadPairSampler(DefaultBatchSampler):
         order = self._spread_order(rng)
         if self.neighbors is not None:
             order = _gather_neighbors(order, self.neighbors, self.batch_size)
-        home = np.empty(len(order), dtype=np.int64)
-        home[order] = np.arange(len(order)) * count // len(order)
+        if self.drop_last:
+            full = order[: count * self.batch_size]
+            home = np.arange(len(order)) // self.batch_size
+            home[len(full) :] = count - 1  # the rest may fill a gap
+        else:
+            full, home = order, np.arange(len(order)) * count // len(order)
         if self._conflicts is None:
-            return _as_lists(order, home, count)
-        return self._conflicts.settle(order, home, count, self.batch_size)
+            return [part.tolist() for part in np.split(full, np.searchsorted(home[: len(full)], np.arange(1, count)))]
+        return self._conflicts.settle(order, home, count, self.batch_size, must_fit=not self.drop_last)
 
     def _spread_order(self, rng: np.random.Generator) -> np.ndarray:
-        """Pairs by time: repeat ``j`` of a document with ``c`` pairs comes at ``(j + u) / c``, ``u`` its own random offset."""
+        """Pairs by time: repeat ``j`` of a document with ``c`` pairs comes at ``(j + u) / c``, ``u`` random."""
         shuffled = rng.permutation(len(self._documents))
         documents = self._documents[shuffled]
         by_document = np.argsort(documents, kind="stable")
@@ -137,27 +137,30 @@ class _SharedDocuments:
             together[mine] += 1
         self.most_alike = int(together.max())  # these pairs all share one document: each needs a batch of its own
 
-    def settle(self, order: np.ndarray, home: np.ndarray, count: int, size: int) -> list[list[int]] | None:
-        """Put each pair into its home batch, or the nearest batch in time that has room and no conflict."""
+    def settle(
+        self, order: np.ndarray, home: np.ndarray, count: int, size: int, must_fit: bool
+    ) -> list[list[int]] | None:
+        """Put each pair of ``order`` into its home batch, or the nearest in time that has room and no conflict.
+
+        Returns:
+            The batches; None when a pair fits nowhere and ``must_fit``, without it such pairs are left out.
+        """
         batches: list[list[int]] = [[] for _ in range(count)]
         taken: list[set[int]] = [set() for _ in range(count)]
-        homes = home[order].tolist()
-        late: list[tuple[int, int]] = []
-        for pair, first in zip(order.tolist(), homes, strict=True):
-            if len(batches[first]) < size and taken[first].isdisjoint(self._relevant[pair]):
-                batches[first].append(pair)
-                taken[first].update(self._relevant[pair])
-            else:
-                late.append((pair, first))
+
+        def fits(pair: int, batch: int) -> bool:
+            if len(batches[batch]) == size or not taken[batch].isdisjoint(self._relevant[pair]):
+                return False
+            batches[batch].append(pair)
+            taken[batch].update(self._relevant[pair])
+            return True
+
+        late = [
+            (pair, first) for pair, first in zip(order.tolist(), home.tolist(), strict=True) if not fits(pair, first)
+        ]
         late.sort(key=lambda item: -len(self._relevant[item[0]]))
         for pair, first in late:
-            mine = self._relevant[pair]
-            for batch in _outward(first, count):
-                if len(batches[batch]) < size and taken[batch].isdisjoint(mine):
-                    batches[batch].append(pair)
-                    taken[batch].update(mine)
-                    break
-            else:
+            if not any(fits(pair, batch) for batch in _outward(first, count)) and must_fit:
                 return None
         return batches
 
@@ -183,7 +186,3 @@ def _gather_neighbors(order: np.ndarray, neighbors: np.ndarray, size: int) -> np
         placed[group] = True
         result.extend(group)
     return np.array(result, dtype=np.int64)
-
-
-def _as_lists(order: np.ndarray, home: np.ndarray, count: int) -> list[list[int]]:
-    return [part.tolist() for part in np.split(order, np.searchsorted(home[order], np.arange(1, count)))]

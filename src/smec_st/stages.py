@@ -14,8 +14,8 @@ Phase = Literal["select", "adapt", "joint"]
 class Stage:
     """One step of SMRL.
 
-    In ``grow`` a stage adds the columns ``have .. out_dim`` to those that are frozen, reading the backbone's vector. In
-    ``shrink`` it maps the previous stage's ``in_dim`` outputs to ``out_dim``, as published.
+    In ``grow`` a stage adds the columns ``have .. out_dim`` to those that are frozen, reading the backbone's vector.
+    In ``shrink`` it maps the previous stage's ``in_dim`` outputs to ``out_dim``, as published.
 
     A size may take two stages: ``select`` lets ADS choose the directions to begin from, ``adapt`` then trains the map
     from them. ``joint`` does both at once, as published.
@@ -57,6 +57,8 @@ class Stage:
 
 def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
     """Sizes in falling order, or a ``ValueError`` that says which one is wrong."""
+    if any(dim != int(dim) for dim in dims):
+        raise ValueError(f"`dims` must be whole numbers, got {','.join(map(str, dims))}.")
     dims = [int(dim) for dim in dims]
     if not dims:
         raise ValueError("`dims` must name at least one size.")
@@ -82,10 +84,11 @@ def plan_stages(
     Args:
         width: Width ``D`` of the vectors.
         dims: Sizes, in any order; not only halvings.
-        order: ``grow`` trains the smallest first; ``shrink`` walks down from ``width``. In ``shrink`` the full width is the
-            input of the first stage and no stage of its own.
+        order: ``grow`` trains the smallest first; ``shrink`` walks down from ``width``. In ``shrink`` the full width
+            is the input of the first stage and no stage of its own.
         selection_ratio: In ``grow``, how many directions ADS chooses from per direction it keeps; 1 leaves nothing to
-            choose. In ``shrink`` it always chooses from all.
+            choose. The first size always begins from the leading principal axes (measured: choosing costs it quality).
+            In ``shrink`` ADS always chooses from all.
         have: In ``grow``, columns that exist already; ``dims`` must be above.
 
     Returns:
@@ -108,7 +111,7 @@ def plan_stages(
     stages: list[Stage] = []
     for dim in falling[::-1]:
         new = dim - have
-        candidates = min(max(new, round(new * selection_ratio)), width - have)
+        candidates = min(max(new, round(new * selection_ratio)), width - have) if have else new
         if candidates > new:
             stages.append(
                 Stage(

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from smec_st.data import VectorTable
-from smec_st.folding import fold
 from smec_st.functional import leftover_axes, second_moment
 from smec_st.losses import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
@@ -67,7 +67,7 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
     lr_scheduler_type: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 0.0
-    per_device_train_batch_size: int = 128
+    per_device_train_batch_size: int = 256
     logging_steps: float = 50
     ddp_find_unused_parameters: bool | None = False
     dataloader_pin_memory: bool = False
@@ -106,11 +106,11 @@ class VectorCollator(SentenceTransformerDataCollator):
 class SequentialTrainer(SentenceTransformerTrainer):
     """Run a plan of stages: each trains its own modules, then freezes them.
 
-    ``train()`` is a loop over the stages; each begins with its modules appended to the model and everything before them
-    frozen, runs the parent's ``train()``, and ends with the selection fixed and, when an ``evaluator`` is given, with the
-    guard: of the points on the line between start and result, the one with the best held-out score stays. Finished stages
-    are saved under ``output_dir/stage-…/final``; with ``resume_from_checkpoint=True`` they are loaded and skipped, and the
-    running one continues from its last complete checkpoint, bit for bit.
+    ``train()`` is a loop over the stages; each begins with its modules appended to the model and everything before
+    them frozen, runs the parent's ``train()``, and ends with the selection fixed and, when a ``guard`` is given, with
+    a point on the line between start and result chosen by held-out queries. Finished stages are saved under
+    ``output_dir/stage-…/final``; with ``resume_from_checkpoint=True`` they are loaded and skipped, and the running one
+    continues from its last complete checkpoint, bit for bit.
 
     Args:
         model: A model whose first module is :class:`~smec_st.modules.EmbeddingInput`; finished stages may follow.
@@ -119,11 +119,15 @@ class SequentialTrainer(SentenceTransformerTrainer):
         stages: A plan of one's own, for continual compression; None to follow ``args.dims`` and ``args.order``.
         distinct: Passed to the sampler.
         neighbors: Passed to the sampler.
+        guard: Scores a model on held-out queries, one value per query; see
+            :class:`~smec_st.evaluation.HeldOutEvaluator`. None to keep every result as it is trained.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
             columns ``anchor`` and, with labels, ``document``.
     """
 
     args: SequentialTrainingArguments
+    optimizer: Any
+    lr_scheduler: Any
     training_args_class = SequentialTrainingArguments
 
     def __init__(
@@ -136,6 +140,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         stages: tuple[Stage, ...] | None = None,
         distinct: bool = True,
         neighbors: np.ndarray | None = None,
+        guard: Callable[[SentenceTransformer], np.ndarray] | None = None,
         **kwargs: Any,
     ) -> None:
         order: Order = "shrink" if args.order == "shrink" else "grow"
@@ -145,6 +150,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.table = table
         self.distinct = distinct
         self.neighbors = neighbors
+        self.guard = guard
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
         self._moment: Tensor | None = None
@@ -199,15 +205,19 @@ class SequentialTrainer(SentenceTransformerTrainer):
                     part.requires_grad_(True)
         if stage.phase != "adapt":
             selection.logits.requires_grad_(True)
-        self.optimizer = self.lr_scheduler = None  # else the last stage's optimizer goes on, over frozen weights
+        self.optimizer, self.lr_scheduler = None, None  # else the last stage's optimizer goes on, over frozen weights
         self.accelerator.free_memory()
         self.model_wrapped = self.model  # else DDP keeps the last stage's parameter list
         self.loss.model = self.model  # else the loss calls the last stage's wrapper
-        self.loss.begin_stage(stage.index, adapter)
+        self.loss.begin_stage(stage.index, adapter, stage.out_dim / self.table.width)
         self.args.output_dir, self.args.max_steps = str(root / stage.name), self.steps_of(stage)
 
     def _end_stage(self, stage: Stage, loss: float, steps: int, seconds: float) -> StageReport:
         adapter, selection = self._last_pair()
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise FloatingPointError(
+                f"{stage.name} diverged (its weights are no longer finite); lower `learning_rate`."
+            )
         report = StageReport(stage=stage.name, dim=stage.out_dim, steps=steps, seconds=seconds, loss=loss)
         if stage.phase != "adapt":
             chosen = selection.freeze()
@@ -224,17 +234,16 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     @torch.no_grad()
     def _guard(self, adapter: ResidualAdapter) -> tuple[float, dict[str, float]]:
-        """Keep the strength with the best held-out score; the greatest of equals."""
-        if self.evaluator is None:
+        """Of the points between start and result, keep the one that :func:`safest_strength` names."""
+        if self.guard is None:
             return 1.0, {}
-        scores: dict[str, float] = {}
+        scores: dict[float, np.ndarray] = {}
         for strength in STRENGTHS:
             adapter.strength.fill_(strength)
-            result = self.evaluator(self.model)
-            scores[f"{strength:g}"] = float(result[self.evaluator.primary_metric])
-        best = max(STRENGTHS, key=lambda strength: scores[f"{strength:g}"])
-        adapter.strength.fill_(best)
-        return best, scores
+            scores[strength] = self.guard(self.model)
+        chosen = safest_strength(scores)
+        adapter.strength.fill_(chosen)
+        return chosen, {f"{strength:g}": float(score.mean()) for strength, score in scores.items()}
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
@@ -320,11 +329,13 @@ class SequentialTrainer(SentenceTransformerTrainer):
             distinct=self.distinct,
         )
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """Only what this stage trains, without weight decay on the selection, which has its own learning rate."""
         if self.optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            kwargs = {name: value for name, value in kwargs.items() if name not in ("params", "model", "optimizer_dict")}
+            kwargs = {
+                name: value for name, value in kwargs.items() if name not in ("params", "model", "optimizer_dict")
+            }
             logits = [p for n, p in self.loss.named_parameters() if p.requires_grad and n.endswith(".logits")]
             others = [p for n, p in self.loss.named_parameters() if p.requires_grad and not n.endswith(".logits")]
             groups: list[dict[str, Any]] = [{"params": others, "weight_decay": self.args.weight_decay}]
@@ -380,6 +391,24 @@ class SequentialTrainer(SentenceTransformerTrainer):
         """Weights of the model, and the state of the loss, which the parent knows nothing of."""
         self.model.load_state_dict(self._load_modules(Path(checkpoint_path)).state_dict())
         self.loss.load_training_state(load_file(os.path.join(checkpoint_path, LOSS_STATE)))
+
+
+def safest_strength(scores: Mapping[float, np.ndarray]) -> float:
+    """The greatest strength that is not clearly worse than the best one.
+
+    Clearly: by more than half a standard error of the difference, paired by query. With few held-out queries the best
+    of several points is best by chance; training is only taken back on evidence, but on less of it than would be
+    needed to prove it harmful, since the start is safe.
+
+    Args:
+        scores: Held-out score of each query, ``(Q,)``, by strength.
+    """
+    best = max(scores, key=lambda strength: (scores[strength].mean(), strength))
+    for strength in sorted(scores, reverse=True):
+        loss = scores[best] - scores[strength]
+        if loss.mean() <= 0.5 * loss.std(ddof=1) / np.sqrt(len(loss)):
+            return strength
+    return best
 
 
 def corpus_moment(table: VectorTable, chunk: int = 65536) -> Tensor:

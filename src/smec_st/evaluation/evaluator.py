@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.evaluation import SentenceEvaluator
+from sentence_transformers.base.evaluation import BaseEvaluator
 
 from smec_st.data import Qrels, VectorTable, unit_rows
 from smec_st.metrics import evaluate_retrieval
 
 
-class HeldOutEvaluator(SentenceEvaluator):
+class HeldOutEvaluator(BaseEvaluator):
     """nDCG@10 of a compressor model on cached vectors.
 
     Args:
@@ -44,10 +44,8 @@ class HeldOutEvaluator(SentenceEvaluator):
         self._queries = table[torch.from_numpy(table.query_ids(queries))]
 
     @torch.no_grad()
-    def __call__(
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1, **kwargs: Any
-    ) -> dict[str, float]:
-        """``{primary_metric: nDCG@10}`` of the model's current output."""
+    def per_query(self, model: SentenceTransformer) -> np.ndarray:
+        """nDCG@10 of each held-out query with the model's current output, ``(Q,)``."""
         was_training = model.training
         model.eval()
         corpus, queries = (
@@ -55,4 +53,15 @@ class HeldOutEvaluator(SentenceEvaluator):
             for x in (self._corpus, self._queries)
         )
         model.train(was_training)
-        return {self.primary_metric: float(evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",))["ndcg@10"].mean())}
+        return evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",))["ndcg@10"]
+
+    def __call__(
+        self,
+        model: SentenceTransformer,
+        output_path: str | None = None,
+        epoch: int = -1,
+        steps: int = -1,
+        **kwargs: Any,
+    ) -> dict[str, float]:
+        """``{primary_metric: mean nDCG@10}``."""
+        return {self.primary_metric: float(self.per_query(model).mean())}

@@ -81,7 +81,11 @@ def print_rows(rows: Sequence[Row], title: str, metric: str = "ndcg@10") -> None
     for method in dict.fromkeys(row.method for row in rows):
         values = {row.dim: row.metrics[metric] for row in rows if row.method == method}
         cells = [
-            "" if dim not in values else f"[bold]{values[dim]:.3f}[/]" if values[dim] == best[dim] else f"{values[dim]:.3f}"
+            ""
+            if dim not in values
+            else f"[bold]{values[dim]:.3f}[/]"
+            if values[dim] == best[dim]
+            else f"{values[dim]:.3f}"
             for dim in sizes
         ]
         table.add_row(method, *cells)

@@ -1,7 +1,7 @@
-"""Attach a compressor to its backbone as stock modules, and save the result so that plain sentence-transformers loads it.
+"""Attach a compressor to its backbone as stock modules, and save the result as a model that loads anywhere.
 
-Module types are written under their names of before sentence-transformers 5.4, which every release since 5.2, and servers
-that know a fixed list of names, still read. Loading needs neither this package nor a flag.
+Module types are written under their names of before sentence-transformers 5.4, which every release since 5.2, and
+servers that know a fixed list of names, still read. Loading needs neither this package nor a flag.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | 
         activation = nn.Identity() if layer.activation is None else ACTIVATIONS[layer.activation]()
         out_features, in_features = layer.weight.shape
         weight = torch.from_numpy(layer.weight.copy())
-        module = Dense(
-            in_features, out_features, bias=False, activation_function=activation, init_weight=weight
-        )
+        module = Dense(in_features, out_features, bias=False, activation_function=activation, init_weight=weight)
         dense.append(module)
     modules = list(backbone)
     if not isinstance(modules[-1], Normalize) and any(layer.activation for layer in compressor.map_for(dim).layers):
@@ -63,7 +61,9 @@ def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | 
     return result
 
 
-def export(compressor: Compressor, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None) -> None:
+def export(
+    compressor: Compressor, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None
+) -> None:
     """See :meth:`smec_st.compressor.Compressor.export`."""
     from smec_st.compressor import new_folder
 
@@ -166,8 +166,8 @@ def model_card(compressor: Compressor, dim: int | None) -> str:
     note = (
         ""
         if len(sizes) == 1
-        else "The first `m` numbers are the `m`-dimensional vector. Cutting happens after normalisation: compare cut vectors "
-        "by cosine, or pass `normalize_embeddings=True`.\n\n"
+        else "The first `m` numbers are the `m`-dimensional vector. Cutting happens after normalisation: compare cut "
+        "vectors by cosine, or pass `normalize_embeddings=True`.\n\n"
     )
     return "\n".join(
         [
@@ -176,8 +176,8 @@ def model_card(compressor: Compressor, dim: int | None) -> str:
             "",
             f"# {base or 'Embedding model'}, compressed to {', '.join(map(str, sizes))} dimensions",
             "",
-            f"Made with smec-st ({info.get('method')}), fingerprint `{compressor.fingerprint}`. The compressor belongs to this "
-            "one backbone and revision; do not mix its vectors with others in an index.",
+            f"Made with smec-st ({info.get('method')}), fingerprint `{compressor.fingerprint}`. The compressor "
+            "belongs to this one backbone and revision; do not mix its vectors with others in an index.",
             "",
             "```python",
             "from sentence_transformers import SentenceTransformer",

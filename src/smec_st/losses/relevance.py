@@ -24,7 +24,9 @@ class Relevance(nn.Module):
         super().__init__()
         relevant = qrels.grades > 0
         rows = torch.from_numpy(table.query_ids(qrels.queries[relevant]))
-        counts = torch.bincount(rows, minlength=len(table)) if len(rows) else torch.zeros(len(table), dtype=torch.int64)
+        counts = (
+            torch.bincount(rows, minlength=len(table)) if len(rows) else torch.zeros(len(table), dtype=torch.int64)
+        )
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         self.register_buffer("offsets", offsets, persistent=False)
         self.register_buffer("documents", torch.from_numpy(qrels.documents[relevant]), persistent=False)

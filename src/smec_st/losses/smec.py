@@ -26,9 +26,9 @@ from smec_st.modules import ResidualAdapter
 class SMECLoss(nn.Module):
     """``L = L_rank + alpha L_align + beta L_rec`` over the batch and what S-XBM adds to it.
 
-    Each batch row is compared with a pool of candidates: the batch's documents, the ``top_k`` remembered rows most similar
-    to each query at full width, and ``random_rows`` others of the memory. All candidates are frozen vectors, mapped
-    afresh by the current adapter.
+    Each batch row is compared with a pool of candidates: the batch's documents, the ``top_k`` remembered rows most
+    similar to each query at full width, and ``random_rows`` others of the memory. All candidates are frozen vectors,
+    mapped afresh by the current adapter.
 
     * ``L_rank`` needs labels: :func:`~smec_st.functional.contrastive_loss` or the published
       :func:`~smec_st.functional.rank_loss`.
@@ -47,11 +47,13 @@ class SMECLoss(nn.Module):
         rank: Form of ``L_rank``.
         alignment: Form of ``L_align``.
         rank_weight: Weight of ``L_rank``.
-        alignment_weight: ``alpha``.
+        alignment_weight: ``alpha``; the KL form is multiplied by its temperature as well.
         reconstruction_weight: ``beta``.
         wide_weight: Weight of the same terms on the stage's width before selection: 1 is the two-term reading of SMEC.
         tau: Temperature of the contrastive loss, times a learned factor that starts each stage at 1.
         alignment_tau: Temperature of the KL form.
+        narrow_alignment_tau: The same for sizes of a sixteenth of the width and less, where only the nearest can be
+            kept.
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn at random per step.
         stream_rows: Corpus rows pushed per step, when the memory is smaller than the corpus.
@@ -73,21 +75,22 @@ class SMECLoss(nn.Module):
         rank: Literal["contrastive", "pairwise"] = "contrastive",
         alignment: Literal["kl", "l1"] = "kl",
         rank_weight: float = 1.0,
-        alignment_weight: float = 0.3,
+        alignment_weight: float = 6.0,
         reconstruction_weight: float = 0.0,
         wide_weight: float = 0.0,
-        tau: float = 0.1,
-        alignment_tau: float = 0.05,
+        tau: float = 0.12,
+        alignment_tau: float = 0.08,
+        narrow_alignment_tau: float = 0.05,
         top_k: int = 10,
-        random_rows: int = 2048,
+        random_rows: int = 4096,
         stream_rows: int = 256,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if rank not in ("contrastive", "pairwise") or alignment not in ("kl", "l1"):
             raise ValueError(f"`rank` is contrastive or pairwise, `alignment` kl or l1; got {rank!r}, {alignment!r}.")
-        if min(tau, alignment_tau) <= 0:
-            raise ValueError(f"Temperatures must be above 0, got {tau} and {alignment_tau}.")
+        if min(tau, alignment_tau, narrow_alignment_tau) <= 0:
+            raise ValueError(f"Temperatures must be above 0, got {tau}, {alignment_tau} and {narrow_alignment_tau}.")
         if relevance is None and alignment_weight == 0:
             raise ValueError("Without labels `alignment_weight` must be above 0: nothing else would train.")
         self.model = model  # the trainer collects the trainable weights under this name
@@ -97,16 +100,25 @@ class SMECLoss(nn.Module):
         self.rank, self.alignment = rank, alignment
         self.rank_weight, self.alignment_weight = rank_weight, alignment_weight
         self.reconstruction_weight, self.wide_weight = reconstruction_weight, wide_weight
-        self.tau, self.alignment_tau = tau, alignment_tau
+        self.tau, self.alignment_tau, self.narrow_alignment_tau = tau, alignment_tau, narrow_alignment_tau
         self.top_k, self.random_rows, self.stream_rows, self.seed = top_k, random_rows, stream_rows, seed
         self.log_scale = nn.Parameter(torch.zeros(()))
+        self.log_scale.register_hook(_mean_over_ranks)  # DDP wraps the model, not the loss
         self._step = (0, 0)
+        self._is_narrow = False
         self._order: tuple[int, Tensor] | None = None
 
     # -- what the trainer calls ---------------------------------------------------------------------------------------
 
-    def begin_stage(self, stage: int, adapter: ResidualAdapter | None = None) -> None:
-        """Reset the learned temperature and fill the memory from the corpus, in an order that depends on the stage."""
+    def begin_stage(self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0) -> None:
+        """Reset the learned temperature and fill the memory from the corpus, in an order that depends on the stage.
+
+        Args:
+            stage: Index of the stage.
+            adapter: What it trains.
+            share: The size it delivers, as a share of the full width.
+        """
+        self._is_narrow = share <= 1 / 16
         with torch.no_grad():
             self.log_scale.zero_()
         if adapter is not None:
@@ -142,7 +154,7 @@ class SMECLoss(nn.Module):
         """Settings for the model card."""
         names = (
             "rank", "alignment", "rank_weight", "alignment_weight", "reconstruction_weight", "wide_weight", "tau",
-            "alignment_tau", "top_k", "random_rows", "stream_rows", "seed",
+            "alignment_tau", "narrow_alignment_tau", "top_k", "random_rows", "stream_rows", "seed",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -152,7 +164,8 @@ class SMECLoss(nn.Module):
         """The weighted terms by name; the trainer sums and logs them.
 
         Args:
-            sentence_features: Anchors, and with labels their relevant documents: ``sentence_embedding`` ``(B, D)`` each.
+            sentence_features: Anchors, and with labels their relevant documents: ``sentence_embedding`` ``(B, D)``
+                each.
             labels: Row ids of both, ``(B, 2)`` int64; -1 for "none".
         """
         columns = [column["sentence_embedding"] for column in sentence_features]
@@ -173,12 +186,11 @@ class SMECLoss(nn.Module):
                     grades = self.relevance(anchor_ids, pool_ids)
                     terms[f"{name}rank"] = weight * self.rank_weight * self._rank(student, grades)
                 if self.alignment_weight > 0:
-                    others = pool_ids != anchor_ids.unsqueeze(1)
-                    drift = self._alignment(student, teacher, others)
+                    drift = self._alignment(student, teacher, anchor_ids, pool_ids)
                     if has_documents:
                         documents = mapped[len(anchors) :]
                         drift = drift + self._alignment(
-                            documents[own] @ documents.T, pool[own] @ pool.T, pool_ids != pool_ids[own].unsqueeze(1)
+                            documents[own] @ documents.T, pool[own] @ pool.T, pool_ids[own], pool_ids
                         )
                     terms[f"{name}alignment"] = weight * self.alignment_weight * drift
             if self.reconstruction_weight > 0:
@@ -193,13 +205,18 @@ class SMECLoss(nn.Module):
             return rank_loss(student, grades)
         return contrastive_loss(student, grades, self.tau * self.log_scale.exp())
 
-    def _alignment(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    def _alignment(self, student: Tensor, teacher: Tensor, row_ids: Tensor, pool_ids: Tensor) -> Tensor:
+        """``L_align`` of rows against the pool, each row's similarity to itself left out."""
+        others = pool_ids != row_ids.unsqueeze(1) if torch.isin(row_ids, pool_ids).any() else None
         if self.alignment == "kl":
-            return alignment_kl(student, teacher, mask, self.alignment_tau)
+            tau = self.narrow_alignment_tau if self._is_narrow else self.alignment_tau
+            return tau * alignment_kl(student, teacher, tau, others)  # so that the pull does not depend on tau
+        if others is None:
+            others = torch.ones_like(teacher, dtype=torch.bool)
         k = min(self.top_k, teacher.shape[1])
-        nearest = torch.zeros_like(mask)
-        nearest.scatter_(1, teacher.masked_fill(~mask, float("-inf")).topk(k, dim=1).indices, True)
-        return alignment_l1(student, teacher, nearest & mask)
+        nearest = torch.zeros_like(others)
+        nearest.scatter_(1, teacher.masked_fill(~others, float("-inf")).topk(k, dim=1).indices, True)
+        return alignment_l1(student, teacher, nearest & others)
 
     # -- candidates ---------------------------------------------------------------------------------------------------
 
@@ -227,7 +244,7 @@ class SMECLoss(nn.Module):
         return vectors, ids, own, similarity
 
     def _chosen_slots(self, anchors: Tensor, anchor_ids: Tensor, batch_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots of the memory that join this batch, rising, none that the batch holds; and their similarity ``(B, S)``."""
+        """Slots that join this batch, rising, with no row that it already holds; and their similarity ``(B, S)``."""
         assert self.memory is not None
         row_ids = self.memory.row_ids
         free = (row_ids != EMPTY) & ~torch.isin(row_ids, batch_ids)
@@ -265,3 +282,11 @@ class SMECLoss(nn.Module):
         assert self.memory is not None
         vectors, ids = (columns[1], labels[:, 1]) if len(columns) > 1 else (columns[0], labels[:, 0])
         self.memory.push(all_gather(vectors.detach()), all_gather(ids))
+
+
+def _mean_over_ranks(gradient: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gradient = gradient.clone()
+        torch.distributed.all_reduce(gradient)
+        gradient /= torch.distributed.get_world_size()
+    return gradient

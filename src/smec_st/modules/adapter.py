@@ -17,7 +17,7 @@ class ResidualAdapter(WeightedModule):
 
     With ``B`` the identity this is the residual adapter of Search-Adaptor and MA; with ``B`` principal axes training
     starts from PCA. ``f`` is one linear map, or ``U a(V x)`` with one hidden layer; both without bias, so that a chain
-    folds into stock ``Dense`` modules (see :mod:`smec_st.hub.folding`). ``s`` walks the line between start and result.
+    folds into stock ``Dense`` modules (see :mod:`smec_st.folding`). ``s`` walks the line between start and result.
 
     Args:
         in_dim: Width ``D`` of the input.
@@ -46,6 +46,8 @@ class ResidualAdapter(WeightedModule):
         super().__init__()
         if min(in_dim, out_dim) < 1:
             raise ValueError(f"`in_dim` and `out_dim` must be at least 1, got {in_dim} and {out_dim}.")
+        if hidden_dim is not None and hidden_dim < 1:
+            raise ValueError(f"`hidden_dim` must be at least 1, or None for a linear map; got {hidden_dim}.")
         if activation not in ACTIVATIONS:
             raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
         if start is not None and start.shape != (out_dim, in_dim):
@@ -53,7 +55,9 @@ class ResidualAdapter(WeightedModule):
         self.in_dim, self.out_dim, self.hidden_dim = in_dim, out_dim, hidden_dim
         self.activation, self.reads, self.writes = activation, reads, writes
         self.exposes_start = False  # a loss that holds the result to its start asks for "start_embedding"
-        self.register_buffer("start", torch.eye(out_dim, in_dim) if start is None else start.float().clone())
+        start = torch.eye(out_dim, in_dim) if start is None else start.float()
+        # Row by row in memory, as it is after loading: another layout rounds differently, and a resume is bit-exact.
+        self.register_buffer("start", start.clone(memory_format=torch.contiguous_format))
         self.register_buffer("strength", torch.ones(()))
         self.hidden = None if hidden_dim is None else nn.Linear(in_dim, hidden_dim, bias=False)
         self.act = None if hidden_dim is None else ACTIVATIONS[activation]()

@@ -21,8 +21,8 @@ class AdaptiveDimensionSelection(WeightedModule):
     Args:
         in_dim: Dimensions to choose from.
         keep: Dimensions that stay.
-        offset: Width of what ``features["sentence_embedding"]`` already holds; the kept dimensions go behind it (the order
-            "grow"). 0 to replace it.
+        offset: Width of what ``features["sentence_embedding"]`` already holds; the kept dimensions go behind it (the
+            order "grow"). 0 to replace it.
         reads: Feature key of the input.
         frozen: Whether the indices are fixed.
     """

@@ -1,0 +1,419 @@
+"""The loss against a plain computation over the candidates that the model was given."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from smec_st.data import Qrels, VectorTable
+from smec_st.functional import alignment_kl, alignment_l1, contrastive_loss, rank_loss, unit
+from smec_st.losses import Relevance, SMECLoss
+from smec_st.memory import SelectableCrossBatchMemory
+from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
+
+WIDTH, DOCUMENTS, QUERIES = 16, 40, 12
+JUDGED = {q: {q: 2, (q + 5) % DOCUMENTS: 1, q + 20: 0} for q in range(QUERIES)}
+BATCH = ([3, 7, 0, 8], [3, 12, 5, 8])  # queries and their documents; 8 is relevant to queries 3 and 8
+REPEATS = ([3, 8, 1], [8, 8, 1])  # one document for two queries
+
+
+@pytest.fixture
+def table(rng):
+    return VectorTable(rng.normal(size=(DOCUMENTS, WIDTH)), rng.normal(size=(QUERIES, WIDTH)))
+
+
+@pytest.fixture
+def qrels():
+    return Qrels.from_dict(JUDGED, range(QUERIES), range(DOCUMENTS))
+
+
+@pytest.fixture
+def relevance(qrels, table):
+    return Relevance(qrels, table)
+
+
+def make_model(out_dim=8, keep=5, seed=0):
+    """One stage with random learned weights, its selection frozen."""
+    generator = torch.Generator().manual_seed(seed)
+    adapter = ResidualAdapter(WIDTH, out_dim, writes="candidate_embedding")
+    with torch.no_grad():
+        adapter.residual.weight.copy_(torch.randn(out_dim, WIDTH, generator=generator) / 4)
+    selection = AdaptiveDimensionSelection(out_dim, keep, reads="candidate_embedding")
+    selection.freeze()
+    return nn.Sequential(EmbeddingInput(WIDTH), adapter, selection)
+
+
+def memory_of(table, rows, capacity=None):
+    memory = SelectableCrossBatchMemory(WIDTH, capacity or len(rows))
+    rows = torch.tensor(list(rows), dtype=torch.int64)
+    memory.push(table[rows], rows)
+    return memory
+
+
+def batch_of(table, queries, documents=None):
+    """The columns and labels that the collator makes; without documents each query is alone."""
+    ids = torch.from_numpy(table.query_ids(np.array(queries)))
+    if documents is None:
+        return [{"sentence_embedding": table[ids]}], torch.stack([ids, torch.full_like(ids, -1)], dim=1)
+    rows = torch.tensor(documents)
+    return [{"sentence_embedding": table[i]} for i in (ids, rows)], torch.stack([ids, rows], dim=1)
+
+
+def run(loss, columns, labels):
+    """The terms, and the row ids of the candidates that the model was given."""
+    seen = []
+    hook = loss.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]["sentence_embedding"]))
+    terms = loss(columns, labels)
+    hook.remove()
+    assert torch.equal(seen[0][: len(labels)], columns[0]["sentence_embedding"])
+    whole = loss.table[torch.arange(len(loss.table))]
+    return terms, torch.cdist(seen[0][len(labels) :], whole).argmin(dim=1)
+
+
+def naive_grades(anchor_ids, candidate_ids):
+    rows = [[JUDGED.get(a - DOCUMENTS, {}).get(c, 0) for c in candidate_ids.tolist()] for a in anchor_ids.tolist()]
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(anchor_ids), len(candidate_ids))
+
+
+def nearest(teacher, mask, k):
+    chosen = torch.zeros_like(mask)
+    for row in range(len(teacher)):
+        allowed = mask[row].nonzero().flatten().tolist()
+        chosen[row, sorted(allowed, key=lambda column: -teacher[row, column].item())[:k]] = True
+    return chosen
+
+
+def naive_terms(loss, table, labels, candidate_ids):
+    """What the loss must be for these candidates, at weights 1, in the order of its formula."""
+
+    def mapped(rows):
+        return unit(loss.model({"sentence_embedding": table[rows]})["sentence_embedding"])
+
+    def drift(rows):
+        student, teacher = mapped(rows) @ mapped(candidate_ids).T, table[rows] @ table[candidate_ids].T
+        others = rows.unsqueeze(1) != candidate_ids
+        if loss.alignment == "kl":
+            return loss.alignment_tau * alignment_kl(student, teacher, loss.alignment_tau, others)
+        return alignment_l1(student, teacher, nearest(teacher, others, loss.top_k))
+
+    anchors, documents = labels.T
+    if (documents < 0).any():
+        return {"alignment": drift(anchors)}
+    similarity, grades = mapped(anchors) @ mapped(candidate_ids).T, naive_grades(anchors, candidate_ids)
+    rank = rank_loss(similarity, grades) if loss.rank == "pairwise" else contrastive_loss(similarity, grades, loss.tau)
+    return {"rank": rank, "alignment": drift(anchors) + drift(documents)}
+
+
+# -- relevance --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 17, DOCUMENTS + QUERIES])
+def test_relevance_equals_a_dict_lookup(rng, relevance, count):
+    candidates = torch.from_numpy(rng.permutation(DOCUMENTS + QUERIES)[:count])
+    queries = torch.from_numpy(rng.integers(0, DOCUMENTS + QUERIES, 30))  # documents too: they have no judgements
+    assert torch.equal(relevance(queries, candidates), naive_grades(queries, candidates))
+
+
+def test_relevance_is_zero_without_judgements(table):
+    relevance = Relevance(Qrels.from_dict({}, [], []), table)
+    assert torch.equal(relevance(torch.tensor([41, 3]), torch.arange(5)), torch.zeros(2, 5))
+
+
+# -- terms ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", ["contrastive", "pairwise"])
+@pytest.mark.parametrize("alignment", ["kl", "l1"])
+@pytest.mark.parametrize("remembered", [0, 6, DOCUMENTS])
+@pytest.mark.parametrize("batch", [BATCH, REPEATS], ids=["distinct", "repeats"])
+def test_loss_with_labels_equals_plain_computation(table, relevance, rank, alignment, remembered, batch):
+    memory = memory_of(table, range(remembered)) if remembered else None
+    options = {"rank": rank, "alignment": alignment, "alignment_weight": 1.0, "top_k": 3}
+    loss = SMECLoss(make_model(), table, relevance, memory, **options)
+    columns, labels = batch_of(table, *batch)
+    terms, candidates = run(loss, columns, labels)
+    assert set(candidates.tolist()) == {*batch[1], *range(remembered)}
+    expected = naive_terms(loss, table, labels, candidates)
+    assert list(terms) == ["rank", "alignment"]
+    for name, value in terms.items():
+        torch.testing.assert_close(value, expected[name])
+        assert value.item() > 0
+
+
+@pytest.mark.parametrize("alignment", ["kl", "l1"])
+def test_loss_without_labels_equals_plain_computation(table, alignment):
+    memory = memory_of(table, range(30))
+    loss = SMECLoss(make_model(), table, memory=memory, alignment=alignment, alignment_weight=1.0, top_k=3)
+    columns, labels = batch_of(table, BATCH[0])
+    columns[0]["sentence_embedding"][0] = table[
+        torch.tensor([4])
+    ]  # an anchor that is remembered: not its own neighbor
+    labels[0, 0] = 4
+    terms, candidates = run(loss, columns, labels)
+    assert candidates.tolist() == list(range(30))
+    torch.testing.assert_close(terms, naive_terms(loss, table, labels, candidates))
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [lambda table: memory_of(table, [], capacity=5), lambda table: memory_of(table, BATCH[1])],
+    ids=["nothing", "the batch itself"],
+)
+@pytest.mark.parametrize("alignment", ["kl", "l1"])
+def test_loss_is_the_in_batch_loss_when_the_memory_adds_nothing(table, relevance, memory, alignment):
+    batch = batch_of(table, *BATCH)
+    with_memory = SMECLoss(make_model(), table, relevance, memory(table), alignment=alignment)(*batch)
+    torch.testing.assert_close(with_memory, SMECLoss(make_model(), table, relevance, alignment=alignment)(*batch))
+
+
+@pytest.mark.parametrize(
+    ("weights", "names"),
+    [
+        ({}, {"rank", "alignment"}),
+        ({"rank_weight": 0.0}, {"alignment"}),
+        ({"alignment_weight": 0.0}, {"rank"}),
+        ({"wide_weight": 0.5}, {"rank", "alignment", "wide_rank", "wide_alignment"}),
+        ({"wide_weight": 0.5, "alignment_weight": 0.0}, {"rank", "wide_rank"}),
+        ({"reconstruction_weight": 0.1}, {"rank", "alignment", "reconstruction"}),
+    ],
+)
+def test_loss_leaves_out_terms_of_weight_zero(table, relevance, weights, names):
+    loss = SMECLoss(make_model(), table, relevance, memory_of(table, range(9)), **weights)
+    loss.begin_stage(0, loss.model[1])
+    assert set(loss(*batch_of(table, *BATCH))) == names
+
+
+@pytest.mark.parametrize("name", ["rank", "alignment", "reconstruction"])
+def test_loss_terms_are_proportional_to_their_weight(table, relevance, name):
+    def terms(**weights):
+        loss = SMECLoss(make_model(), table, relevance, **({"reconstruction_weight": 1.0} | weights))
+        loss.begin_stage(0, loss.model[1])
+        return loss(*batch_of(table, *BATCH))
+
+    once, thrice = terms(**{f"{name}_weight": 0.2}), terms(**{f"{name}_weight": 0.6})
+    torch.testing.assert_close(thrice[name], 3 * once[name])
+    others = once.keys() - {name}
+    torch.testing.assert_close({key: thrice[key] for key in others}, {key: once[key] for key in others})
+
+
+def test_wide_terms_are_the_same_terms_when_everything_is_selected(table, relevance):
+    loss = SMECLoss(make_model(out_dim=8, keep=8), table, relevance, wide_weight=0.5)
+    terms = loss(*batch_of(table, *BATCH))
+    torch.testing.assert_close(terms["wide_rank"], 0.5 * terms["rank"])
+    torch.testing.assert_close(terms["wide_alignment"], 0.5 * terms["alignment"])
+
+
+def test_reconstruction_is_the_change_from_the_start(table, relevance):
+    loss = SMECLoss(make_model(), table, relevance, reconstruction_weight=0.5)
+    adapter = loss.model[1]
+    loss.begin_stage(0, adapter)
+    (queries, documents), labels = batch_of(table, *BATCH)
+    rows = torch.cat([queries["sentence_embedding"], documents["sentence_embedding"]])
+    expected = 0.5 * (rows @ adapter.residual.weight.T).abs().mean()
+    torch.testing.assert_close(loss([queries, documents], labels)["reconstruction"], expected)
+
+
+def test_alignment_is_zero_when_the_model_changes_nothing(table):
+    identity = nn.Sequential(EmbeddingInput(WIDTH), ResidualAdapter(WIDTH, WIDTH))
+    loss = SMECLoss(identity, table, memory=memory_of(table, range(30)))
+    assert loss(*batch_of(table, BATCH[0]))["alignment"].item() == pytest.approx(0, abs=1e-6)
+
+
+# -- candidates -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("random_rows", [0, 5, 1000])
+@pytest.mark.parametrize("top_k", [0, 2, 1000])
+@pytest.mark.parametrize("batch", [BATCH, REPEATS], ids=["distinct", "repeats"])
+def test_candidates_are_distinct_and_hold_the_batch(table, relevance, random_rows, top_k, batch):
+    memory = memory_of(table, range(DOCUMENTS))
+    loss = SMECLoss(make_model(), table, relevance, memory, random_rows=random_rows, top_k=top_k)
+    _, candidates = run(loss, *batch_of(table, *batch))
+    assert len(set(candidates.tolist())) == len(candidates)
+    assert set(batch[1]) <= set(candidates.tolist())
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_candidates_are_the_hardest_remembered_rows_of_each_query(table, relevance, k):
+    loss = SMECLoss(make_model(), table, relevance, memory_of(table, range(DOCUMENTS)), random_rows=0, top_k=k)
+    columns, labels = batch_of(table, *BATCH)
+    _, candidates = run(loss, columns, labels)
+    similarity = columns[0]["sentence_embedding"] @ table[torch.arange(DOCUMENTS)].T
+    expected = set(BATCH[1])
+    for row, query in enumerate(BATCH[0]):
+        relevant = {document for document, grade in JUDGED[query].items() if grade > 0}
+        allowed = set(range(DOCUMENTS)) - relevant - set(BATCH[1])
+        expected |= set(sorted(allowed, key=lambda document: -similarity[row, document].item())[:k])
+    assert set(candidates.tolist()) == expected
+
+
+def test_candidates_depend_on_seed_stage_and_step_alone(table, relevance):
+    def candidates(stage, step, seed=0, before=()):
+        memory = SelectableCrossBatchMemory(WIDTH, DOCUMENTS)
+        loss = SMECLoss(make_model(), table, relevance, memory, random_rows=10, top_k=2, seed=seed)
+        for other_stage, other_step in before:
+            loss.begin_stage(other_stage)
+            loss.begin_step(other_stage, other_step)
+            run(loss, *batch_of(table, *BATCH))
+        loss.begin_stage(stage)
+        loss.begin_step(stage, step)
+        return run(loss, *batch_of(table, *BATCH))[1].tolist()
+
+    assert candidates(1, 3, before=[(0, 0), (0, 1), (2, 5)]) == candidates(1, 3)
+    others = [candidates(1, 4), candidates(2, 3), candidates(1, 3, seed=1)]
+    assert all(set(other) != set(candidates(1, 3)) for other in others)
+
+
+@pytest.mark.parametrize(("capacity", "stream_rows"), [(10, 4), (10, 10), (10, 25), (39, 3), (1, 1)])
+def test_corpus_streams_through_a_smaller_memory(table, relevance, capacity, stream_rows):
+    memory = SelectableCrossBatchMemory(WIDTH, capacity)
+    loss = SMECLoss(make_model(), table, relevance, memory, stream_rows=stream_rows)
+    loss.begin_stage(0)
+    met = set(memory.row_ids.tolist())
+    for step in range(DOCUMENTS):
+        before = set(memory.row_ids.tolist())
+        loss.begin_step(0, step)
+        now = set(memory.row_ids.tolist())
+        assert len(now) == len(memory) == capacity
+        assert now != before
+        met |= now
+    assert met == set(range(DOCUMENTS))
+    torch.testing.assert_close(memory.vectors, table[memory.row_ids])
+
+
+def test_corpus_stays_in_a_memory_that_holds_all_of_it(table, relevance):
+    memory = SelectableCrossBatchMemory(WIDTH, DOCUMENTS + 3)
+    loss = SMECLoss(make_model(), table, relevance, memory)
+    loss.begin_stage(0)
+    before = memory.row_ids.clone()
+    loss.begin_step(0, 7)
+    assert torch.equal(memory.row_ids, before)
+    assert sorted(before.tolist()) == [-1] * 3 + list(range(DOCUMENTS))
+
+
+def test_begin_stage_orders_the_corpus_anew(table, relevance):
+    memory = SelectableCrossBatchMemory(WIDTH, 10)
+    loss = SMECLoss(make_model(), table, relevance, memory)
+    loss.begin_stage(0)
+    first = memory.row_ids.clone()
+    loss.begin_stage(1)
+    assert set(first.tolist()) != set(memory.row_ids.tolist())
+    loss.begin_stage(0)
+    assert torch.equal(memory.row_ids, first)
+
+
+@pytest.mark.parametrize(("training", "expected"), [(True, {3, 12, 5, 8}), (False, set())])
+def test_memory_without_a_table_holds_what_training_batches_push(table, relevance, training, expected):
+    memory = SelectableCrossBatchMemory(WIDTH, 9)
+    loss = SMECLoss(make_model(), None, relevance, memory).train(training)
+    first = loss(*batch_of(table, *BATCH))
+    torch.testing.assert_close(first, SMECLoss(make_model(), table, relevance)(*batch_of(table, *BATCH)))
+    assert set(memory.row_ids.tolist()) - {-1} == expected
+
+
+def test_memory_without_a_table_holds_the_anchors_when_there_are_no_labels(table):
+    memory = SelectableCrossBatchMemory(WIDTH, 9)
+    loss = SMECLoss(make_model(), memory=memory)
+    loss(*batch_of(table, BATCH[0]))
+    assert set(memory.row_ids.tolist()) - {-1} == {DOCUMENTS + query for query in BATCH[0]}
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_gradient_reaches_only_the_trainable_module(table, relevance):
+    first, second = make_model(out_dim=WIDTH, keep=12), make_model(out_dim=8, keep=5, seed=1)
+    second[1] = ResidualAdapter(12, 8, writes="candidate_embedding")
+    model = nn.Sequential(*first, *second[1:]).requires_grad_(False)
+    second[1].requires_grad_(True)
+    vectors = table[torch.arange(len(table))].clone()
+    loss = SMECLoss(model, table, relevance, memory_of(table, range(20)))
+    sum(loss(*batch_of(table, *BATCH)).values()).backward()
+    reached = {name for name, part in model.named_parameters() if part.grad is not None}
+    assert reached == {"3.residual.weight"}
+    assert second[1].residual.weight.grad.abs().max() > 0
+    assert torch.equal(table[torch.arange(len(table))], vectors)
+
+
+def test_gradient_reaches_the_temperature_of_the_contrastive_form_only(table, relevance):
+    def gradient(rank):
+        loss = SMECLoss(make_model(), table, relevance, rank=rank)
+        sum(loss(*batch_of(table, *BATCH)).values()).backward()
+        return loss.log_scale.grad
+
+    assert gradient("contrastive").abs() > 0
+    assert gradient("pairwise") is None
+
+
+def test_begin_stage_resets_the_temperature(table, relevance):
+    loss = SMECLoss(make_model(), table, relevance)
+    before = loss(*batch_of(table, *BATCH))
+    nn.init.constant_(loss.log_scale, 0.7)
+    assert loss(*batch_of(table, *BATCH))["rank"] != before["rank"]
+    loss.begin_stage(1)
+    torch.testing.assert_close(loss(*batch_of(table, *BATCH)), before)
+
+
+def test_loss_trains(table, relevance):
+    loss = SMECLoss(make_model(), table, relevance, memory_of(table, range(DOCUMENTS)))
+    optimizer = torch.optim.Adam(loss.model[1].parameters(), lr=0.02)
+    values = []
+    for _ in range(30):
+        total = sum(loss(*batch_of(table, *BATCH)).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        values.append(total.item())
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_training_state_restores_everything_but_the_model(table, relevance):
+    def make():
+        memory = SelectableCrossBatchMemory(WIDTH, 10)
+        return SMECLoss(make_model(), table, relevance, memory, stream_rows=3, random_rows=4, top_k=2)
+
+    stopped, resumed = make(), make()
+    stopped.begin_stage(1)
+    for step in range(5):
+        stopped.begin_step(1, step)
+    nn.init.constant_(stopped.log_scale, 0.7)
+    state = {name: value.clone() for name, value in stopped.training_state().items()}
+    assert not [name for name in state if name.startswith("model.")]
+    resumed.load_training_state(state)
+    for step in (5, 6):
+        stopped.begin_step(1, step)
+        resumed.begin_step(1, step)
+        expected, got = run(stopped, *batch_of(table, *BATCH)), run(resumed, *batch_of(table, *BATCH))
+        assert torch.equal(got[1], expected[1])
+        torch.testing.assert_close(got[0], expected[0], rtol=0, atol=0)
+
+
+def test_load_training_state_rejects_a_partial_state(table, relevance):
+    loss = SMECLoss(make_model(), table, relevance, memory_of(table, range(9)))
+    state = loss.training_state()
+    del state["memory.pushed"]
+    with pytest.raises(ValueError, match=r"The saved training state lacks \['memory.pushed'\]"):
+        loss.load_training_state(state)
+
+
+def test_config_dict_is_json(table, relevance):
+    config = SMECLoss(make_model(), table, relevance, rank="pairwise", top_k=7).get_config_dict()
+    assert json.loads(json.dumps(config)) == config
+    assert (config["rank"], config["top_k"], config["tau"]) == ("pairwise", 7, 0.12)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"rank": "listwise"}, "`rank` is contrastive or pairwise, `alignment` kl or l1; got 'listwise', 'kl'"),
+        ({"alignment": "l2"}, "`rank` is contrastive or pairwise, `alignment` kl or l1; got 'contrastive', 'l2'"),
+        ({"tau": 0.0}, "Temperatures must be above 0, got 0.0, 0.08 and 0.05"),
+        ({"alignment_tau": -1.0}, "Temperatures must be above 0, got 0.12, -1.0 and 0.05"),
+        ({"alignment_weight": 0.0}, "Without labels `alignment_weight` must be above 0: nothing else would train"),
+    ],
+)
+def test_loss_rejects_bad_settings(options, match):
+    with pytest.raises(ValueError, match=match):
+        SMECLoss(make_model(), **options)

@@ -1,0 +1,136 @@
+"""Search against a plain sort, and metrics against their formulas."""
+
+import math
+
+import numpy as np
+import pytest
+
+from smec_st.data import Qrels
+from smec_st.metrics import evaluate_retrieval, exact_search, score_rankings
+
+CORPUS_IDS = list(range(8))
+JUDGED = {0: {2: 3, 5: 1, 6: 0, 7: 2}, 1: {0: 1}, 3: {4: 0}, 2: {1: 2, 3: 2, 4: 1}}
+RANKINGS = {0: [5, 6, 2, 0, 7], 1: [3, 2, 1, 0, 5], 2: [4, 0, 1, 7, 3], 3: [4, 0, 1, 2, 3]}
+
+
+@pytest.fixture
+def qrels():
+    return Qrels.from_dict(JUDGED, [0, 1, 2, 3], CORPUS_IDS)
+
+
+@pytest.fixture
+def rankings():
+    return {query: np.array(ranked) for query, ranked in RANKINGS.items()}
+
+
+def naive_ndcg(ranked, grades, k):
+    gain = sum(grades.get(document, 0) / math.log2(rank + 2) for rank, document in enumerate(ranked[:k]))
+    ideal = sorted(grades.values(), reverse=True)[:k]
+    return gain / sum(grade / math.log2(rank + 2) for rank, grade in enumerate(ideal))
+
+
+def naive_recall(ranked, grades, k):
+    relevant = {document for document, grade in grades.items() if grade > 0}
+    return len(relevant & set(ranked[:k])) / len(relevant)
+
+
+def naive_mrr(ranked, grades, k):
+    return max(
+        [1 / (rank + 1) for rank, document in enumerate(ranked[:k]) if grades.get(document, 0) > 0], default=0.0
+    )
+
+
+def naive_search(corpus, queries, k):
+    return np.array(
+        [sorted(range(len(corpus)), key=lambda row: (-(corpus[row] @ query), row))[:k] for query in queries]
+    )
+
+
+@pytest.mark.parametrize("k", [1, 5, 49, 50, 80])
+@pytest.mark.parametrize("chunk", [1, 4, 256])
+def test_exact_search_equals_a_plain_sort(rng, k, chunk):
+    corpus, queries = rng.normal(size=(50, 6)).astype(np.float32), rng.normal(size=(7, 6)).astype(np.float32)
+    rows, scores = exact_search(corpus, queries, k, chunk=chunk)
+    np.testing.assert_array_equal(rows, naive_search(corpus, queries, min(k, 50)))
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ corpus.T, rows, axis=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 4, 12])
+def test_exact_search_gives_equal_scores_to_the_lower_row(k):
+    corpus = np.array([1, 3, 2, 3, 1, 2, 0, 0, -1, -1, -2, -2], dtype=np.float32)[:, None]
+    rows, _ = exact_search(corpus, np.ones((1, 1), dtype=np.float32), k)
+    assert rows[0].tolist() == [1, 3, 2, 5, 0, 4, 6, 7, 8, 9, 10, 11][:k]
+
+
+def test_exact_search_gives_many_equal_scores_to_the_lower_row(rng):
+    corpus = rng.integers(0, 4, (500, 1)).astype(np.float32)
+    rows, _ = exact_search(corpus, np.ones((1, 1), dtype=np.float32), 500)
+    np.testing.assert_array_equal(rows, naive_search(corpus, np.ones((1, 1)), 500))
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 10])
+@pytest.mark.parametrize(("name", "formula"), [("ndcg", naive_ndcg), ("recall", naive_recall), ("mrr", naive_mrr)])
+def test_score_rankings_equals_the_formula(qrels, rankings, name, formula, k):
+    values = score_rankings(rankings, qrels, [f"{name}@{k}"])[f"{name}@{k}"]
+    expected = [formula(RANKINGS[query], JUDGED[query], k) for query in (0, 1, 2)]  # 3 has nothing relevant
+    np.testing.assert_allclose(values, expected, rtol=1e-9)
+
+
+def test_score_rankings_by_hand(qrels, rankings):
+    scores = score_rankings(rankings, qrels, ["ndcg@3", "recall@3", "mrr@3"])
+    ideal = 3 + 2 / math.log2(3) + 1 / 2
+    assert scores["ndcg@3"][0] == pytest.approx((1 + 0 + 3 / 2) / ideal)
+    assert scores["recall@3"].tolist() == pytest.approx([2 / 3, 0, 2 / 3])
+    assert scores["mrr@3"].tolist() == [1, 0, 1]
+
+
+def test_score_rankings_takes_rows_and_ranked_rows_as_arrays(qrels, rankings):
+    arrays = (np.array([2, 0, 1]), np.stack([rankings[query] for query in (2, 0, 1)]))
+    for metric, values in score_rankings(arrays, qrels).items():
+        np.testing.assert_array_equal(values, score_rankings(rankings, qrels)[metric])
+
+
+@pytest.mark.parametrize("metric", ["map@10", "ndcg", "ndcg@", "ndcg@ten", "@10", "ndcg@0"])
+def test_score_rankings_rejects_an_unknown_metric(qrels, rankings, metric):
+    with pytest.raises(ValueError, match=f"Unknown metric '{metric}'; use ndcg@k, recall@k or mrr@k"):
+        score_rankings(rankings, qrels, [metric])
+
+
+def test_score_rankings_rejects_missing_rankings(qrels, rankings):
+    del rankings[1]
+    with pytest.raises(ValueError, match="1 of 3 judged queries have no ranking"):
+        score_rankings(rankings, qrels)
+
+
+def test_score_rankings_rejects_judgements_without_relevant_documents(rankings):
+    with pytest.raises(ValueError, match="0 of 0 judged queries have no ranking"):
+        score_rankings(rankings, Qrels.from_dict({3: {4: 0}}, [0, 1, 2, 3], CORPUS_IDS))
+
+
+def test_evaluate_retrieval_searches_then_scores(rng, qrels):
+    corpus, queries = rng.normal(size=(8, 5)).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
+    metrics = ("ndcg@3", "recall@5", "mrr@2")
+    found = evaluate_retrieval(corpus, queries, qrels, metrics)
+    expected = score_rankings(dict(enumerate(naive_search(corpus, queries, 5))), qrels, metrics)
+    assert tuple(found) == metrics
+    for metric in metrics:
+        np.testing.assert_array_equal(found[metric], expected[metric])
+
+
+def test_evaluate_retrieval_is_perfect_when_queries_are_their_documents(rng):
+    corpus = rng.normal(size=(30, 16)).astype(np.float32)
+    corpus /= np.linalg.norm(corpus, axis=1, keepdims=True)
+    qrels = Qrels(np.arange(10), np.arange(10) * 3, np.ones(10))
+    for values in evaluate_retrieval(corpus, corpus[::3], qrels).values():
+        np.testing.assert_array_equal(values, np.ones(10))
+
+
+def test_exact_search_keeps_the_lowest_rows_of_a_tie_across_the_cut():
+    rows, scores = exact_search(np.ones((1000, 4), np.float32), np.ones((2, 4), np.float32), 5)
+    assert rows.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert (scores == 4).all()
+
+
+def test_exact_search_rejects_k_below_one():
+    with pytest.raises(ValueError, match="`k` must be at least 1, got 0"):
+        exact_search(np.ones((3, 2), np.float32), np.ones((1, 2), np.float32), 0)
