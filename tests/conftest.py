@@ -38,23 +38,23 @@ def make_vectors(rng, documents, queries, width):
     return {name: table.astype(np.float32) for name, table in vectors.items()}, source, distance.argmin(axis=1)
 
 
+def write_collection(folder, documents=300, queries=120, width=32, seed=0):
+    """Write a BEIR folder with ``vectors.safetensors``; the source document has grade 2, the nearest other grade 1."""
+    (folder / "qrels").mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    vectors, source, nearest = make_vectors(rng, documents, queries, width)
+    save_file(vectors, folder / "vectors.safetensors")
+    for side, letter, count in (("corpus", "d", documents), ("queries", "q", queries)):
+        records = [{"_id": f"{letter}{i}", "title": "", "text": f"{side} {i}"} for i in range(count)]
+        (folder / f"{side}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    ends = np.round(np.cumsum(list(SHARES.values())) * queries).astype(int)
+    for split, part in zip(SHARES, np.split(rng.permutation(queries), ends[:-1]), strict=True):
+        lines = [f"q{q}\td{source[q]}\t2\nq{q}\td{nearest[q]}\t1\n" for q in part.tolist()]
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    return folder
+
+
 @pytest.fixture
 def small_collection(tmp_path):
-    """Write a BEIR folder with ``vectors.safetensors``; the source document has grade 2, the nearest other grade 1."""
-
-    def write(documents=300, queries=120, width=32, seed=0, name="toy"):
-        folder = tmp_path / name
-        (folder / "qrels").mkdir(parents=True)
-        rng = np.random.default_rng(seed)
-        vectors, source, nearest = make_vectors(rng, documents, queries, width)
-        save_file(vectors, folder / "vectors.safetensors")
-        for side, letter, count in (("corpus", "d", documents), ("queries", "q", queries)):
-            records = [{"_id": f"{letter}{i}", "title": "", "text": f"{side} {i}"} for i in range(count)]
-            (folder / f"{side}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        ends = np.round(np.cumsum(list(SHARES.values())) * queries).astype(int)
-        for split, part in zip(SHARES, np.split(rng.permutation(queries), ends[:-1]), strict=True):
-            lines = [f"q{q}\td{source[q]}\t2\nq{q}\td{nearest[q]}\t1\n" for q in part.tolist()]
-            (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
-        return folder
-
-    return write
+    """:func:`write_collection` into this test's folder."""
+    return lambda name="toy", **sizes: write_collection(tmp_path / name, **sizes)
