@@ -1,7 +1,7 @@
 """Fit every named collection with the defaults, several seeds, and record quality by size and the time each fit took.
 
-Collections are folders in BEIR layout with a safetensors file of vectors beside the texts. Settings are the defaults of
-``smec-st fit``; the dev split serves the guard, the test split the figures.
+Collections are folders in BEIR layout with a safetensors file of vectors beside the texts. Settings are the defaults
+of ``smec-st fit``; the dev split serves the guard, the test split the figures.
 
     python benchmarks/quality.py DATA/scifact DATA/medquad --json benchmarks/results/quality.json
 """

@@ -149,7 +149,7 @@ def export(compressor: Path, model: str, out: Path, dim: int | None) -> None:
     _refuse_existing(out)
     with _thinking("reading"):
         from smec_st.compressor import Compressor
-        from smec_st.encoding import load_model
+        from smec_st.data.embedding import load_model
 
         loaded = Compressor.load(compressor)
         backbone = load_model(model)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from smec_st import __version__
-from smec_st.data import DataError, Qrels, VectorTable, _read_safetensors, as_numpy, unit_rows
+from smec_st.data import DataError, Qrels, VectorTable, as_numpy, read_safetensors, unit_rows
 from smec_st.stages import check_dims, default_dims
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ class Compressor:
             names = [
                 [f"{m}.{n}.weight" for n in range(len(entry["layers"]))] for m, entry in enumerate(config["maps"])
             ]
-            tensors = _read_safetensors(folder / WEIGHTS_FILE, [name for group in names for name in group])
+            tensors = read_safetensors(folder / WEIGHTS_FILE, [name for group in names for name in group])
             maps = [
                 (
                     FoldedMap(
@@ -424,7 +424,7 @@ def _embedded(
     corpus: Any, queries: Any | None, model: SentenceTransformer | str | None, progress: bool
 ) -> tuple[Any, Any, dict[str, Any] | None]:
     """Vectors for texts, vectors for vectors; and what is known of the backbone."""
-    from smec_st.encoding import backbone_record, embed, load_model
+    from smec_st.data.embedding import backbone_record, embed, load_model
 
     texts = isinstance(corpus, Sequence) and len(corpus) > 0 and isinstance(corpus[0], str)
     if isinstance(model, str) and not texts:

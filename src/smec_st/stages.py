@@ -72,7 +72,12 @@ def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
 
 
 def default_dims(width: int) -> tuple[int, ...]:
-    """The full width and its halvings down to a sixteenth, none below 8: 384 gives 384, 192, 96, 48, 24."""
+    """The full width and its halvings down to a sixteenth, none below 8.
+
+    Example:
+        >>> default_dims(384)
+        (384, 192, 96, 48, 24)
+    """
     return tuple(width >> i for i in range(5) if width >> i >= min(8, width))
 
 

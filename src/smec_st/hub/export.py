@@ -34,7 +34,7 @@ _POOLING_MODES = {
 
 def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | None = None) -> SentenceTransformer:
     """See :meth:`smec_st.compressor.Compressor.attach`."""
-    from smec_st.encoding import load_model
+    from smec_st.data.embedding import load_model
 
     backbone = load_model(model) if isinstance(model, str) else model
     width = backbone.get_embedding_dimension()

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smec_st.data import DataError, _read_safetensors, as_numpy, read_jsonl
+from smec_st.data.collection import read_jsonl
+from smec_st.data.errors import DataError, one_line
+from smec_st.data.vectors import as_numpy, read_safetensors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -27,7 +29,7 @@ def load_model(model: str) -> SentenceTransformer:
     try:
         return SentenceTransformer(model)
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot load the model {model!r}: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"cannot load the model {model!r}: {one_line(error)}") from error
 
 
 def backbone_record(model: SentenceTransformer) -> dict[str, Any]:
@@ -80,5 +82,5 @@ def embed_collection(folder: Path, model_id: str) -> tuple[np.ndarray, np.ndarra
         draft = path.with_suffix(f".{os.getpid()}.partial")
         save_file(tensors, draft)
         os.replace(draft, path)
-    tensors = _read_safetensors(path, ("corpus", "queries"))
+    tensors = read_safetensors(path, ("corpus", "queries"))
     return tensors["corpus"], tensors["queries"]

@@ -1,0 +1,23 @@
+"""Vectors, judgements and collections. Everything a user can get wrong here raises :class:`DataError`, in one line."""
+
+from __future__ import annotations
+
+from smec_st.data.collection import SPLITS, Collection, load_collection, read_jsonl
+from smec_st.data.errors import DataError
+from smec_st.data.qrels import Qrels
+from smec_st.data.vectors import VectorTable, as_numpy, check_vectors, load_vectors, read_safetensors, unit_rows
+
+__all__ = [
+    "SPLITS",
+    "Collection",
+    "DataError",
+    "Qrels",
+    "VectorTable",
+    "as_numpy",
+    "check_vectors",
+    "load_collection",
+    "load_vectors",
+    "read_jsonl",
+    "read_safetensors",
+    "unit_rows",
+]

