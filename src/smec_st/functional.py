@@ -8,8 +8,6 @@ https://arxiv.org/abs/2310.08750).
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -194,8 +192,3 @@ def leftover_axes(moment: Tensor, taken: Tensor, count: int) -> Tensor:
     peak = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     signed: Tensor = (axes * torch.sign(peak)).float()
     return signed
-
-
-def cosine_schedule(step: int, total: int) -> float:
-    """Falls from 1 at step 0 to 0 at ``total`` along half a cosine."""
-    return 0.5 * (1.0 + math.cos(math.pi * min(step, total) / max(total, 1)))

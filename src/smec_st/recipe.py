@@ -18,8 +18,6 @@ from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.folding import FoldedMap, Layer
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
@@ -110,25 +108,25 @@ class FitConfig:
                 raise DataError(f"setting `{name}` must be of the kind of {default!r}, got {value!r}.")
         return cls(**settings)
 
-    @classmethod
-    def from_file(cls, path: str | Path) -> dict[str, Any]:
-        """The settings of a JSON or YAML file, for :meth:`from_dict`."""
-        import yaml
-
-        path = Path(path)
-        if not path.is_file():
-            raise DataError(f"no such file: {path}")
-        try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())[:200]}") from error
-        if not isinstance(settings, dict):
-            raise DataError(f"{path} must hold settings by name.")
-        return settings
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-able settings."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of a JSON or YAML file, for :meth:`FitConfig.from_dict`."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{path} must hold settings by name.")
+    return settings
 
 
 #: What ``--method`` names: settings that differ from the defaults. "truncate" and "pca" train nothing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import time
@@ -28,8 +27,6 @@ from smec_st.losses import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
 from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
-
-logger = logging.getLogger(__name__)
 
 LOSS_STATE = "smec_state.safetensors"  # written last, so it also marks a checkpoint as complete
 REPORT = "stage.json"
