@@ -21,10 +21,10 @@ PACKAGE = ROOT / "src" / "smec_st"
 
 # A module may import those of its own layer or lower ones.
 LAYERS = [
-    {"functional", "data", "stages", "__init__"},
-    {"metrics", "memory", "modules", "sampler", "baselines"},
+    {"functional", "files", "data", "stages", "__init__"},
+    {"config", "metrics", "memory", "modules", "sampler", "baselines"},
     {"losses", "folding", "evaluation"},
-    {"trainer", "recipe", "hub", "compressor"},
+    {"trainer", "callbacks", "recipe", "hub", "compressor"},
     {"cli"},
     {"__main__"},
 ]

@@ -16,7 +16,7 @@ _HOME = {
     "Compressor": "smec_st.compressor",
     "DataError": "smec_st.data",
     "EmbeddingInput": "smec_st.modules",
-    "FitConfig": "smec_st.recipe",
+    "FitConfig": "smec_st.config",
     "Qrels": "smec_st.data",
     "ResidualAdapter": "smec_st.modules",
     "SMECLoss": "smec_st.losses",
@@ -50,11 +50,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
+    from smec_st.config import FitConfig
     from smec_st.data import Collection, DataError, Qrels, VectorTable, load_collection, load_vectors
     from smec_st.losses import SMECLoss
     from smec_st.memory import SelectableCrossBatchMemory
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-    from smec_st.recipe import FitConfig
     from smec_st.sampler import SpreadPairSampler
     from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
 

@@ -87,9 +87,10 @@ def fit(
     settings = _settings(config, dims, seed)
     _refuse_existing(out)
     with _thinking("reading"):
-        from smec_st.compressor import Compressor, new_folder
+        from smec_st.compressor import Compressor
         from smec_st.data import load_collection
         from smec_st.evaluation import print_rows, write_report
+        from smec_st.files import new_folder
 
         collection = load_collection(data, vectors, model)
         train = collection.judged("train")
@@ -162,8 +163,8 @@ def export(compressor: Path, model: str, out: Path, dim: int | None) -> None:
 
 
 def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[str, Any]:
+    from smec_st.config import read_settings
     from smec_st.data import DataError
-    from smec_st.recipe import read_settings
 
     settings = read_settings(config) if config is not None else {}
     if dims is not None:

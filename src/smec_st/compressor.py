@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,15 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 
 from smec_st import __version__
-from smec_st.data import DataError, Qrels, VectorTable, as_numpy, read_safetensors, unit_rows
+from smec_st.data import DataError, VectorTable, as_numpy, as_qrels, read_safetensors, unit_rows
+from smec_st.data.embedding import embed_if_texts
+from smec_st.files import new_folder
 from smec_st.stages import check_dims, default_dims
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
+    from smec_st.config import FitConfig
     from smec_st.folding import FoldedMap
-    from smec_st.recipe import FitConfig
 
 CONFIG_FILE = "compressor.json"
 WEIGHTS_FILE = "compressor.safetensors"
@@ -189,32 +189,33 @@ class Compressor:
             dev_qrels: Judgements of held-out queries for the guard; by default a share of the training queries is
                 held out.
             model: The backbone, to embed texts with and to remember by name.
-            method: A name in :data:`~smec_st.recipe.METHODS`.
+            method: A name in :data:`~smec_st.config.METHODS`.
             config: Settings; ``settings`` override them one by one.
             work_dir: Folder for checkpoints; an unfinished run found there is continued. None to keep none.
             progress: Show a progress bar.
             unlabelled_queries: Without labels, which query rows to train on beside the corpus; all by default.
-            **settings: Fields of :class:`~smec_st.recipe.FitConfig`.
+            **settings: Fields of :class:`~smec_st.config.FitConfig`.
 
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
-        from smec_st.recipe import METHODS, FitConfig, fit_stages, fit_untrained
+        from smec_st.config import METHODS, FitConfig
+        from smec_st.recipe import fit_stages, fit_untrained
 
         if method not in METHODS:
             raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
         settings = {**({} if config is None else config.to_dict()), **METHODS[method], **settings}
         if dims is not None:
             settings["dims"] = tuple(dims)
-        corpus, queries, backbone = _embedded(corpus, queries, model, progress)
+        corpus, queries, backbone = embed_if_texts(corpus, queries, model, progress)
         table = VectorTable(corpus, queries)
         try:
             settings["dims"] = check_dims(settings.get("dims") or default_dims(table.width), table.width)
             recipe = FitConfig.from_dict(settings)
         except ValueError as error:
             raise DataError(str(error)) from error
-        train = None if qrels is None else as_qrels(qrels, table)
-        dev = None if dev_qrels is None else as_qrels(dev_qrels, table)
+        train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
+        dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
         if train is not None and dev is None and recipe.guard:
             rest, held = train.split(recipe.held_out_share, recipe.seed)
             if len(held.query_rows) >= MIN_HELD_OUT:
@@ -267,12 +268,13 @@ class Compressor:
             dims: New sizes.
             dev_qrels: As for :meth:`fit`.
             progress: Show a progress bar.
-            **settings: Fields of :class:`~smec_st.recipe.FitConfig`; by default those of the first fit.
+            **settings: Fields of :class:`~smec_st.config.FitConfig`; by default those of the first fit.
 
         Raises:
             DataError: If a size exists already or the input cannot be used.
         """
-        from smec_st.recipe import FitConfig, fit_stages
+        from smec_st.config import FitConfig
+        from smec_st.recipe import fit_stages
         from smec_st.stages import Stage, plan_stages
 
         table = VectorTable(corpus, queries)
@@ -285,8 +287,8 @@ class Compressor:
         if set(new) & set(self.dims):
             raise DataError(f"size {max(set(new) & set(self.dims))} exists already.")
         config = FitConfig.from_dict({**self.info.get("settings", {}), **settings, "dims": new})
-        train = None if qrels is None else as_qrels(qrels, table)
-        dev = None if dev_qrels is None else as_qrels(dev_qrels, table)
+        train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
+        dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
         maps = list(self._maps)
         reports = list(self.info.get("stages", []))
         above = [dim for dim in new if dim > self.dims[0]]
@@ -394,77 +396,3 @@ class Compressor:
         if compressor.fingerprint != config.get("fingerprint"):
             raise DataError(f"{folder}: weights and {CONFIG_FILE} do not belong together (fingerprints differ).")
         return compressor
-
-
-def as_qrels(qrels: Any, table: VectorTable) -> Qrels:
-    """Judgements in any accepted form, checked against the rows there are."""
-    if isinstance(qrels, Qrels):
-        result = qrels
-    elif isinstance(qrels, Mapping):
-        triples = [(q, d, g) for q, grades in qrels.items() for d, g in grades.items()]
-        columns = list(zip(*triples, strict=True)) or [(), (), ()]
-        result = Qrels(*(np.array(column) for column in columns))
-    else:
-        pairs = as_numpy(qrels)
-        if pairs.ndim != 2 or pairs.shape[1] != 2:
-            raise DataError(f"pairs of rows must be (P, 2), got shape {tuple(pairs.shape)}.")
-        result = Qrels(pairs[:, 0], pairs[:, 1], np.ones(len(pairs)))
-    for rows, size, what in (
-        (result.queries, table.query_size, "query"),
-        (result.documents, table.corpus_size, "document"),
-    ):
-        if len(rows) and not 0 <= rows.min() <= rows.max() < size:
-            raise DataError(
-                f"qrels name {what} row {rows.max() if rows.max() >= size else rows.min()}; there are {size}."
-            )
-    return result
-
-
-def _embedded(
-    corpus: Any, queries: Any | None, model: SentenceTransformer | str | None, progress: bool
-) -> tuple[Any, Any, dict[str, Any] | None]:
-    """Vectors for texts, vectors for vectors; and what is known of the backbone."""
-    from smec_st.data.embedding import backbone_record, embed, load_model
-
-    texts = isinstance(corpus, Sequence) and len(corpus) > 0 and isinstance(corpus[0], str)
-    if isinstance(model, str) and not texts:
-        return corpus, queries, {"model": model, "width": int(as_numpy(corpus).shape[-1])}
-    if model is None:
-        if texts:
-            raise DataError("texts need a `model` that embeds them.")
-        return corpus, queries, None
-    loaded = load_model(model) if isinstance(model, str) else model
-    if texts:
-        corpus = embed(loaded, corpus, "document", progress)
-        queries = None if queries is None else embed(loaded, queries, "query", progress)
-    return corpus, queries, backbone_record(loaded)
-
-
-class new_folder:  # noqa: N801
-    """Write a folder under another name, and rename it when all is there.
-
-    Args:
-        folder: Must not exist, or be empty.
-
-    Raises:
-        FileExistsError: If it holds something.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise FileExistsError(f"{self.folder} exists and is not empty. Choose another name or remove it.")
-        self.draft = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.draft")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.draft, ignore_errors=True)
-        self.draft.mkdir(parents=True)
-        return self.draft
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            if self.folder.exists():
-                self.folder.rmdir()
-            os.replace(self.draft, self.folder)
-        else:
-            shutil.rmtree(self.draft, ignore_errors=True)

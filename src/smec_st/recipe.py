@@ -1,10 +1,8 @@
-"""The recipe: every setting of a fit, the named methods, and the one path from vectors to a folded map."""
+"""The recipe: the one path from vectors to a folded map."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,139 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from smec_st.config import FitConfig
 from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.folding import FoldedMap, Layer
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Settings of a fit; names as in a ``--config`` file (JSON or YAML).
-
-    Args:
-        dims: Sizes to train; None for the full width and its halvings down to a sixteenth.
-        order: ``grow`` (smallest first, nested) or ``shrink`` (as published, a layer per size).
-        start: ``principal`` or ``identity``; see :class:`~smec_st.trainer.SequentialTrainingArguments`.
-        hidden_dim: Width of each adapter's hidden layer; None for linear maps.
-        activation: Of the hidden layer.
-        selection_ratio: Directions that ADS chooses from per direction kept.
-        selection_steps: Steps of the choice.
-        steps: Steps of each stage.
-        batch_size: Pairs per step.
-        learning_rate: Of the map.
-        rank: Supervised term: ``contrastive`` or ``pairwise``.
-        alignment: Unsupervised term: ``kl`` or ``l1``.
-        rank_weight: Weight of the supervised term.
-        alignment_weight: Weight of the unsupervised term.
-        reconstruction_weight: Weight of the pull towards the start.
-        wide_weight: Weight of the stage's terms before selection (``shrink``).
-        tau: Temperature of the contrastive term.
-        alignment_tau: Temperature of the KL term.
-        narrow_alignment_tau: The same for sizes of a sixteenth of the width and less.
-        memory: Rows that S-XBM remembers, at most.
-        top_k: Remembered rows mined per query.
-        random_rows: Remembered rows drawn per step.
-        stream_rows: Corpus rows that enter a memory smaller than the corpus, per step.
-        hard_neighbors: Place this many of each query's nearest training queries in its batch; 0 to spread only.
-        guard: Whether held-out queries choose each stage's strength.
-        held_out_share: Training queries held out for the guard when there is no dev split.
-        checkpoint_steps: Steps between checkpoints.
-        seed: Of everything random.
-    """
-
-    dims: tuple[int, ...] | None = None
-    order: str = "grow"
-    start: str = "principal"
-    hidden_dim: int | None = None
-    activation: str = "relu"
-    selection_ratio: float = 2.0
-    selection_steps: int = 120
-    steps: int = 250
-    batch_size: int = 256
-    learning_rate: float = 1e-2
-    rank: str = "contrastive"
-    alignment: str = "kl"
-    rank_weight: float = 1.0
-    alignment_weight: float = 6.0
-    reconstruction_weight: float = 0.0
-    wide_weight: float = 0.0
-    tau: float = 0.12
-    alignment_tau: float = 0.08
-    narrow_alignment_tau: float = 0.05
-    memory: int = 8192
-    top_k: int = 10
-    random_rows: int = 4096
-    stream_rows: int = 256
-    hard_neighbors: int = 0
-    guard: bool = True
-    held_out_share: float = 0.1
-    checkpoint_steps: int = 125
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.dims is not None:
-            object.__setattr__(self, "dims", tuple(self.dims))
-        for name in ("steps", "batch_size", "memory", "random_rows", "selection_steps", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise DataError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
-        if self.learning_rate <= 0:
-            raise DataError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any]) -> FitConfig:
-        """From plain values; an unknown name or a wrong type is an error that says which."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(settings) - set(fields))
-        if unknown:
-            raise DataError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(fields))}.")
-        for name, value in settings.items():
-            default = fields[name].default
-            kinds: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
-            if isinstance(value, bool) is not isinstance(default, bool) and isinstance(default, (bool, int, float)):
-                kinds = ()
-            if default is not None and not isinstance(value, kinds):
-                raise DataError(f"setting `{name}` must be of the kind of {default!r}, got {value!r}.")
-        return cls(**settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able settings."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
-
-
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings of a JSON or YAML file, for :meth:`FitConfig.from_dict`."""
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"{path} must hold settings by name.")
-    return settings
-
-
-#: What ``--method`` names: settings that differ from the defaults. "truncate" and "pca" train nothing.
-METHODS: dict[str, dict[str, Any]] = {
-    "smec": {},
-    "smec-published": {
-        "order": "shrink",
-        "start": "identity",
-        "rank": "pairwise",
-        "alignment": "l1",
-        "alignment_weight": 1.0,
-        "wide_weight": 1.0,
-        "memory": 5000,
-        "random_rows": 1,
-        "learning_rate": 1e-3,
-        "guard": False,
-    },
-    "truncate": {},
-    "pca": {},
-}
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
-from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from smec_st.callbacks import LOSS_STATE, PlanProgress, StepCallback
 from smec_st.data import VectorTable
 from smec_st.functional import leftover_axes, second_moment
 from smec_st.losses import SMECLoss
@@ -28,7 +27,6 @@ from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, Residual
 from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 
-LOSS_STATE = "smec_state.safetensors"  # written last, so it also marks a checkpoint as complete
 REPORT = "stage.json"
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
@@ -157,9 +155,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
         super().__init__(model=model, args=args, loss=loss, **kwargs)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
-        self.add_callback(_StepCallback(self))
+        self.add_callback(StepCallback(self))
         if not args.disable_tqdm:
-            self.add_callback(_PlanProgress(self))
+            self.add_callback(PlanProgress(self))
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -210,7 +208,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.args.output_dir, self.args.max_steps = str(root / stage.name), self.steps_of(stage)
 
     def _end_stage(self, stage: Stage, loss: float, steps: int, seconds: float) -> StageReport:
-        adapter, selection = self._last_pair()
+        adapter, selection = self.last_pair()
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise FloatingPointError(
                 f"{stage.name} diverged (its weights are no longer finite); lower `learning_rate`."
@@ -244,7 +242,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
-    def _last_pair(self) -> tuple[ResidualAdapter, AdaptiveDimensionSelection]:
+    def last_pair(self) -> tuple[ResidualAdapter, AdaptiveDimensionSelection]:
+        """Adapter and selection of the running stage."""
         adapter, selection = list(self.model)[-2:]
         assert isinstance(adapter, ResidualAdapter)
         assert isinstance(selection, AdaptiveDimensionSelection)
@@ -261,7 +260,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 selection.set_importance(torch.linspace(1.0, 0.0, adapter.out_dim))
             for module in (adapter, selection):
                 self.model.append(module.to(self.model.device))
-        return self._last_pair()
+        return self.last_pair()
 
     def _new_adapter(self, stage: Stage) -> ResidualAdapter:
         start: Tensor | None = None
@@ -421,55 +420,3 @@ def _last_complete_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint whose writing was not interrupted."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{LOSS_STATE}")]
     return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
-
-
-class _StepCallback(TrainerCallback):
-    """What happens once per optimizer step and per checkpoint, whatever the number of forwards."""
-
-    def __init__(self, trainer: SequentialTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_begin(self, args: SequentialTrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        stage = self.trainer.stage
-        self.trainer.loss.begin_step(stage.index, state.global_step)
-        _, selection = self.trainer._last_pair()
-        if selection.logits.requires_grad:
-            done = state.global_step / max(args.max_steps, 1)
-            first, last = args.selection_tau
-            selection.draw(args.seed, stage.index, state.global_step, tau=first + (last - first) * done)
-
-    def on_save(self, args: SequentialTrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.should_save:
-            path = os.path.join(args.output_dir, f"checkpoint-{state.global_step}", LOSS_STATE)
-            tensors = {name: value.contiguous() for name, value in self.trainer.loss.training_state().items()}
-            save_file(tensors, path + ".partial")
-            os.replace(path + ".partial", path)
-
-
-class _PlanProgress(TrainerCallback):
-    """One bar for the whole plan."""
-
-    def __init__(self, trainer: SequentialTrainer) -> None:
-        self.trainer = trainer
-        self.bar: Any = None
-
-    def on_train_begin(self, args: SequentialTrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        trainer = self.trainer
-        if self.bar is None:
-            steps = [trainer.steps_of(stage) for stage in trainer.plan]
-            done = sum(report.steps for report in trainer.reports) + state.global_step
-            total = sum(steps) if min(steps) > 0 else None
-            self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
-        stage = trainer.stage
-        self.bar.set_description(f"{stage.phase} {stage.out_dim} dims ({stage.index + 1}/{len(trainer.plan)})")
-
-    def on_step_end(self, args: SequentialTrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update()
-
-    def on_train_end(self, args: SequentialTrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None and self.trainer.stage.index == len(self.trainer.plan) - 1:
-            self.bar.close()
-            self.bar = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from smec_st.data.collection import SPLITS, Collection, load_collection, read_jsonl
+from smec_st.data.collection import SPLITS, Collection, load_collection
 from smec_st.data.errors import DataError
-from smec_st.data.qrels import Qrels
+from smec_st.data.jsonl import read_jsonl
+from smec_st.data.qrels import Qrels, as_qrels
 from smec_st.data.vectors import VectorTable, as_numpy, check_vectors, load_vectors, read_safetensors, unit_rows
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Qrels",
     "VectorTable",
     "as_numpy",
+    "as_qrels",
     "check_vectors",
     "load_collection",
     "load_vectors",

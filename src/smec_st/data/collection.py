@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line, some
+from smec_st.data.embedding import embed_collection
+from smec_st.data.errors import DataError, some
+from smec_st.data.jsonl import read_jsonl
 from smec_st.data.qrels import Qrels
 from smec_st.data.vectors import check_vectors, load_vectors, read_safetensors
 
@@ -68,8 +68,6 @@ def load_collection(folder: str | Path, vectors: str | Path | None = None, model
     corpus_ids = _read_ids(folder / "corpus.jsonl")
     query_ids = _read_ids(folder / "queries.jsonl")
     if model is not None:
-        from smec_st.data.embedding import embed_collection
-
         corpus, queries = embed_collection(folder, model)
     else:
         assert vectors is not None
@@ -101,23 +99,6 @@ def _load_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{path}: a collection's vectors are one .safetensors file or a folder of .npy files.")
     tensors = read_safetensors(path, ("corpus", "queries"))
     return tensors["corpus"], tensors["queries"]
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON-lines file; a broken line is named."""
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)  # of bytes: wrong UTF-8 is a ValueError too
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({one_line(error)}).") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: not a JSON object.")
-            yield record
 
 
 def _read_ids(path: Path) -> list[str]:

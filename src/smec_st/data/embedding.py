@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smec_st.data.collection import read_jsonl
 from smec_st.data.errors import DataError, one_line
+from smec_st.data.jsonl import read_jsonl
 from smec_st.data.vectors import as_numpy, read_safetensors
 
 if TYPE_CHECKING:
@@ -81,3 +81,21 @@ def embed_collection(folder: Path, model_id: str) -> tuple[np.ndarray, np.ndarra
         os.replace(draft, path)
     tensors = read_safetensors(path, ("corpus", "queries"))
     return tensors["corpus"], tensors["queries"]
+
+
+def embed_if_texts(
+    corpus: Any, queries: Any | None, model: SentenceTransformer | str | None, progress: bool
+) -> tuple[Any, Any, dict[str, Any] | None]:
+    """Vectors for texts, vectors for vectors; and what is known of the backbone."""
+    texts = isinstance(corpus, Sequence) and len(corpus) > 0 and isinstance(corpus[0], str)
+    if isinstance(model, str) and not texts:
+        return corpus, queries, {"model": model, "width": int(as_numpy(corpus).shape[-1])}
+    if model is None:
+        if texts:
+            raise DataError("texts need a `model` that embeds them.")
+        return corpus, queries, None
+    loaded = load_model(model) if isinstance(model, str) else model
+    if texts:
+        corpus = embed(loaded, corpus, "document", progress)
+        queries = None if queries is None else embed(loaded, queries, "query", progress)
+    return corpus, queries, backbone_record(loaded)

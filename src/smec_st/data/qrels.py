@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.errors import DataError, some
+from smec_st.data.vectors import as_numpy
 
 
 @dataclass(frozen=True)
@@ -105,3 +106,27 @@ class Qrels:
         np.random.default_rng(seed).shuffle(rows)
         held = round(len(rows) * share)
         return self.of_queries(rows[held:]), self.of_queries(rows[:held])
+
+
+def as_qrels(qrels: Any, query_size: int, corpus_size: int) -> Qrels:
+    """Judgements by row in any accepted form, checked against the numbers of queries and documents."""
+    if isinstance(qrels, Qrels):
+        result = qrels
+    elif isinstance(qrels, Mapping):
+        triples = [(q, d, g) for q, grades in qrels.items() for d, g in grades.items()]
+        columns = list(zip(*triples, strict=True)) or [(), (), ()]
+        result = Qrels(*(np.array(column) for column in columns))
+    else:
+        pairs = as_numpy(qrels)
+        if pairs.ndim != 2 or pairs.shape[1] != 2:
+            raise DataError(f"pairs of rows must be (P, 2), got shape {tuple(pairs.shape)}.")
+        result = Qrels(pairs[:, 0], pairs[:, 1], np.ones(len(pairs)))
+    for rows, size, what in (
+        (result.queries, query_size, "query"),
+        (result.documents, corpus_size, "document"),
+    ):
+        if len(rows) and not 0 <= rows.min() <= rows.max() < size:
+            raise DataError(
+                f"qrels name {what} row {rows.max() if rows.max() >= size else rows.min()}; there are {size}."
+            )
+    return result

@@ -12,6 +12,8 @@ from typing import Any
 
 import rich.table
 
+from smec_st.files import write_text
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -44,7 +46,7 @@ class Row:
 
 def write_json(rows: Sequence[Row], path: str | Path) -> None:
     """A JSON list, one object per method and size; written aside, then renamed."""
-    _write(Path(path), json.dumps([row.to_dict() for row in rows], indent=1) + "\n")
+    write_text(Path(path), json.dumps([row.to_dict() for row in rows], indent=1) + "\n")
 
 
 def write_report(rows: Sequence[Row], folder: str | Path, title: str) -> None:
@@ -60,12 +62,6 @@ def write_report(rows: Sequence[Row], folder: str | Path, title: str) -> None:
         writer.writerows(flat)
     os.replace(draft, folder / "report.csv")
     plot_rows(rows, folder / "report.png", title)
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".partial")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def print_rows(rows: Sequence[Row], title: str, metric: str = "ndcg@10") -> None:

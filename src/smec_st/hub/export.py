@@ -16,6 +16,7 @@ from sentence_transformers.base.modules import Dense, Normalize
 from torch import nn
 
 from smec_st.data import DataError
+from smec_st.files import new_folder
 from smec_st.modules.adapter import ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -65,8 +66,6 @@ def export(
     compressor: Compressor, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None
 ) -> None:
     """See :meth:`smec_st.compressor.Compressor.export`."""
-    from smec_st.compressor import new_folder
-
     with new_folder(folder) as draft:
         attached = attach(compressor, model, dim)
         attached.save_pretrained(str(draft), create_model_card=False)
