@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "smec_st"
 
 # A module may import those of its own layer or lower ones.
 LAYERS = [
-    {"functional", "files", "data", "stages", "__init__"},
+    {"functional", "files", "quiet", "data", "stages", "__init__"},
     {"config", "metrics", "memory", "modules", "sampler", "baselines"},
     {"losses", "folding", "evaluation"},
     {"trainer", "callbacks", "recipe", "hub", "compressor"},

@@ -19,7 +19,7 @@ from smec_st.evaluation import HeldOutEvaluator
 from smec_st.losses import Relevance, SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-from smec_st.trainer import STRENGTHS, SequentialTrainer, SequentialTrainingArguments, safest_strength
+from smec_st.trainer import STRENGTHS, SequentialTrainer, SequentialTrainingArguments, best_strength
 
 WIDTH, DIMS = 16, [8, 4]
 
@@ -61,7 +61,7 @@ def make_trainer(folder: Path, *, order: str = "grow", memory: int = 64, judged:
         table=table,
         loss=loss,
         train_dataset=Dataset.from_dict(columns),
-        guard=HeldOutEvaluator(table, Qrels(held, held, np.ones(20))).per_query,
+        guard=HeldOutEvaluator(table, Qrels(held, held, np.ones(20))).score,
         distinct=judged,
     )
 
@@ -133,16 +133,17 @@ def test_guard_leaves_the_strength_it_reports(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("full", "half", "expected"),
+    ("means", "expected"),
     [
-        ([0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], 1.0),  # equal: all of it
-        ([0.9, 0.2, 0.6, 0.3], [0.2, 0.9, 0.3, 0.7], 1.0),  # better, but by chance
-        ([0.4, 0.1, 0.6, 0.3], [0.6, 0.3, 0.7, 0.5], 0.5),  # better for every query
-        ([0.6, 0.3, 0.7, 0.5], [0.4, 0.1, 0.6, 0.3], 1.0),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], 1.0),  # from result to start; equal: all of it
+        ([0.9, 0.8, 0.6, 0.3, 0.1], 1.0),
+        ([0.3, 0.4, 0.5, 0.6, 0.7], 0.0),
+        ([0.5, 0.6, 0.62, 0.6, 0.5], 0.5),
+        ([0.60, 0.59, 0.58, 0.57, 0.602], 1.0),  # one lucky point at the wrong end
     ],
 )
-def test_safest_strength_takes_training_back_only_on_evidence(full, half, expected):
-    assert safest_strength({1.0: np.array(full), 0.5: np.array(half)}) == expected
+def test_best_strength_follows_the_curve_and_not_a_lucky_point(means, expected):
+    assert best_strength(dict(zip(STRENGTHS, means, strict=True))) == expected
 
 
 def test_guard_goes_back_to_the_start_when_training_misled(tmp_path):

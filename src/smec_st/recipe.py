@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from smec_st.config import FitConfig
 from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.folding import FoldedMap, Layer
+from smec_st.quiet import quiet_libraries
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 
@@ -91,7 +91,7 @@ def fit_stages(
     columns = _training_rows(table, qrels, unlabelled_queries)
     batch_size = min(config.batch_size, len(columns["anchor"]))
     set_seed(config.seed)
-    with _quiet_libraries(), _work_dir(work_dir) as folder:
+    with quiet_libraries(), _work_dir(work_dir) as folder:
         model = SentenceTransformer(modules=[EmbeddingInput(table.width)], device=None)
         if base is not None:
             for module in _finished_modules(base):
@@ -145,7 +145,7 @@ def fit_stages(
             loss=loss,
             stages=stages,
             train_dataset=Dataset.from_dict(columns),
-            guard=HeldOutEvaluator(table, held_out).per_query if held_out is not None and config.guard else None,
+            guard=HeldOutEvaluator(table, held_out).score if held_out is not None and config.guard else None,
             distinct=qrels is not None and _can_be_distinct(columns["document"], batch_size),
             neighbors=neighbors,
         )
@@ -236,17 +236,3 @@ def _work_dir(folder: Path | None) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory(prefix="smec-st-") as name:
             yield Path(name)
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep our dependencies' notes off a user's screen; warnings and errors stay."""
-    names = ("sentence_transformers", "transformers", "accelerate", "datasets")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

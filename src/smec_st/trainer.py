@@ -114,8 +114,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         stages: A plan of one's own, for continual compression; None to follow ``args.dims`` and ``args.order``.
         distinct: Passed to the sampler.
         neighbors: Passed to the sampler.
-        guard: Scores a model on held-out queries, one value per query; see
-            :class:`~smec_st.evaluation.HeldOutEvaluator`. None to keep every result as it is trained.
+        guard: Scores a model on held-out queries, higher is better; see
+            :meth:`smec_st.evaluation.HeldOutEvaluator.score`. None to keep every result as it is trained.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
             columns ``anchor`` and, with labels, ``document``.
     """
@@ -135,7 +135,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         stages: tuple[Stage, ...] | None = None,
         distinct: bool = True,
         neighbors: np.ndarray | None = None,
-        guard: Callable[[SentenceTransformer], np.ndarray] | None = None,
+        guard: Callable[[SentenceTransformer], float] | None = None,
         **kwargs: Any,
     ) -> None:
         order: Order = "shrink" if args.order == "shrink" else "grow"
@@ -229,16 +229,16 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     @torch.no_grad()
     def _guard(self, adapter: ResidualAdapter) -> tuple[float, dict[str, float]]:
-        """Of the points between start and result, keep the one that :func:`safest_strength` names."""
+        """Of the points between start and result, keep the one that :func:`best_strength` names."""
         if self.guard is None:
             return 1.0, {}
-        scores: dict[float, np.ndarray] = {}
+        scores: dict[float, float] = {}
         for strength in STRENGTHS:
             adapter.strength.fill_(strength)
             scores[strength] = self.guard(self.model)
-        chosen = safest_strength(scores)
+        chosen = best_strength(scores)
         adapter.strength.fill_(chosen)
-        return chosen, {f"{strength:g}": float(score.mean()) for strength, score in scores.items()}
+        return chosen, {f"{strength:g}": score for strength, score in scores.items()}
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
@@ -389,22 +389,20 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.loss.load_training_state(load_file(os.path.join(checkpoint_path, LOSS_STATE)))
 
 
-def safest_strength(scores: Mapping[float, np.ndarray]) -> float:
-    """The greatest strength that is not clearly worse than the best one.
+def best_strength(scores: Mapping[float, float]) -> float:
+    """The strength with the best smoothed score; the greatest of equals.
 
-    Clearly: by more than half a standard error of the difference, paired by query. With few held-out queries the best
-    of several points is best by chance; training is only taken back on evidence, but on less of it than would be
-    needed to prove it harmful, since the start is safe.
+    Quality changes smoothly from start to result, while a score on few held-out queries does not: each score is
+    averaged with a parabola fitted through all of them, so that no single lucky point decides.
 
     Args:
-        scores: Held-out score of each query, ``(Q,)``, by strength.
+        scores: Mean held-out score by strength, at least three.
     """
-    best = max(scores, key=lambda strength: (scores[strength].mean(), strength))
-    for strength in sorted(scores, reverse=True):
-        loss = scores[best] - scores[strength]
-        if loss.mean() <= 0.5 * loss.std(ddof=1) / np.sqrt(len(loss)):
-            return strength
-    return best
+    strengths = sorted(scores, reverse=True)
+    measured = np.array([scores[strength] for strength in strengths])
+    fitted = np.polyval(np.polyfit(strengths, measured, 2), strengths)
+    smoothed = np.round((measured + fitted) / 2, 9)  # equal scores stay equal
+    return strengths[int(smoothed.argmax())]
 
 
 def corpus_moment(table: VectorTable, chunk: int = 65536) -> Tensor:

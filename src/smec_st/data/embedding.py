@@ -14,6 +14,7 @@ import numpy as np
 from smec_st.data.errors import DataError, one_line
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.vectors import as_numpy, read_safetensors
+from smec_st.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -24,7 +25,8 @@ def load_model(model: str) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
     try:
-        return SentenceTransformer(model)
+        with quiet_libraries():
+            return SentenceTransformer(model)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot load the model {model!r}: {one_line(error)}") from error
 

@@ -44,8 +44,8 @@ class HeldOutEvaluator(BaseEvaluator):
         self._queries = table[torch.from_numpy(table.query_ids(queries))]
 
     @torch.no_grad()
-    def per_query(self, model: SentenceTransformer) -> np.ndarray:
-        """nDCG@10 of each held-out query with the model's current output, ``(Q,)``."""
+    def score(self, model: SentenceTransformer) -> float:
+        """Mean nDCG@10 with the model's current output."""
         was_training = model.training
         model.eval()
         corpus, queries = (
@@ -53,7 +53,7 @@ class HeldOutEvaluator(BaseEvaluator):
             for x in (self._corpus, self._queries)
         )
         model.train(was_training)
-        return evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",))["ndcg@10"]
+        return float(evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",))["ndcg@10"].mean())
 
     def __call__(
         self,
@@ -63,5 +63,5 @@ class HeldOutEvaluator(BaseEvaluator):
         steps: int = -1,
         **kwargs: Any,
     ) -> dict[str, float]:
-        """``{primary_metric: mean nDCG@10}``."""
-        return {self.primary_metric: float(self.per_query(model).mean())}
+        """``{primary_metric: score}``."""
+        return {self.primary_metric: self.score(model)}

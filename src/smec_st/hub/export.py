@@ -18,6 +18,7 @@ from torch import nn
 from smec_st.data import DataError
 from smec_st.files import new_folder
 from smec_st.modules.adapter import ACTIVATIONS
+from smec_st.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
@@ -68,7 +69,8 @@ def export(
     """See :meth:`smec_st.compressor.Compressor.export`."""
     with new_folder(folder) as draft:
         attached = attach(compressor, model, dim)
-        attached.save_pretrained(str(draft), create_model_card=False)
+        with quiet_libraries():
+            attached.save_pretrained(str(draft), create_model_card=False)
         write_legacy_layout(draft)
         _mark_matryoshka(draft, compressor, dim)
         (draft / "README.md").write_text(model_card(compressor, dim), encoding="utf-8")
