@@ -26,10 +26,11 @@ import transformers
 
 from smec_st import Compressor, FitConfig, load_collection
 from smec_st.baselines import original, pca, truncate
+from smec_st.config import read_settings
 from smec_st.evaluation import sweep
 
 
-def run(folder: Path, seeds: list[int], dims: tuple[int, ...] | None, no_labels: bool) -> dict:
+def run(folder: Path, seeds: list[int], dims: tuple[int, ...] | None, no_labels: bool, settings: dict) -> dict:
     vectors = next(folder.glob("*.safetensors"))
     data = load_collection(folder, vectors)
     train = data.judged("train")
@@ -43,7 +44,7 @@ def run(folder: Path, seeds: list[int], dims: tuple[int, ...] | None, no_labels:
             dims,
             dev_qrels=None if no_labels else data.qrels.get("dev"),
             unlabelled_queries=train.query_rows,
-            seed=seed,
+            **{**settings, "seed": seed},
         )
         seconds = time.perf_counter() - began
         methods = {"smec": compressor.transform}
@@ -74,14 +75,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--dims", help="Sizes; by default the width and its halvings down to a sixteenth.")
     parser.add_argument("--no-labels", action="store_true")
+    parser.add_argument("--config", type=Path, help="settings that differ from the defaults, JSON or YAML")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     dims = tuple(int(dim) for dim in options.dims.split(",")) if options.dims else None
+    settings = read_settings(options.config) if options.config else {}
     result = {
-        "settings": FitConfig().to_dict(),
+        "settings": {**FitConfig().to_dict(), **settings},
         "arguments": {"seeds": seeds, "dims": dims, "no_labels": options.no_labels, "threads": options.threads},
         "versions": {
             "python": platform.python_version(),
@@ -90,7 +93,9 @@ def main() -> None:
             "transformers": transformers.__version__,
             "sentence-transformers": sentence_transformers.__version__,
         },
-        "collections": {folder.name: run(folder, seeds, dims, options.no_labels) for folder in options.folders},
+        "collections": {
+            folder.name: run(folder, seeds, dims, options.no_labels, settings) for folder in options.folders
+        },
     }
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -266,7 +266,7 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         from smec_st.data import DataError
 
-        if not isinstance(error, (DataError, FileExistsError, PermissionError, FloatingPointError)):
+        if not isinstance(error, (DataError, OSError, FloatingPointError)):
             raise
         return _complain(str(error), USAGE)
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-LIBRARIES = ("sentence_transformers", "transformers", "accelerate", "datasets")
+LIBRARIES = ("sentence_transformers", "transformers", "accelerate", "datasets", "huggingface_hub")
 
 
 @contextlib.contextmanager
