@@ -11,7 +11,6 @@ from smec_st.functional import (
     alignment_kl,
     alignment_l1,
     contrastive_loss,
-    cosine_schedule,
     gumbel_noise,
     leftover_axes,
     rank_loss,
@@ -303,8 +302,3 @@ def test_leftover_axes_have_a_fixed_sign(data):
 def test_leftover_axes_reject_more_than_are_left(data):
     with pytest.raises(ValueError, match=r"`count` must be at most 7, the directions left over, got 8"):
         leftover_axes(second_moment(data), torch.eye(10)[:3], 8)
-
-
-@pytest.mark.parametrize(("step", "expected"), [(0, 1.0), (25, 0.853553), (50, 0.5), (100, 0.0), (130, 0.0)])
-def test_cosine_schedule_falls_from_one_to_zero(step, expected):
-    assert cosine_schedule(step, 100) == pytest.approx(expected, abs=1e-6)
