@@ -10,6 +10,14 @@ from typing import Any
 
 from smec_st.data import DataError
 
+CHOICES = {
+    "order": ("grow", "shrink"),
+    "start": ("principal", "identity"),
+    "activation": ("relu", "gelu", "silu"),
+    "rank": ("contrastive", "pairwise"),
+    "alignment": ("kl", "l1"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
@@ -81,8 +89,16 @@ class FitConfig:
         for name in ("steps", "batch_size", "memory", "random_rows", "selection_steps", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
-        if self.learning_rate <= 0:
-            raise DataError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise DataError(f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}.")
+        if self.order == "grow" and self.start == "identity":
+            raise DataError("the order `grow` starts from principal axes; `start: identity` is for `shrink`.")
+        for name in ("tau", "alignment_tau", "narrow_alignment_tau", "learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise DataError(f"`{name}` must be above 0 and finite, got {getattr(self, name)}.")
+        if not 0 <= self.held_out_share < 1:
+            raise DataError(f"`held_out_share` must be in [0, 1), got {self.held_out_share}.")
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> FitConfig:
@@ -92,17 +108,29 @@ class FitConfig:
         if unknown:
             raise DataError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(fields))}.")
         for name, value in settings.items():
-            default = fields[name].default
-            kinds: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
-            if isinstance(value, bool) is not isinstance(default, bool) and isinstance(default, (bool, int, float)):
-                kinds = ()
-            if default is not None and not isinstance(value, kinds):
-                raise DataError(f"setting `{name}` must be of the kind of {default!r}, got {value!r}.")
+            if not _is_of_the_kind(value, name, fields[name].default):
+                raise DataError(f"setting `{name}` must be of the kind of {_example(name, fields)!r}, got {value!r}.")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able settings."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+
+def _example(name: str, fields: dict[str, dataclasses.Field[Any]]) -> Any:
+    return {"dims": [192, 96], "hidden_dim": 64}.get(name, fields[name].default)
+
+
+def _is_of_the_kind(value: Any, name: str, default: Any) -> bool:
+    """Whether a plain value may stand where the default stands; a whole number may stand for a float."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name == "dims":
+        return value is None or (isinstance(value, list | tuple) and all(type(dim) is int for dim in value))
+    if name == "hidden_dim":
+        return value is None or whole
+    if isinstance(default, float):
+        return whole or isinstance(value, float)
+    return whole if type(default) is int else isinstance(value, type(default))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

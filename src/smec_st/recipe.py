@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,12 @@ from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.folding import FoldedMap, Layer
 from smec_st.quiet import quiet_libraries
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from smec_st.losses import SMECLoss
+    from smec_st.trainer import SequentialTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,8 @@ def fit_stages(
     from transformers import set_seed
 
     from smec_st.evaluation.evaluator import HeldOutEvaluator
-    from smec_st.folding import fold
-    from smec_st.losses import Relevance, SMECLoss
-    from smec_st.memory import SelectableCrossBatchMemory
     from smec_st.modules import EmbeddingInput
-    from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
+    from smec_st.trainer import SequentialTrainer
 
     _check_corpus(table, config)
     stages = stages or plan_stages(
@@ -96,45 +99,8 @@ def fit_stages(
         if base is not None:
             for module in _finished_modules(base):
                 model.append(module.to(model.device))
-        relevance = None if qrels is None else Relevance(qrels, table)
-        loss = SMECLoss(
-            model,
-            table,
-            relevance,
-            SelectableCrossBatchMemory(table.width, min(config.memory, table.corpus_size)),
-            rank="pairwise" if config.rank == "pairwise" else "contrastive",
-            alignment="l1" if config.alignment == "l1" else "kl",
-            rank_weight=config.rank_weight,
-            alignment_weight=config.alignment_weight,
-            reconstruction_weight=config.reconstruction_weight,
-            wide_weight=config.wide_weight,
-            tau=config.tau,
-            alignment_tau=config.alignment_tau,
-            narrow_alignment_tau=config.narrow_alignment_tau,
-            top_k=config.top_k,
-            random_rows=config.random_rows,
-            stream_rows=config.stream_rows,
-            seed=config.seed,
-        )
-        arguments = SequentialTrainingArguments(
-            output_dir=str(folder),
-            start=config.start,
-            order=config.order,
-            hidden_dim=config.hidden_dim,
-            activation=config.activation,
-            selection_ratio=config.selection_ratio,
-            selection_steps=config.selection_steps,
-            max_steps=config.steps,
-            per_device_train_batch_size=batch_size,
-            learning_rate=config.learning_rate,
-            save_strategy="no" if work_dir is None else "steps",
-            save_steps=config.checkpoint_steps,
-            save_total_limit=2,
-            report_to="none",
-            disable_tqdm=not progress,
-            seed=config.seed,
-            data_seed=config.seed,
-        )
+        loss = _make_loss(config, model, table, qrels)
+        arguments = _make_arguments(config, folder, batch_size, keep=work_dir is not None, progress=progress)
         neighbors = None
         if qrels is not None and config.hard_neighbors > 0:
             neighbors = _nearest_pairs(table, columns["anchor"], config.hard_neighbors)
@@ -151,16 +117,75 @@ def fit_stages(
         )
         reports = trainer.train(resume_from_checkpoint=work_dir is not None)
         modules = list(model)
+    return Fitted(_maps_of(modules, stages, config, base), tuple(reports))
+
+
+def _make_loss(config: FitConfig, model: SentenceTransformer, table: VectorTable, qrels: Qrels | None) -> SMECLoss:
+    from smec_st.losses import Relevance, SMECLoss
+    from smec_st.memory import SelectableCrossBatchMemory
+
+    return SMECLoss(
+        model,
+        table,
+        None if qrels is None else Relevance(qrels, table),
+        SelectableCrossBatchMemory(table.width, min(config.memory, table.corpus_size)),
+        rank="pairwise" if config.rank == "pairwise" else "contrastive",
+        alignment="l1" if config.alignment == "l1" else "kl",
+        rank_weight=config.rank_weight,
+        alignment_weight=config.alignment_weight,
+        reconstruction_weight=config.reconstruction_weight,
+        wide_weight=config.wide_weight,
+        tau=config.tau,
+        alignment_tau=config.alignment_tau,
+        narrow_alignment_tau=config.narrow_alignment_tau,
+        top_k=config.top_k,
+        random_rows=config.random_rows,
+        stream_rows=config.stream_rows,
+        seed=config.seed,
+    )
+
+
+def _make_arguments(
+    config: FitConfig, folder: Path, batch_size: int, keep: bool, progress: bool
+) -> SequentialTrainingArguments:
+    from smec_st.trainer import SequentialTrainingArguments
+
+    return SequentialTrainingArguments(
+        output_dir=str(folder),
+        start=config.start,
+        order=config.order,
+        hidden_dim=config.hidden_dim,
+        activation=config.activation,
+        selection_ratio=config.selection_ratio,
+        selection_steps=config.selection_steps,
+        max_steps=config.steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=config.learning_rate,
+        save_strategy="steps" if keep else "no",
+        save_steps=config.checkpoint_steps,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=not progress,
+        seed=config.seed,
+        data_seed=config.seed,
+    )
+
+
+def _maps_of(
+    modules: list[Any], stages: Sequence[Stage], config: FitConfig, base: FoldedMap | None
+) -> tuple[tuple[FoldedMap, tuple[int, ...]], ...]:
+    """One map for all sizes that grew; in ``shrink`` a map per size, and the first adapter's for the full width."""
+    from smec_st.folding import fold
+
     if all(stage.order == "grow" for stage in stages):
         sizes = tuple(sorted({stage.out_dim for stage in stages}, reverse=True))
-        return Fitted(((fold(modules).first(sizes[0]), sizes),), tuple(reports))
+        return ((fold(modules).first(sizes[0]), sizes),)
     before = 1 if base is None else 3  # the input module, and the finished map's two
-    maps = []
-    for i, stage in enumerate(stages):
-        maps.append((fold(modules[: before + 2 * (i + 1)]), (stage.out_dim,)))
-    if config.dims is not None and table.width in config.dims and base is None:
-        maps.insert(0, (_full_width(modules), (table.width,)))
-    return Fitted(tuple(maps), tuple(reports))
+    maps = [(fold(modules[: before + 2 * (i + 1)]), (stage.out_dim,)) for i, stage in enumerate(stages)]
+    width = modules[0].dim
+    if base is None and width in (config.dims or ()):
+        maps.insert(0, (_full_width(modules), (width,)))
+    return tuple(maps)
 
 
 def _full_width(modules: list[Any]) -> FoldedMap:
