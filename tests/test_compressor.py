@@ -76,7 +76,7 @@ def test_fit_without_labels_brings_neighborhoods_nearer_to_those_of_full_width(t
         full, small = (torch.from_numpy(x) for x in (unit_rows(toy.corpus), compressor.transform(toy.corpus, 6)))
         return alignment_kl(small @ small.T, full @ full.T, 0.08, others).item()
 
-    assert drift(fitted) < 0.96 * drift(pca)
+    assert drift(fitted) < 0.98 * drift(pca)
 
 
 def test_transform_gives_unit_norm_float32_at_every_size(fitted, toy):

@@ -91,7 +91,7 @@ def fit_stages(
         "shrink" if config.order == "shrink" else "grow",
         config.selection_ratio,
     )
-    columns = _training_rows(table, qrels, unlabelled_queries)
+    columns = _training_rows(table, qrels, unlabelled_queries, config.seed)
     batch_size = min(config.batch_size, len(columns["anchor"]))
     set_seed(config.seed)
     with quiet_libraries(), _work_dir(work_dir) as folder:
@@ -227,14 +227,23 @@ def _check_corpus(table: VectorTable, config: FitConfig) -> None:
 
 
 def _training_rows(
-    table: VectorTable, qrels: Qrels | None, unlabelled_queries: np.ndarray | None
+    table: VectorTable, qrels: Qrels | None, unlabelled_queries: np.ndarray | None, seed: int
 ) -> dict[str, np.ndarray]:
+    """Columns of the training dataset, as row ids.
+
+    With labels, the relevant pairs. Without, each query beside documents drawn at random, so that a step sees as many
+    queries as documents however few queries there are; without queries, the documents.
+    """
     if qrels is not None:
         if len(qrels.pairs) == 0:
             raise DataError("the training judgements hold no relevant pair; fit without labels instead.")
         return {"anchor": table.query_ids(qrels.pairs[:, 0]), "document": qrels.pairs[:, 1]}
     queries = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
-    return {"anchor": np.concatenate([np.arange(table.corpus_size), table.query_ids(queries)])}
+    if len(queries) == 0:
+        return {"anchor": np.arange(table.corpus_size)}
+    count = max(len(queries), table.corpus_size)
+    documents = np.random.default_rng(seed).permutation(table.corpus_size)
+    return {"anchor": np.resize(table.query_ids(queries), count), "document": np.resize(documents, count)}
 
 
 def _can_be_distinct(documents: np.ndarray, batch_size: int) -> bool:
