@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
+from smec_st.baselines.interface import Transform
 from smec_st.data import unit_rows
-
-Transform = Callable[[np.ndarray, int], np.ndarray]
 
 
 def original(vectors: np.ndarray, dim: int) -> np.ndarray:
