@@ -44,6 +44,7 @@ def run(folder: Path, seeds: list[int], dims: tuple[int, ...] | None, no_labels:
             dims,
             dev_qrels=None if no_labels else data.qrels.get("dev"),
             unlabelled_queries=train.query_rows,
+            own_document=data.own_document,
             **{**settings, "seed": seed},
         )
         seconds = time.perf_counter() - began
@@ -52,7 +53,14 @@ def run(folder: Path, seeds: list[int], dims: tuple[int, ...] | None, no_labels:
             methods = {"original": original, "truncate": truncate, "pca": pca(data.corpus), **methods}
         rows += [
             {**row.to_dict(), "seed": seed}
-            for row in sweep(data.corpus, data.queries, data.judged("test"), methods, compressor.dims)
+            for row in sweep(
+                data.corpus,
+                data.queries,
+                data.judged("test"),
+                methods,
+                compressor.dims,
+                own_document=data.own_document,
+            )
         ]
         fits.append({"seed": seed, "seconds": seconds, "stages": compressor.info["stages"]})
         print(f"{folder.name}, seed {seed}: {seconds:.0f} s", flush=True)

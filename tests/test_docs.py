@@ -25,6 +25,8 @@ LAYERS = [
     {"config", "metrics", "memory", "modules", "sampler", "baselines"},
     {"losses", "folding", "evaluation"},
     {"trainer", "callbacks", "recipe", "hub", "compressor"},
+    {"compare"},
+    {"analysis"},
     {"cli"},
     {"__main__"},
 ]

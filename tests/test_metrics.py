@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smec_st.data import Qrels
-from smec_st.metrics import evaluate_retrieval, exact_search, score_rankings
+from smec_st.metrics import evaluate_retrieval, exact_search, leave_out, neighbour_overlap, score_rankings
 
 CORPUS_IDS = list(range(8))
 JUDGED = {0: {2: 3, 5: 1, 6: 0, 7: 2}, 1: {0: 1}, 3: {4: 0}, 2: {1: 2, 3: 2, 4: 1}}
@@ -134,3 +134,49 @@ def test_exact_search_keeps_the_lowest_rows_of_a_tie_across_the_cut():
 def test_exact_search_rejects_k_below_one():
     with pytest.raises(ValueError, match="`k` must be at least 1, got 0"):
         exact_search(np.ones((3, 2), np.float32), np.ones((1, 2), np.float32), 0)
+
+
+def rankings_without_own(corpus, queries, own, k):
+    everyone = naive_search(corpus, queries, len(corpus))
+    return {q: np.array([row for row in ranked if row != own[q]][:k]) for q, ranked in enumerate(everyone.tolist())}
+
+
+@pytest.mark.parametrize("depth", [1, 3, 7, 8, 20])
+def test_evaluate_retrieval_leaves_the_own_document_out(rng, depth):
+    corpus = rng.normal(size=(8, 5)).astype(np.float32)
+    own = np.array([2, -1, 7, 0, -1, 4])
+    queries = corpus[own] + 0.1 * rng.normal(size=(6, 5)).astype(np.float32)  # most find themselves first
+    queries[5] = -corpus[4]  # finds itself last
+    judged = rng.permutation(48)[:20]
+    qrels = Qrels(judged // 8, judged % 8, rng.integers(1, 3, 20)).without_own(own)
+    metrics = tuple(f"{name}@{depth}" for name in ("ndcg", "recall", "mrr"))
+    found = evaluate_retrieval(corpus, queries, qrels, metrics, own)
+    expected = score_rankings(rankings_without_own(corpus, queries, own, depth), qrels, metrics)
+    for metric in metrics:
+        np.testing.assert_array_equal(found[metric], expected[metric])
+
+
+def test_evaluate_retrieval_without_own_documents_is_plain_retrieval(rng, qrels):
+    corpus, queries = rng.normal(size=(8, 5)).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
+    plain, left_out = (
+        evaluate_retrieval(corpus, queries, qrels),
+        evaluate_retrieval(corpus, queries, qrels, own_document=np.full(4, -1)),
+    )
+    for metric, values in plain.items():
+        np.testing.assert_array_equal(left_out[metric], values)
+
+
+def test_leave_out_moves_the_rest_up():
+    ranked = np.array([[3, 1, 4], [1, 5, 9], [2, 6, 5]])
+    assert leave_out(ranked, np.array([3, 5, -1])).tolist() == [[1, 4, -1], [1, 9, -1], [2, 6, 5]]
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_neighbour_overlap_equals_a_plain_loop(rng, k):
+    found, reference = (np.stack([rng.permutation(25)[:k] for _ in range(9)]) for _ in range(2))
+    expected = [len(set(a) & set(b)) / k for a, b in zip(found.tolist(), reference.tolist(), strict=True)]
+    assert neighbour_overlap(found, reference).tolist() == expected
+
+
+def test_neighbour_overlap_is_one_for_another_order_and_zero_for_strangers():
+    assert neighbour_overlap(np.array([[3, 1, 2], [4, 5, 6]]), np.array([[1, 2, 3], [1, 2, 3]])).tolist() == [1, 0]

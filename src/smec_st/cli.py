@@ -7,11 +7,12 @@ continued by the same command. Output folders appear only when they are complete
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from smec_st.baselines import Transform
+    from smec_st.compare import Outcome, Recommendation
     from smec_st.compressor import Compressor
     from smec_st.data import Collection
     from smec_st.evaluation import Row
 
-USAGE, INTERRUPTED = 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 FOLDER = click.Path(path_type=Path)
 
 
@@ -57,7 +59,10 @@ def collection_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--model", help="Sentence-transformers model that embeds the texts."),
         click.option("--vectors", type=FOLDER, help="Safetensors file with the tensors `corpus` and `queries`."),
         click.option(
-            "--data", type=FOLDER, required=True, help="Folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/."
+            "--data",
+            type=FOLDER,
+            required=True,
+            help="Folder in BEIR layout (corpus.jsonl, queries.jsonl, qrels/), class-labelled images, or a Hub id.",
         ),
     ):
         command = option(command)
@@ -102,6 +107,7 @@ def fit(
             model=model,
             dev_qrels=None if no_labels else collection.qrels.get("dev"),
             unlabelled_queries=train.query_rows,
+            own_document=collection.own_document,
             method=method,
             work_dir=work,
             progress=sys.stderr.isatty(),
@@ -141,6 +147,97 @@ def evaluate(
 
 
 @app.command()
+@click.option("--data", "folders", multiple=True, required=True, help="Collection; repeat for several.")
+@click.option("--vectors", "files", type=FOLDER, multiple=True, help="Its vectors; one for each --data, in order.")
+@click.option("--model", help="Sentence-transformers model that embeds the texts.")
+@click.option("--dims", "sizes", multiple=True, help="Sizes, once for all collections or once for each --data.")
+@click.option("--methods", default="all", show_default=True, help="Names with commas between, or all.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the report; an earlier comparison goes on.")
+@click.option("--seeds", default="0", show_default=True, help="Fits of each random method, for instance 0,1,2.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--reference", help="Method to compare the others with; smec by default.")
+@click.option("--no-labels", is_flag=True, help="Do not use the training judgements; recommend a size.")
+def compare(
+    folders: tuple[str, ...],
+    files: tuple[Path, ...],
+    model: str | None,
+    sizes: tuple[str, ...],
+    methods: str,
+    out: Path,
+    seeds: str,
+    jobs: int,
+    reference: str | None,
+    no_labels: bool,
+) -> None:
+    """Fit and score methods side by side, on one or more collections."""
+    from smec_st.data import DataError
+
+    if files and len(files) != len(folders):
+        raise DataError(f"give one --vectors for each --data; got {len(files)} and {len(folders)}.")
+    dims = [_whole_numbers(text, "--dims") for text in sizes]
+    rounds = _whole_numbers(seeds, "--seeds")
+    with _thinking("reading"):
+        from smec_st import compare as comparing
+        from smec_st.evaluation import print_rows
+
+        chosen, notices = comparing.choose(methods, labels=not no_labels)
+        sources = [
+            comparing.Source(folder, file, model)
+            for folder, file in zip(folders, files or [None] * len(folders), strict=True)
+        ]
+        planned = comparing.plan(
+            sources, chosen, dims or None, out, seeds=rounds, labels=not no_labels, reference=reference
+        )
+    for notice in notices:
+        click.echo(notice, err=True)
+    with _cell_progress(planned.missing) as on_outcome:
+        comparison = comparing.compare(planned, jobs, on_outcome)
+    for collection in dict.fromkeys(row.collection for row in comparison.rows):
+        print_rows([row for row in comparison.rows if row.collection == collection], collection)
+    if no_labels:
+        _recommend(comparison.recommended, planned.reference)
+    click.echo(f"saved to {out}")
+    for outcome in comparison.failed:
+        click.echo(f"smec-st: {outcome}", err=True)
+    if comparison.failed:
+        raise click.exceptions.Exit(FAILED)
+
+
+@app.command()
+@click.argument("what", type=click.Choice(["importance", "gradients", "convergence", "ablation"]))
+@collection_options
+@click.option("--dims", help="Sizes, where the analysis has a choice of them.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the analysis's JSON file and plot.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Repetitions.")
+def analyze(
+    what: str, data: Path, vectors: Path | None, model: str | None, dims: str | None, out: Path, seeds: str
+) -> None:
+    """Repeat one of the SMEC paper's own analyses on a collection.
+
+    importance: the share of important dimensions that ADS, truncation and PCA keep; gradients: their size and variance
+    by block of dimensions under MRL and SMRL; convergence: quality by epoch; ablation: SMRL, ADS and S-XBM off in turn.
+    """
+    from smec_st.data import DataError
+
+    settings: dict[str, Any] = {"seeds": _whole_numbers(seeds, "--seeds")}
+    if dims is not None:
+        if what == "gradients":
+            raise DataError("gradients are measured at a half and a quarter of the width; leave --dims out.")
+        settings["dims"] = _whole_numbers(dims, "--dims")
+    with _thinking("reading"):
+        import importlib
+
+        from smec_st.data import load_collection
+
+        analysis = importlib.import_module(f"smec_st.analysis.{what}")
+        collection = load_collection(data, vectors, model)
+    out.mkdir(parents=True, exist_ok=True)
+    with _thinking(what):
+        analysis.run(collection, out, **settings)
+    click.echo(f"saved to {out}")
+
+
+@app.command()
 @click.argument("compressor", type=FOLDER)
 @click.option("--model", required=True, help="The backbone whose vectors it was fitted on.")
 @click.option("--out", type=FOLDER, required=True, help="New folder for the model.")
@@ -164,19 +261,49 @@ def export(compressor: Path, model: str, out: Path, dim: int | None) -> None:
 
 def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[str, Any]:
     from smec_st.config import read_settings
-    from smec_st.data import DataError
 
     settings = read_settings(config) if config is not None else {}
     if dims is not None:
-        try:
-            settings["dims"] = tuple(int(part) for part in dims.split(","))
-        except ValueError as error:
-            raise DataError(f"--dims takes whole numbers and commas, got {dims!r}.") from error
+        settings["dims"] = _whole_numbers(dims, "--dims")
     elif isinstance(settings.get("dims"), list):
         settings["dims"] = tuple(settings["dims"])
     if seed is not None:
         settings["seed"] = seed
     return settings
+
+
+def _whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    from smec_st.data import DataError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise DataError(f"{option} takes whole numbers and commas, got {text!r}.") from error
+
+
+@contextmanager
+def _cell_progress(total: int) -> Iterator[Callable[[Outcome], None]]:
+    """A bar on a terminal, otherwise a line for each cell that ends."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit="fit") as bar:
+
+            def advance(outcome: Outcome) -> None:
+                bar.set_postfix_str(str(outcome), refresh=False)
+                bar.update()
+
+            yield advance
+    else:
+        ended = itertools.count(1)
+        yield lambda outcome: click.echo(f"{next(ended)}/{total} {outcome}", err=True)
+
+
+def _recommend(found: Sequence[Recommendation], reference: str) -> None:
+    """Sizes of the reference method, or of all where it has none."""
+    for entry in [entry for entry in found if entry.method == reference] or found:
+        size = "no size" if entry.dim is None else f"{entry.dim} dims"
+        click.echo(f"{entry.collection}, {entry.method}: {size} should keep 95 % of the original's nDCG@10")
 
 
 def _score(compressor: Compressor, collection: Collection, split: str) -> list[Row]:
@@ -194,7 +321,14 @@ def _score(compressor: Compressor, collection: Collection, split: str) -> list[R
         "pca": baselines.pca(collection.corpus),
     }
     methods.setdefault(str(compressor.info.get("method", "compressor")), compressor.transform)
-    return sweep(collection.corpus, collection.queries, collection.judged(split), methods, compressor.dims)
+    return sweep(
+        collection.corpus,
+        collection.queries,
+        collection.judged(split),
+        methods,
+        compressor.dims,
+        own_document=collection.own_document,
+    )
 
 
 def _refuse_existing(folder: Path) -> None:
@@ -253,16 +387,11 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """The exit code of :func:`main`."""
     try:
-        app.main(arguments, prog_name="smec-st", standalone_mode=False)
-        return 0
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
+        return int(app.main(arguments, prog_name="smec-st", standalone_mode=False) or 0)
     except click.ClickException as error:
         return _complain(error.format_message(), USAGE)
     except (KeyboardInterrupt, _Interrupted, click.Abort):
-        return _complain(
-            "interrupted; nothing was written, and the same command continues where it stopped.", INTERRUPTED
-        )
+        return _complain("interrupted; the same command continues where it stopped.", INTERRUPTED)
     except Exception as error:
         from smec_st.data import DataError
 

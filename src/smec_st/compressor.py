@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 CONFIG_FILE = "compressor.json"
 WEIGHTS_FILE = "compressor.safetensors"
 FORMAT = 1
-MIN_HELD_OUT = 20
 
 Vectors = TypeVar("Vectors", np.ndarray, "Tensor")
 
@@ -176,6 +175,7 @@ class Compressor:
         work_dir: str | Path | None = None,
         progress: bool = False,
         unlabelled_queries: Sequence[int] | np.ndarray | None = None,
+        own_document: Sequence[int] | np.ndarray | None = None,
         **settings: Any,
     ) -> Compressor:
         """Fit on a corpus, better with queries, best with judgements.
@@ -194,6 +194,8 @@ class Compressor:
             work_dir: Folder for checkpoints; an unfinished run found there is continued. None to keep none.
             progress: Show a progress bar.
             unlabelled_queries: Without labels, which query rows to train on beside the corpus; all by default.
+            own_document: Corpus row that is the query itself, ``(Q,)``, -1 for none (duplicate questions, images among
+                images): it counts neither as relevant nor as irrelevant.
             **settings: Fields of :class:`~smec_st.config.FitConfig`.
 
         Raises:
@@ -208,7 +210,7 @@ class Compressor:
         if dims is not None:
             settings["dims"] = tuple(dims)
         corpus, queries, backbone = embed_if_texts(corpus, queries, model, progress)
-        table = VectorTable(corpus, queries)
+        table = VectorTable(corpus, queries, own_document)
         try:
             settings["dims"] = check_dims(settings.get("dims") or default_dims(table.width), table.width)
             recipe = FitConfig.from_dict(settings)
@@ -217,9 +219,7 @@ class Compressor:
         train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
         dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
         if train is not None and dev is None and recipe.guard:
-            rest, held = train.split(recipe.held_out_share, recipe.seed)
-            if len(held.query_rows) >= MIN_HELD_OUT:
-                train, dev = rest, held
+            train, dev = train.hold_out(recipe.held_out_share, recipe.seed)
         if method in ("truncate", "pca"):
             fitted = fit_untrained(method, table, settings["dims"])
         else:
@@ -253,6 +253,7 @@ class Compressor:
         dims: Sequence[int] = (),
         *,
         dev_qrels: Any | None = None,
+        own_document: Sequence[int] | np.ndarray | None = None,
         progress: bool = False,
         **settings: Any,
     ) -> Compressor:
@@ -267,6 +268,7 @@ class Compressor:
             qrels: As for :meth:`fit`.
             dims: New sizes.
             dev_qrels: As for :meth:`fit`.
+            own_document: As for :meth:`fit`.
             progress: Show a progress bar.
             **settings: Fields of :class:`~smec_st.config.FitConfig`; by default those of the first fit.
 
@@ -277,7 +279,7 @@ class Compressor:
         from smec_st.recipe import fit_stages
         from smec_st.stages import Stage, plan_stages
 
-        table = VectorTable(corpus, queries)
+        table = VectorTable(corpus, queries, own_document)
         if table.width != self.width:
             raise DataError(f"the vectors are {table.width} wide; this compressor reads {self.width}.")
         try:

@@ -45,7 +45,7 @@ def contrastive_loss(similarity: Tensor, grades: Tensor, tau: Tensor | float) ->
     return (weights * F.softplus(margins)).sum() / (total > 0).sum().clamp_min(1)
 
 
-def rank_loss(similarity: Tensor, grades: Tensor) -> Tensor:
+def rank_loss(similarity: Tensor, grades: Tensor, most: int = 4096) -> Tensor:
     """The pairwise ranking loss of Search-Adaptor, MA and SMEC.
 
     ``mean over (i, j, k) with y_ij > y_ik of (y_ij - y_ik) log(1 + exp(s_ik - s_ij))``: MA Eq. (5), with the mean in
@@ -54,6 +54,8 @@ def rank_loss(similarity: Tensor, grades: Tensor) -> Tensor:
     Args:
         similarity: Cosine of queries and candidates, ``(B, C)``.
         grades: Relevance of each candidate, ``(B, C)``.
+        most: Relevant pairs (i, j) that count, at most; of more, evenly spaced ones, to bound memory where a query has
+            hundreds (classes as labels).
 
     Returns:
         A scalar; 0 when nothing is ranked above anything.
@@ -61,6 +63,8 @@ def rank_loss(similarity: Tensor, grades: Tensor) -> Tensor:
     rows, columns = torch.nonzero(grades > 0, as_tuple=True)
     if len(rows) == 0:
         return similarity.sum() * 0.0
+    every = -(-len(rows) // most)
+    rows, columns = rows[::every], columns[::every]
     above = (grades[rows, columns].unsqueeze(1) - grades[rows]).clamp_min(0)  # (P, C)
     margin = similarity[rows] - similarity[rows, columns].unsqueeze(1)
     return (above * F.softplus(margin)).sum() / (above > 0).sum().clamp_min(1)

@@ -52,7 +52,8 @@ def score_rankings(
     """Score rankings of corpus rows against judgements.
 
     Args:
-        rankings: Query row to ranked document rows; or the pair (query rows ``(Q,)``, ranked rows ``(Q, k)``).
+        rankings: Query row to ranked document rows; or the pair (query rows ``(Q,)``, ranked rows ``(Q, k)``). A
+            row of -1 is no document.
         qrels: Judgements; graded relevance counts linearly, as in TREC.
         metrics: Names ``name@k`` with ``name`` one of ndcg, recall, mrr.
 
@@ -93,10 +94,50 @@ def evaluate_retrieval(
     queries: np.ndarray,
     qrels: Qrels,
     metrics: Iterable[str] = ("ndcg@10", "recall@100", "mrr@10"),
+    own_document: np.ndarray | None = None,
 ) -> PerQuery:
-    """Search unit-norm vectors ``(N, D)`` with ``(Q, D)`` exactly, then :func:`score_rankings`."""
+    """Search unit-norm vectors exactly, then :func:`score_rankings`.
+
+    Args:
+        corpus: ``(N, D)``.
+        queries: ``(Q, D)``.
+        qrels: Judgements.
+        metrics: Names as in :func:`score_rankings`.
+        own_document: Corpus row that is the query itself and stays out of its ranking, -1 for none, ``(Q,)``.
+    """
     metrics = tuple(metrics)
     depth = max(_parse(metric)[1] for metric in metrics)
     query_rows = qrels.query_rows
-    ranked, _ = exact_search(corpus, queries[query_rows], depth)
+    if own_document is None:
+        ranked, _ = exact_search(corpus, queries[query_rows], depth)
+    else:
+        ranked, _ = exact_search(corpus, queries[query_rows], depth + 1)
+        ranked = leave_out(ranked, own_document[query_rows])[:, :depth]
     return score_rankings((query_rows, ranked), qrels, metrics)
+
+
+def leave_out(ranked: np.ndarray, own_document: np.ndarray) -> np.ndarray:
+    """Rankings without one document each: the rest moves up, and -1, no document, ends the row.
+
+    Args:
+        ranked: Document rows ``(Q, k)``.
+        own_document: The row to leave out of each ranking, -1 for none, ``(Q,)``.
+    """
+    own = ranked == own_document[:, None]
+    order = np.argsort(own, axis=1, kind="stable")
+    return np.take_along_axis(np.where(own, -1, ranked), order, axis=1)
+
+
+def neighbour_overlap(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Share of the reference's documents that are found again, whatever their order.
+
+    Args:
+        found: Document rows of each query, no row twice, ``(Q, k)``.
+        reference: The same from the original vectors, ``(Q, k)``.
+
+    Returns:
+        One value in [0, 1] per query, ``(Q,)``.
+    """
+    both = np.sort(np.concatenate([found, reference], axis=1), axis=1)
+    again: np.ndarray = (np.diff(both, axis=1) == 0).sum(axis=1) / reference.shape[1]
+    return again

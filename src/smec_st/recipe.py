@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from smec_st.trainer import SequentialTrainingArguments
 
 
+PAIRS_PER_QUERY = 16
+
+
 @dataclass(frozen=True)
 class Fitted:
     """The outcome of a fit.
@@ -112,7 +115,7 @@ def fit_stages(
             stages=stages,
             train_dataset=Dataset.from_dict(columns),
             guard=HeldOutEvaluator(table, held_out).score if held_out is not None and config.guard else None,
-            distinct=qrels is not None and _can_be_distinct(columns["document"], batch_size),
+            distinct=qrels is not None and _can_be_distinct(columns, batch_size),
             neighbors=neighbors,
         )
         reports = trainer.train(resume_from_checkpoint=work_dir is not None)
@@ -237,7 +240,8 @@ def _training_rows(
     if qrels is not None:
         if len(qrels.pairs) == 0:
             raise DataError("the training judgements hold no relevant pair; fit without labels instead.")
-        return {"anchor": table.query_ids(qrels.pairs[:, 0]), "document": qrels.pairs[:, 1]}
+        pairs = _some_of_each_query(qrels.pairs, seed)
+        return {"anchor": table.query_ids(pairs[:, 0]), "document": pairs[:, 1]}
     queries = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
     if len(queries) == 0:
         return {"anchor": np.arange(table.corpus_size)}
@@ -246,20 +250,38 @@ def _training_rows(
     return {"anchor": np.resize(table.query_ids(queries), count), "document": np.resize(documents, count)}
 
 
-def _can_be_distinct(documents: np.ndarray, batch_size: int) -> bool:
-    """Whether batches without shared documents can be about full; classes as labels cannot."""
-    batches = -(-len(documents) // batch_size)
-    return bool(np.bincount(documents).max() <= max(2 * batches, 4))
+def _some_of_each_query(pairs: np.ndarray, seed: int) -> np.ndarray:
+    """At most :data:`PAIRS_PER_QUERY` pairs of each query, drawn at random. ``(P, 2) -> (p, 2)``.
+
+    Else classes as labels would crowd out smaller ones, and memory. The loss still knows all judgements.
+    """
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    order = order[np.argsort(pairs[order, 0], kind="stable")]
+    first = np.searchsorted(pairs[order, 0], pairs[order, 0])
+    kept: np.ndarray = pairs[np.sort(order[np.arange(len(order)) - first < PAIRS_PER_QUERY])]
+    return kept
+
+
+def _can_be_distinct(columns: dict[str, np.ndarray], batch_size: int) -> bool:
+    """Whether batches without shared documents can be about full.
+
+    With many relevant documents a query (classes as labels) or many queries a document they cannot.
+    """
+    queries = len(np.unique(columns["anchor"]))
+    batches = -(-len(columns["anchor"]) // batch_size)
+    few = len(columns["anchor"]) <= 4 * queries
+    return bool(few and np.bincount(columns["document"]).max() <= max(2 * batches, 4))
 
 
 def _nearest_pairs(table: VectorTable, anchors: np.ndarray, count: int) -> np.ndarray:
     """For each pair, the pairs whose queries are nearest to its own at full width, ``(P, count)``."""
     import torch
 
-    from smec_st.metrics import exact_search
+    from smec_st.metrics import exact_search, leave_out
 
     vectors = table[torch.from_numpy(anchors)].numpy()
-    return exact_search(vectors, vectors, count + 1)[0][:, 1:]
+    ranked, _ = exact_search(vectors, vectors, count + 1)
+    return leave_out(ranked, np.arange(len(anchors)))[:, :count]
 
 
 @contextlib.contextmanager

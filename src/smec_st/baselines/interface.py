@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -69,10 +69,20 @@ class Encoder(Protocol):
 class Method(Protocol):
     """A frozen dataclass whose fields are the method's settings; the defaults are the published ones."""
 
-    #: Whether the seed changes the result; if not, one fit stands for all seeds.
-    is_random: ClassVar[bool]
-    #: Whether it learns from judgements. One that does cannot be fitted without.
-    needs_labels: ClassVar[bool]
+    @property
+    def is_random(self) -> bool:
+        """Whether the seed changes the result; if not, one fit stands for all seeds."""
+        ...
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it cannot be fitted without judgements."""
+        ...
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether it learns from judgements when there are some."""
+        ...
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> Encoder:
         """Fit for these sizes (float methods) or for the method's own byte budgets (quantisers)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from smec_st.data.collection import SPLITS, Collection, load_collection
+from smec_st.data.collection import SPLITS, Collection
 from smec_st.data.errors import DataError
 from smec_st.data.jsonl import read_jsonl
+from smec_st.data.load import load_collection
 from smec_st.data.qrels import Qrels, as_qrels
-from smec_st.data.vectors import VectorTable, as_numpy, check_vectors, load_vectors, read_safetensors, unit_rows
+from smec_st.data.table import VectorTable
+from smec_st.data.vectors import as_numpy, check_vectors, load_vectors, read_safetensors, unit_rows
 
 __all__ = [
     "SPLITS",

@@ -1,23 +1,24 @@
-"""Embed a collection's texts once, with the prompts the model itself names, and remember the vectors."""
+"""Embed a collection's texts or images once, with the prompts the model itself names, and remember the vectors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smec_st.data.errors import DataError, one_line
-from smec_st.data.jsonl import read_jsonl
 from smec_st.data.vectors import as_numpy, read_safetensors
 from smec_st.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+Items = Sequence[str] | Sequence[Path]  # texts, or image files
 
 
 def load_model(model: str) -> SentenceTransformer:
@@ -54,35 +55,70 @@ def embed(model: SentenceTransformer, texts: Sequence[str], side: str, progress:
     return as_numpy(vectors)
 
 
-def document_text(record: dict[str, Any]) -> str:
-    """Title and text of a BEIR corpus line, joined as BEIR does."""
-    return f"{record.get('title') or ''} {record.get('text') or ''}".strip()
+def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int = 256) -> np.ndarray:
+    """Vectors of image files, opened ``batch`` at a time; ``(n, D)`` float32, unit norm."""
+    from tqdm import tqdm
+
+    if not model.supports("image"):
+        raise DataError("this model does not take images; use an image model such as CLIP, or a file of vectors.")
+    parts = []
+    for start in tqdm(range(0, len(paths), batch), desc="images", leave=False):
+        images = [_open_image(path) for path in paths[start : start + batch]]
+        parts.append(as_numpy(model.encode(images, normalize_embeddings=True, show_progress_bar=False)))
+    return np.concatenate(parts)
 
 
-def embed_collection(folder: Path, model_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of a BEIR folder's corpus and queries, cached by model and content.
+def _open_image(path: Path) -> Any:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise DataError(f"{path} is not a readable image: {one_line(error)}") from error
+
+
+def embed_tables(items: Mapping[str, Items], model_id: str) -> list[np.ndarray]:
+    """One table of vectors per name, from its texts or image files, cached by model and content.
 
     The cache is ``$SMEC_ST_CACHE``, or ``~/.cache/smec-st``.
+
+    Args:
+        items: Texts or image paths by name; texts named "queries" are embedded as queries, others as documents.
+        model_id: Sentence-transformers model, id or path.
     """
     from safetensors.numpy import save_file
 
-    documents = [document_text(record) for record in read_jsonl(folder / "corpus.jsonl")]
-    queries = [str(record.get("text") or "") for record in read_jsonl(folder / "queries.jsonl")]
     model = load_model(model_id)
-    key = hashlib.sha256(json.dumps([backbone_record(model), model_id, documents, queries]).encode()).hexdigest()
+    content = [[_fingerprint(item) for item in part] for part in items.values()]
+    key = hashlib.sha256(json.dumps([backbone_record(model), model_id, *content]).encode()).hexdigest()
     root = Path(os.environ.get("SMEC_ST_CACHE") or Path.home() / ".cache" / "smec-st")
     path = root / "vectors" / f"{key[:32]}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            "corpus": embed(model, documents, "document", progress=True),
-            "queries": embed(model, queries, "query", progress=True),
-        }
+        tables = {name: _embed_items(model, part, name) for name, part in items.items()}
         draft = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(tensors, draft)
+        save_file(tables, draft)
         os.replace(draft, path)
-    tensors = read_safetensors(path, ("corpus", "queries"))
-    return tensors["corpus"], tensors["queries"]
+    tables = read_safetensors(path, items)
+    return [tables[name] for name in items]
+
+
+def _embed_items(model: SentenceTransformer, items: Items, name: str) -> np.ndarray:
+    paths = [item for item in items if isinstance(item, Path)]
+    if paths:
+        return embed_images(model, paths)
+    return embed(model, [str(item) for item in items], "query" if name == "queries" else "document", progress=True)
+
+
+def _fingerprint(item: str | Path) -> Any:
+    if isinstance(item, str):
+        return item
+    try:
+        state = item.stat()
+    except OSError as error:
+        raise DataError(f"no such file: {item}") from error
+    return [str(item), state.st_size, state.st_mtime_ns]
 
 
 def embed_if_texts(

@@ -12,6 +12,9 @@ import numpy as np
 from smec_st.data.errors import DataError, some
 from smec_st.data.vectors import as_numpy
 
+#: Fewer held-out queries say nothing.
+MIN_HELD_OUT = 20
+
 
 @dataclass(frozen=True)
 class Qrels:
@@ -87,17 +90,27 @@ class Qrels:
 
     def relevant_by_query(self) -> dict[int, dict[int, float]]:
         """Relevant documents of each query that has one: ``{query row: {document row: grade}}``, rising rows."""
-        result: dict[int, dict[int, float]] = {}
-        for query, document, grade in zip(
-            self.queries.tolist(), self.documents.tolist(), self.grades.tolist(), strict=True
-        ):
-            if grade > 0:
-                result.setdefault(query, {})[document] = grade
-        return result
+        relevant = self.grades > 0
+        rows, starts = np.unique(self.queries[relevant], return_index=True)
+        documents, grades = self.documents[relevant].tolist(), self.grades[relevant].tolist()
+        ends = np.append(starts, len(documents))[1:]
+        return {
+            row: dict(zip(documents[start:end], grades[start:end], strict=True))
+            for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True)
+        }
 
     def of_queries(self, rows: Iterable[int]) -> Qrels:
         """The judgements of these queries only."""
         keep = np.isin(self.queries, np.fromiter(rows, dtype=np.int64))
+        return Qrels(self.queries[keep], self.documents[keep], self.grades[keep])
+
+    def without_own(self, own_document: np.ndarray) -> Qrels:
+        """Without the pairs of a query and its own document, which no search may return.
+
+        Args:
+            own_document: Document row of each query, -1 for none, ``(Q,)``.
+        """
+        keep = own_document[self.queries] != self.documents
         return Qrels(self.queries[keep], self.documents[keep], self.grades[keep])
 
     def split(self, share: float, seed: int) -> tuple[Qrels, Qrels]:
@@ -106,6 +119,11 @@ class Qrels:
         np.random.default_rng(seed).shuffle(rows)
         held = round(len(rows) * share)
         return self.of_queries(rows[held:]), self.of_queries(rows[:held])
+
+    def hold_out(self, share: float, seed: int) -> tuple[Qrels, Qrels | None]:
+        """:meth:`split`, when the part held out has at least :data:`MIN_HELD_OUT` queries; otherwise all and None."""
+        rest, held = self.split(share, seed)
+        return (rest, held) if len(held.query_rows) >= MIN_HELD_OUT else (self, None)
 
 
 def as_qrels(qrels: Any, query_size: int, corpus_size: int) -> Qrels:

@@ -1,17 +1,14 @@
-"""Tables of vectors: read, check, normalise, and number their rows."""
+"""Tables of vectors: read, check and normalise them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
@@ -104,6 +101,27 @@ def load_vectors(path: str | Path, name: str | None = None) -> np.ndarray:
     raise DataError(f"{path}: vectors are read from .safetensors or .npy files, not {path.suffix or 'this'}.")
 
 
+def load_tables(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+    """The named tables of a collection: a safetensors file with these tensors, or a folder with ``NAME.npy`` each."""
+    if path.is_dir():
+        return [load_vectors(path / f"{name}.npy") for name in names]
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    if path.suffix != ".safetensors":
+        raise DataError(f"{path}: a collection's vectors are one .safetensors file or a folder of .npy files.")
+    tensors = read_safetensors(path, names)
+    return [tensors[name] for name in names]
+
+
+def check_widths(corpus: np.ndarray, queries: np.ndarray) -> None:
+    """Refuse two sides of different widths."""
+    if corpus.shape[1] != queries.shape[1]:
+        raise DataError(
+            f"queries are {queries.shape[1]} wide and the corpus {corpus.shape[1]}; "
+            "both must come from the same model."
+        )
+
+
 def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.ndarray]:
     """The named tensors of a file, or all; :class:`DataError` when the file is broken or lacks one."""
     from safetensors import SafetensorError, safe_open
@@ -119,58 +137,3 @@ def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.nd
             return {name: as_numpy(file.get_tensor(name)) for name in sorted(wanted)}
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is not a readable safetensors file (truncated?): {one_line(error)}") from error
-
-
-class VectorTable:
-    """Corpus and queries under one row numbering: documents are rows ``0 .. N-1``, queries ``N .. N+Q-1``.
-
-    Rows come out as float32 of length 1. Tables up to ``in_memory_bytes`` are kept that way; larger ones stay where
-    they are (a memory map stays on disk) and are converted as they are read.
-
-    Args:
-        corpus: ``(N, D)``, any float type.
-        queries: ``(Q, D)`` or None.
-        in_memory_bytes: Largest float32 table to hold in memory.
-    """
-
-    def __init__(self, corpus: Any, queries: Any | None = None, in_memory_bytes: int = 2 << 30) -> None:
-        import torch
-
-        corpus = check_vectors(corpus, "corpus")
-        parts = [corpus]
-        if queries is not None and len(queries):
-            queries = check_vectors(queries, "query")
-            if queries.shape[1] != corpus.shape[1]:
-                raise DataError(
-                    f"queries are {queries.shape[1]} wide and the corpus {corpus.shape[1]}; "
-                    "both must come from the same model."
-                )
-            parts.append(queries)
-        self.width = int(corpus.shape[1])
-        self.corpus_size = len(corpus)
-        self.query_size = len(queries) if len(parts) == 2 and queries is not None else 0
-        self._parts = parts
-        self._table: Tensor | None = None
-        if len(self) * self.width * 4 <= in_memory_bytes:
-            self._table = torch.from_numpy(np.concatenate([unit_rows(part) for part in parts]))
-
-    def __len__(self) -> int:
-        return self.corpus_size + self.query_size
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """Vectors of these row ids. ``(n,) int64 -> (n, D)`` float32, unit norm."""
-        import torch
-
-        if self._table is not None:
-            return self._table[rows]
-        ids = rows.numpy()
-        out = np.empty((len(ids), self.width), dtype=np.float32)
-        document = ids < self.corpus_size
-        out[document] = self._parts[0][ids[document]]
-        if self.query_size:
-            out[~document] = self._parts[1][ids[~document] - self.corpus_size]
-        return torch.from_numpy(unit_rows(out))
-
-    def query_ids(self, query_rows: np.ndarray) -> np.ndarray:
-        """Row ids in this table of queries numbered from 0."""
-        return np.asarray(query_rows) + self.corpus_size

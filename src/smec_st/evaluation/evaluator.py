@@ -17,7 +17,7 @@ class HeldOutEvaluator(BaseEvaluator):
     """nDCG@10 of a compressor model on cached vectors.
 
     Args:
-        table: Vectors by row id.
+        table: Vectors by row id. A query's own document stays out of its ranking.
         qrels: Judgements of held-out queries.
         name: Prefix of the metric.
         max_corpus: Score against all relevant documents and at most this many others, drawn once.
@@ -40,6 +40,9 @@ class HeldOutEvaluator(BaseEvaluator):
             np.searchsorted(rows, qrels.pairs[:, 1]),
             qrels.grades[qrels.grades > 0],
         )
+        own = table.own(torch.from_numpy(table.query_ids(queries))).numpy()
+        at = np.searchsorted(rows, own)
+        self._own = np.where(np.isin(own, rows), at, -1)
         self._corpus = table[torch.from_numpy(rows)]
         self._queries = table[torch.from_numpy(table.query_ids(queries))]
 
@@ -53,7 +56,8 @@ class HeldOutEvaluator(BaseEvaluator):
             for x in (self._corpus, self._queries)
         )
         model.train(was_training)
-        return float(evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",))["ndcg@10"].mean())
+        scores = evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",), self._own)
+        return float(scores["ndcg@10"].mean())
 
     def __call__(
         self,

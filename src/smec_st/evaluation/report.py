@@ -1,18 +1,25 @@
-"""The table of size against quality: on screen, as JSON, CSV and plot."""
+"""The table of size against quality: on screen, as JSON, CSV, Markdown and plot."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich.table
 
 from smec_st.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNTRAINED = ("original", "truncate", "pca")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +32,7 @@ class Row:
         bytes_per_vector: Storage of one vector.
         metrics: Means over the judged queries, fractions in [0, 1].
         extra: Anything else worth keeping, for instance the seed.
+        collection: Name, where there are several.
     """
 
     method: str
@@ -32,10 +40,17 @@ class Row:
     bytes_per_vector: int
     metrics: dict[str, float]
     extra: dict[str, Any] = field(default_factory=dict)
+    collection: str = ""
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether the vectors are plain float32."""
+        return self.bytes_per_vector == 4 * self.dim
 
     def to_dict(self) -> dict[str, Any]:
         """The flat object of the report file."""
         return {
+            **({"collection": self.collection} if self.collection else {}),
             "method": self.method,
             "dim": self.dim,
             "bytes_per_vector": self.bytes_per_vector,
@@ -44,48 +59,130 @@ class Row:
         }
 
 
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
 def write_json(rows: Sequence[Row], path: str | Path) -> None:
     """A JSON list, one object per method and size; written aside, then renamed."""
     write_text(Path(path), json.dumps([row.to_dict() for row in rows], indent=1) + "\n")
+
+
+def write_csv(rows: Sequence[Row], path: str | Path) -> None:
+    """The same as :func:`write_json`, a line each."""
+    flat = [row.to_dict() for row in rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_text(Path(path), text.getvalue())
 
 
 def write_report(rows: Sequence[Row], folder: str | Path, title: str) -> None:
     """Write ``report.json``, ``report.csv`` and ``report.png`` into a folder."""
     folder = Path(folder)
     write_json(rows, folder / "report.json")
-    flat = [row.to_dict() for row in rows]
-    columns = list(dict.fromkeys(name for row in flat for name in row))
-    draft = folder / "report.csv.partial"
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(flat)
-    os.replace(draft, folder / "report.csv")
+    write_csv(rows, folder / "report.csv")
     plot_rows(rows, folder / "report.png", title)
 
 
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG aside, then rename it."""
+    draft = Path(path).with_name(Path(path).name + ".partial")
+    figure.savefig(draft, dpi=150, format="png")
+    os.replace(draft, path)
+
+
+# -- table ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows of one collection laid out: methods down, bytes per vector across, falling.
+
+    Attributes:
+        rows: What is laid out.
+        metric: What is shown.
+    """
+
+    rows: Sequence[Row]
+    metric: str = "ndcg@10"
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes per vector of the columns."""
+        return sorted({row.bytes_per_vector for row in self.rows}, reverse=True)
+
+    @property
+    def heads(self) -> list[tuple[str, str]]:
+        """Numbers (where a method stores them as float32) and bytes of each column."""
+        plain = {row.bytes_per_vector: f"{row.dim} dims" for row in self.rows if row.is_float32}
+        return [(plain.get(size, ""), f"{size:,} B") for size in self.sizes]
+
+    @property
+    def lines(self) -> list[tuple[str, list[Row | None]]]:
+        """Each method with its rows; None where it has no such size."""
+        methods: dict[str, dict[int, Row]] = {}
+        for row in self.rows:
+            methods.setdefault(row.method, {})[row.bytes_per_vector] = row
+        return [(method, [have.get(size) for size in self.sizes]) for method, have in methods.items()]
+
+    def text(self, row: Row | None, bold: str) -> str:
+        """A cell; ``bold`` is a pattern for the best of the column."""
+        if row is None:
+            return ""
+        best = max(other.metrics[self.metric] for other in self.rows if other.bytes_per_vector == row.bytes_per_vector)
+        text = f"{row.metrics[self.metric]:.3f}"
+        return bold.format(text) if row.metrics[self.metric] == best else text
+
+
 def print_rows(rows: Sequence[Row], title: str, metric: str = "ndcg@10") -> None:
-    """Methods down, sizes across, with bytes per vector."""
+    """Methods down, sizes across, with bytes per vector; the best of a size in bold."""
     from rich.console import Console
 
-    sizes = sorted({row.dim for row in rows}, reverse=True)
-    table = rich.table.Table(title=f"{title}: {_label(metric)}")
+    grid = Grid(rows, metric)
+    table = rich.table.Table(title=f"{title}: {label_of(metric)}")
     table.add_column("method")
-    for dim in sizes:
-        table.add_column(f"{dim} dims\n{4 * dim:,} B", justify="right")
-    best = {dim: max(row.metrics[metric] for row in rows if row.dim == dim) for dim in sizes}
-    for method in dict.fromkeys(row.method for row in rows):
-        values = {row.dim: row.metrics[metric] for row in rows if row.method == method}
-        cells = [
-            ""
-            if dim not in values
-            else f"[bold]{values[dim]:.3f}[/]"
-            if values[dim] == best[dim]
-            else f"{values[dim]:.3f}"
-            for dim in sizes
-        ]
-        table.add_row(method, *cells)
-    Console().print(table)
+    for dims, size in grid.heads:
+        table.add_column(f"{dims}\n{size}", justify="right")
+    for method, cells in grid.lines:
+        table.add_row(method, *(grid.text(row, "[bold]{}[/]") for row in cells))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # a file has no edge to break lines at
+    console.print(table)
+
+
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
+
+
+def markdown_rows(rows: Sequence[Row], metric: str = "ndcg@10", mark: Callable[[Row], str] = lambda row: "") -> str:
+    """The table of :func:`print_rows` in Markdown.
+
+    Args:
+        rows: Of one collection.
+        metric: What to show.
+        mark: What follows a value.
+    """
+    grid = Grid(rows, metric)
+    head = [label_of(metric), *(f"{dims}<br>{size}" if dims else size for dims, size in grid.heads)]
+    lines = [
+        [method, *(grid.text(row, "**{}**") + (mark(row) if row else "") for row in cells)]
+        for method, cells in grid.lines
+    ]
+    return markdown_table(head, lines)
+
+
+# -- plot -------------------------------------------------------------------------------------------------------------
+
+STRONG = "#c1121f"
+QUIET = ("#8a8a8a", "#4c4c4c", "#b5a48b")  # what trains nothing
+MUTED = ("#4477aa", "#66ccee", "#228833", "#bb9900", "#aa3377", "#ee8866", "#6a51a3", "#44aa99")
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":")
 
 
 def plot_rows(rows: Sequence[Row], path: str | Path, title: str, metric: str = "ndcg@10") -> None:
@@ -94,26 +191,82 @@ def plot_rows(rows: Sequence[Row], path: str | Path, title: str, metric: str = "
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for method in dict.fromkeys(row.method for row in rows):
-        points = sorted((row.dim, row.metrics[metric]) for row in rows if row.method == method)
-        if method == "original":
-            axes.axhline(points[0][1], color="0.4", linestyle="--", label=f"original ({points[0][0]} dims)")
-        else:
-            strong = method not in ("truncate", "pca")
-            axes.plot(*zip(*points, strict=True), marker="o", linewidth=2.5 if strong else 1.3, label=method)
-    sizes = sorted({row.dim for row in rows})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.minorticks_off()
-    axes.set_xlabel("numbers per vector (4 bytes each)")
-    axes.set_ylabel(_label(metric))
+    draw_lines(axes, rows, lambda row: row.dim, lambda row: row.metrics[metric])
+    label_sizes(axes, "numbers per vector (4 bytes each)")
+    axes.set_ylabel(label_of(metric))
     axes.set_title(title)
-    axes.grid(alpha=0.3)
     axes.legend()
-    draft = Path(path).with_name(Path(path).name + ".partial")
-    figure.savefig(draft, dpi=150, format="png")
-    os.replace(draft, path)
+    save_figure(figure, path)
 
 
-def _label(metric: str) -> str:
+def draw_lines(
+    axes: Axes,
+    rows: Sequence[Row],
+    x: Callable[[Row], float],
+    y: Callable[[Row], float],
+    strong: Collection[str] | None = None,
+    order: Sequence[str] | None = None,
+) -> None:
+    """One line per method; the original's is level.
+
+    Args:
+        axes: Where to draw; its x axis becomes logarithmic.
+        rows: Of one collection.
+        x: Place of a row, above 0.
+        y: Height of a row.
+        strong: Methods that stand out; by default all that are trained.
+        order: All methods of the figure, so that each looks the same in every panel; by default those of ``rows``.
+    """
+    order = order or list(dict.fromkeys(row.method for row in rows))
+    strong = [name for name in order if name not in UNTRAINED] if strong is None else strong
+    for method in dict.fromkeys(row.method for row in rows):
+        points = sorted((x(row), y(row)) for row in rows if row.method == method)
+        if method == "original":
+            axes.axhline(points[0][1], color="0.25", linestyle=(0, (5, 3)), linewidth=1.2, label="original", zorder=1)
+        else:
+            axes.plot(*zip(*points, strict=True), label=method, **_style(method, order, strong))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(_apart({x(row) for row in rows}))
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+
+
+def _apart(places: Collection[float], ratio: float = 1.2) -> list[float]:
+    """Ticks that do not run into each other on a logarithmic axis; the greatest are kept."""
+    ticks: list[float] = []
+    for place in sorted(places, reverse=True):
+        if not ticks or ticks[-1] / place >= ratio:
+            ticks.append(place)
+    return ticks
+
+
+def _style(method: str, order: Sequence[str], strong: Collection[str]) -> dict[str, Any]:
+    """Ours strong; what trains nothing grey; each other with its own pair of colour and marker."""
+    if method in strong:
+        standing = [name for name in order if name in strong]
+        color = STRONG if standing.index(method) == 0 else MUTED[standing.index(method) % len(MUTED)]
+        return {"color": color, "linewidth": 2.8, "marker": "o", "markersize": 6, "zorder": 5}
+    others = [name for name in order if name not in strong and name not in UNTRAINED]
+    if method in UNTRAINED:
+        return {"color": QUIET[UNTRAINED.index(method)], "linewidth": 1.4, "marker": "o", "markersize": 4, "zorder": 2}
+    number = others.index(method)
+    return {
+        "color": MUTED[number % len(MUTED)],
+        "linestyle": DASHES[number // len(MUTED) % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linewidth": 1.2,
+        "markersize": 4.5,
+        "alpha": 0.9,
+        "zorder": 3,
+    }
+
+
+def label_sizes(axes: Axes, what: str) -> None:
+    """Name the x axis, with whole numbers at its ticks."""
+    axes.set_xticks(axes.get_xticks(), [f"{tick:g}" for tick in axes.get_xticks()])
+    axes.set_xlabel(what)
+
+
+def label_of(metric: str) -> str:
+    """A metric's name as prose has it."""
     return metric.replace("ndcg", "nDCG").replace("recall", "Recall").replace("mrr", "MRR")

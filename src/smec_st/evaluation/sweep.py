@@ -22,6 +22,7 @@ def sweep(
     dims: Sequence[int],
     metrics: Sequence[str] = METRICS,
     on_row: Callable[[Row], None] | None = None,
+    own_document: np.ndarray | None = None,
 ) -> list[Row]:
     """One row per method and size.
 
@@ -33,6 +34,7 @@ def sweep(
         dims: Sizes; "original" is scored at its own width only.
         metrics: What to measure.
         on_row: Called with each row as it is ready, for progress.
+        own_document: Corpus row that is the query itself and stays out of its ranking, -1 for none, ``(Q,)``.
 
     Returns:
         Rows, methods in the order given, sizes falling.
@@ -40,10 +42,11 @@ def sweep(
     judged = qrels.query_rows
     local = Qrels(np.searchsorted(judged, qrels.pairs[:, 0]), qrels.pairs[:, 1], qrels.grades[qrels.grades > 0])
     asked = queries[judged]
+    own = None if own_document is None else own_document[judged]
     rows: list[Row] = []
     for method, transform in methods.items():
         for dim in [corpus.shape[1]] if method == "original" else sorted(dims, reverse=True):
-            scores = evaluate_retrieval(transform(corpus, dim), transform(asked, dim), local, metrics)
+            scores = evaluate_retrieval(transform(corpus, dim), transform(asked, dim), local, metrics, own)
             means = {metric: float(values.mean()) for metric, values in scores.items()}
             rows.append(Row(method=method, dim=int(dim), bytes_per_vector=4 * int(dim), metrics=means))
             if on_row is not None:

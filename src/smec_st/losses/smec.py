@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from smec_st.data import VectorTable
 from smec_st.functional import (
+    NEVER,
     alignment_kl,
     alignment_l1,
     contrastive_loss,
@@ -170,6 +171,7 @@ class SMECLoss(nn.Module):
         """
         columns = [column["sentence_embedding"] for column in sentence_features]
         anchors, anchor_ids = columns[0], labels[:, 0]
+        own_documents = self._own(anchor_ids)
         has_documents = len(columns) > 1
         with torch.no_grad():
             pool, pool_ids, own, teacher = self._pool(anchors, anchor_ids, columns[1:], labels[:, 1])
@@ -184,9 +186,10 @@ class SMECLoss(nn.Module):
                 student = mapped[: len(anchors)] @ mapped[len(anchors) :].T
                 if self.relevance is not None and self.rank_weight > 0 and has_documents:
                     grades = self.relevance(anchor_ids, pool_ids)
-                    terms[f"{name}rank"] = weight * self.rank_weight * self._rank(student, grades)
+                    possible = student.masked_fill(pool_ids == own_documents.unsqueeze(1), NEVER)
+                    terms[f"{name}rank"] = weight * self.rank_weight * self._rank(possible, grades)
                 if self.alignment_weight > 0:
-                    drift = self._alignment(student, teacher, anchor_ids, pool_ids)
+                    drift = self._alignment(student, teacher, own_documents, pool_ids)
                     if has_documents:
                         documents = mapped[len(anchors) :]
                         drift = drift + self._alignment(
@@ -205,9 +208,13 @@ class SMECLoss(nn.Module):
             return rank_loss(student, grades)
         return contrastive_loss(student, grades, self.tau * self.log_scale.exp())
 
-    def _alignment(self, student: Tensor, teacher: Tensor, row_ids: Tensor, pool_ids: Tensor) -> Tensor:
+    def _own(self, row_ids: Tensor) -> Tensor:
+        """The document that each row is itself, or -1. ``(B,) -> (B,)``."""
+        return row_ids if self.table is None else self.table.own(row_ids.cpu()).to(row_ids.device)
+
+    def _alignment(self, student: Tensor, teacher: Tensor, own_documents: Tensor, pool_ids: Tensor) -> Tensor:
         """``L_align`` of rows against the pool, each row's similarity to itself left out."""
-        others = pool_ids != row_ids.unsqueeze(1) if torch.isin(row_ids, pool_ids).any() else None
+        others = pool_ids != own_documents.unsqueeze(1) if torch.isin(own_documents, pool_ids).any() else None
         if self.alignment == "kl":
             tau = self.narrow_alignment_tau if self._is_narrow else self.alignment_tau
             return tau * alignment_kl(student, teacher, tau, others)  # so that the pull does not depend on tau
@@ -259,7 +266,7 @@ class SMECLoss(nn.Module):
             slots = (chosen & free).nonzero().squeeze(1)
             return slots, anchors @ self.memory.vectors[slots].T
         similarity = anchors @ self.memory.vectors.T  # (B, M)
-        banned = (row_ids == anchor_ids.unsqueeze(1)) | ~free
+        banned = (row_ids == self._own(anchor_ids).unsqueeze(1)) | ~free
         if self.relevance is not None:
             filled = free.nonzero().squeeze(1)
             banned[:, filled] |= self.relevance(anchor_ids, row_ids[filled]) > 0

@@ -1,0 +1,53 @@
+"""The Markdown report of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smec_st.compare.runner import Outcome
+from smec_st.compare.statistics import Lossless
+from smec_st.evaluation import Row
+from smec_st.evaluation.report import markdown_rows, markdown_table
+
+
+def markdown_report(rows: Sequence[Row], kept: Sequence[Lossless], failed: Sequence[Outcome], reference: str) -> str:
+    """A table of quality per collection, one of lossless sizes, and the cells that failed."""
+    parts = ["# Comparison\n"]
+    for collection in dict.fromkeys(row.collection for row in rows):
+        own = [row for row in rows if row.collection == collection]
+        parts.append(f"## {collection}\n\n{markdown_rows(own, mark=_mark)}\n")
+    parts.append(
+        f"Means over seeds; the best of a size in bold. ~ marks a value whose 95 % interval of the difference to "
+        f"{reference} at equal bytes, over queries, holds 0.\n"
+    )
+    if kept:
+        parts.append(f"## Lossless\n\n{_lossless_table(kept)}\n")
+        parts.append(
+            "How many times smaller than the original, in bytes, before nDCG@10 falls below the original's; in "
+            "brackets with 95 % confidence.\n"
+        )
+    if failed:
+        lines = [[o.cell.collection, o.cell.name, str(o.cell.seed), str(o.error).replace("|", "/")] for o in failed]
+        parts.append(f"## Failed\n\n{markdown_table(['collection', 'method', 'seed', 'error'], lines)}\n")
+    return "\n".join(parts)
+
+
+def _mark(row: Row) -> str:
+    return " ~" if "low" in row.extra and row.extra["low"] <= 0 <= row.extra["high"] else ""
+
+
+def _lossless_table(kept: Sequence[Lossless]) -> str:
+    collections = list(dict.fromkeys(entry.collection for entry in kept))
+    found = {(entry.collection, entry.method): entry for entry in kept}
+    lines = [
+        [method, *(_lossless_text(found.get((collection, method))) for collection in collections)]
+        for method in dict.fromkeys(entry.method for entry in kept)
+    ]
+    return markdown_table(["method", *collections], lines)
+
+
+def _lossless_text(entry: Lossless | None) -> str:
+    if entry is None:
+        return ""
+    point, sure = ("none" if ratio is None else f"{ratio:.3g}x" for ratio in (entry.byte_ratio, entry.sure_byte_ratio))
+    return f"{point} ({sure})"

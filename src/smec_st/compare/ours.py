@@ -1,0 +1,47 @@
+"""Our own method behind the interface of its rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from smec_st.baselines import FloatEncoder, TrainingData
+
+
+@dataclass(frozen=True)
+class SMEC:
+    """:meth:`~smec_st.Compressor.fit`, with labels or without.
+
+    Args:
+        method: A name in :data:`~smec_st.config.METHODS`.
+        settings: Fields of :class:`~smec_st.FitConfig` that differ from the method's.
+    """
+
+    method: str = "smec"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    is_random: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    uses_labels: ClassVar[bool] = True
+
+    def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
+        """See :class:`~smec_st.baselines.Method`."""
+        from smec_st.compressor import Compressor
+
+        table = data.table
+        queries = torch.arange(table.corpus_size, len(table))
+        compressor = Compressor.fit(
+            data.corpus,
+            table[queries].numpy(),
+            data.train,
+            dims,
+            dev_qrels=data.dev,
+            method=self.method,
+            unlabelled_queries=data.queries,
+            own_document=table.own(queries).numpy(),
+            **{**self.settings, "seed": seed},
+        )
+        return FloatEncoder(compressor.transform, compressor.dims)

@@ -1,0 +1,111 @@
+"""Collections of images where relevant means: of the same class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from smec_st.data.beir import Side
+from smec_st.data.collection import SPLIT_NAMES, SPLITS, Collection
+from smec_st.data.errors import DataError
+from smec_st.data.jsonl import read_jsonl
+from smec_st.data.qrels import Qrels
+from smec_st.data.source import vectors_of
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def class_collection(
+    name: str, images: np.ndarray, ids: Sequence[str], splits: Sequence[str], labels: Sequence[str]
+) -> Collection:
+    """Search the training images for those of a query image's class.
+
+    Every image is a query of its split. A training image is its own document, so it does not find itself.
+
+    Args:
+        name: Of the collection.
+        images: Vectors ``(n, D)``.
+        ids: Image ids, ``n``.
+        splits: Split of each image, any name in ``SPLIT_NAMES``.
+        labels: Class of each image.
+    """
+    unknown = sorted(set(splits) - set(SPLIT_NAMES))
+    if unknown:
+        raise DataError(f"{name} has an image of the split {unknown[0]!r}; use train, dev or test.")
+    split = np.array([SPLIT_NAMES[given] for given in splits])
+    label = np.unique(np.array(labels), return_inverse=True)[1]
+    corpus = np.flatnonzero(split == "train")
+    if len(corpus) == 0:
+        raise DataError(f"{name} has no train images, which are the corpus.")
+    own = np.full(len(split), -1, dtype=np.int64)
+    own[corpus] = np.arange(len(corpus))
+    qrels = {
+        part: class_qrels(np.flatnonzero(split == part), label, label[corpus])
+        for part in SPLITS
+        if (split == part).any()
+    }
+    return Collection(name, images[corpus], images, [ids[row] for row in corpus.tolist()], list(ids), qrels, own)
+
+
+def class_qrels(queries: np.ndarray, query_labels: np.ndarray, corpus_labels: np.ndarray) -> Qrels:
+    """Every document of a query's class is relevant to it.
+
+    Args:
+        queries: Query rows to judge, ``(q,)``.
+        query_labels: Class number of every query, ``(Q,)``.
+        corpus_labels: Class number of every document, ``(N,)``.
+    """
+    documents = np.argsort(corpus_labels)  # class by class
+    sizes = np.bincount(corpus_labels, minlength=query_labels.max() + 1)
+    starts = np.cumsum(sizes) - sizes
+    asked = query_labels[queries]
+    counts = sizes[asked]
+    first = np.cumsum(counts) - counts  # where each query's pairs begin
+    place = np.arange(counts.sum()) - np.repeat(first - starts[asked], counts)
+    return Qrels(np.repeat(queries, counts), documents[place], np.ones(len(place)))
+
+
+def load_image_list(folder: Path, vectors: Path | None, model: str | None) -> Collection:
+    """Read ``images.jsonl`` (each line with ``_id``, ``split`` and ``label``) and the vectors of its images.
+
+    Args:
+        folder: Holds ``images.jsonl``.
+        vectors: A safetensors file with the tensor ``images``, or a folder with ``images.npy``; rows in file order.
+        model: Refused, as the list names no image files.
+    """
+    if model is not None:
+        raise DataError(f"{folder} lists images without their files; give a file of vectors.")
+    path = folder / "images.jsonl"
+    records = list(read_jsonl(path))
+    for number, record in enumerate(records, start=1):
+        lacking = [key for key in ("split", "label") if key not in record]
+        if lacking:
+            raise DataError(f"{path}, record {number}: lacks `{lacking[0]}`.")
+    ids = Side.read(records, str(path)).ids
+    (images,) = vectors_of({"images": ids}, folder.name, vectors, None)
+    splits, labels = ([str(record[key]) for record in records] for key in ("split", "label"))
+    return class_collection(folder.name, images, ids, splits, labels)
+
+
+def load_image_folder(folder: Path, vectors: Path | None, model: str | None) -> Collection:
+    """Read images in folders ``SPLIT/CLASS``; their ids are their paths from ``folder``, in alphabetical order.
+
+    Args:
+        folder: Holds ``train`` and other splits.
+        vectors: A safetensors file with the tensor ``images``, or a folder with ``images.npy``; rows in that order.
+        model: Image model that embeds them instead.
+    """
+    paths = sorted(image_files(folder), key=lambda path: path.relative_to(folder).as_posix())
+    ids = [path.relative_to(folder).as_posix() for path in paths]
+    (images,) = vectors_of({"images": paths}, folder.name, vectors, model)
+    return class_collection(
+        folder.name, images, ids, [path.parts[-3] for path in paths], [path.parent.name for path in paths]
+    )
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """Images in ``SPLIT/CLASS`` folders with a known split."""
+    found = (path for split in SPLIT_NAMES for path in (folder / split).glob("*/*"))
+    return (path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)

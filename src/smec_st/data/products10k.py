@@ -1,0 +1,52 @@
+"""Products-10K, photographs of 10,000 products (https://products-10k.github.io)."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from smec_st.data.collection import Collection
+from smec_st.data.errors import DataError
+from smec_st.data.images import class_collection
+from smec_st.data.source import vectors_of
+
+TEST_TABLES = ("test_kaggletest.csv", "test.csv")
+
+
+def load_products10k(folder: Path, vectors: Path | None, model: str | None) -> Collection:
+    """Read the unpacked archives: find the training images of a test image's product.
+
+    The folder holds ``train.csv`` (columns name, class, group), ``test_kaggletest.csv`` or ``test.csv`` (name, class
+    and perhaps more), and the images ``train/NAME`` and ``test/NAME``, which only a model needs. Training images
+    are training queries as well, each without itself.
+
+    The archives come with neither a retrieval task nor a dev split. That relevant means the same class, and that
+    test images search the training images, is our reading.
+
+    Args:
+        folder: Where the archives were unpacked.
+        vectors: File or folder with the tables ``corpus`` (rows as in ``train.csv``) and ``queries`` (rows as in the
+            test table).
+        model: Image model that embeds them instead.
+    """
+    test_table = next((name for name in TEST_TABLES if (folder / name).is_file()), TEST_TABLES[0])
+    parts = {"train": _read_table(folder / "train.csv"), "test": _read_table(folder / test_table)}
+    files = {split: [folder / split / name for name, _ in rows] for split, rows in parts.items()}
+    tables = vectors_of({"corpus": files["train"], "queries": files["test"]}, folder.name, vectors, model)
+    ids, splits, labels = zip(
+        *((f"{split}/{name}", split, label) for split, rows in parts.items() for name, label in rows), strict=True
+    )
+    return class_collection(folder.name, np.concatenate(tables), ids, splits, labels)
+
+
+def _read_table(path: Path) -> list[tuple[str, str]]:
+    """Name and class of each image."""
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if not {"name", "class"} <= set(reader.fieldnames or ()):
+            raise DataError(f"{path}: expected the columns name and class, got {reader.fieldnames}.")
+        return [(row["name"], row["class"]) for row in reader]

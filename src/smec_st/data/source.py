@@ -1,0 +1,44 @@
+"""Where a collection's vectors come from: a file, or a model that embeds its texts or images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from smec_st.data.embedding import Items, embed_tables
+from smec_st.data.errors import DataError
+from smec_st.data.vectors import check_vectors, check_widths, load_tables
+
+SINGULAR = {"corpus": "corpus", "queries": "query", "images": "image"}
+
+
+def vectors_of(items: Mapping[str, Items], name: str, vectors: Path | None, model: str | None) -> list[np.ndarray]:
+    """One checked table per named list of texts or image files, a row per item.
+
+    Args:
+        items: Texts or image paths under the names that the tensors have in a file: "corpus" and "queries", or
+            "images" alone.
+        name: Collection's name, for messages.
+        vectors: A safetensors file or a folder of ``.npy`` files; rows in the order of the items.
+        model: Sentence-transformers model (id or path) that embeds the items; takes the place of ``vectors``.
+
+    Raises:
+        DataError: If the tables are broken, or do not fit the items or each other.
+    """
+    if model is not None:
+        tables = embed_tables(items, model)
+    else:
+        assert vectors is not None
+        tables = load_tables(vectors, list(items))
+    for side, table in zip(items, tables, strict=True):
+        check_vectors(table, SINGULAR[side])
+        if len(table) != len(items[side]):
+            raise DataError(
+                f"{len(table)} {SINGULAR[side]} vectors for {len(items[side])} ids in {name}: "
+                "rows must follow the file."
+            )
+    if len(tables) > 1:
+        check_widths(*tables)
+    return tables

@@ -1,0 +1,80 @@
+"""Corpus and queries under one row numbering, for training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smec_st.data.own import as_own_document
+from smec_st.data.vectors import check_vectors, check_widths, unit_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class VectorTable:
+    """Corpus and queries under one row numbering: documents are rows ``0 .. N-1``, queries ``N .. N+Q-1``.
+
+    Rows come out as float32 of length 1. Tables up to ``in_memory_bytes`` are kept that way; larger ones stay where
+    they are (a memory map stays on disk) and are converted as they are read.
+
+    Args:
+        corpus: ``(N, D)``, any float type.
+        queries: ``(Q, D)`` or None.
+        own_document: Document row of each query that is itself a document, -1 for the others, ``(Q,)``; None for none.
+        in_memory_bytes: Largest float32 table to hold in memory.
+    """
+
+    def __init__(
+        self,
+        corpus: Any,
+        queries: Any | None = None,
+        own_document: Any | None = None,
+        in_memory_bytes: int = 2 << 30,
+    ) -> None:
+        import torch
+
+        corpus = check_vectors(corpus, "corpus")
+        parts = [corpus]
+        if queries is not None and len(queries):
+            queries = check_vectors(queries, "query")
+            check_widths(corpus, queries)
+            parts.append(queries)
+        self.width = int(corpus.shape[1])
+        self.corpus_size = len(corpus)
+        self.query_size = len(queries) if len(parts) == 2 and queries is not None else 0
+        own = as_own_document(own_document, self.query_size, self.corpus_size)
+        self._own = torch.from_numpy(np.concatenate([np.arange(self.corpus_size), own]))
+        self._parts = parts
+        self._table: Tensor | None = None
+        if len(self) * self.width * 4 <= in_memory_bytes:
+            self._table = torch.from_numpy(np.concatenate([unit_rows(part) for part in parts]))
+
+    def __len__(self) -> int:
+        return self.corpus_size + self.query_size
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Vectors of these row ids. ``(n,) int64 -> (n, D)`` float32, unit norm."""
+        import torch
+
+        if self._table is not None:
+            return self._table[rows]
+        ids = rows.numpy()
+        out = np.empty((len(ids), self.width), dtype=np.float32)
+        document = ids < self.corpus_size
+        out[document] = self._parts[0][ids[document]]
+        if self.query_size:
+            out[~document] = self._parts[1][ids[~document] - self.corpus_size]
+        return torch.from_numpy(unit_rows(out))
+
+    def own(self, rows: Tensor) -> Tensor:
+        """The document that is the same item as each of these rows: itself, a query's own document, or -1.
+
+        ``(n,) int64 -> (n,) int64``.
+        """
+        return self._own[rows]
+
+    def query_ids(self, query_rows: np.ndarray) -> np.ndarray:
+        """Row ids in this table of queries numbered from 0."""
+        return np.asarray(query_rows) + self.corpus_size

@@ -1,0 +1,124 @@
+"""Judgements by row: their order, their parts, and what they refuse."""
+
+import time
+
+import numpy as np
+import pytest
+
+from smec_st.data import DataError, Qrels
+from smec_st.metrics import score_rankings
+
+
+@pytest.fixture
+def qrels():
+    judged = {"q0": {"d1": 2, "d0": 1}, "q1": {"d2": 0}, "q3": {"d2": 1}, "q2": {"d0": 3, "d3": 0}}
+    return Qrels.from_dict(judged, ["q0", "q1", "q2", "q3"], ["d0", "d1", "d2", "d3"])
+
+
+def test_qrels_from_dict_are_sorted_by_query_then_document(qrels):
+    assert qrels.queries.tolist() == [0, 0, 1, 2, 2, 3]
+    assert qrels.documents.tolist() == [0, 1, 2, 0, 3, 2]
+    assert qrels.grades.tolist() == [1, 2, 0, 3, 0, 1]
+    assert (qrels.queries.dtype, qrels.documents.dtype, qrels.grades.dtype) == (np.int64, np.int64, np.float32)
+    assert len(qrels) == 6
+
+
+def test_qrels_pairs_are_the_relevant_ones(qrels):
+    assert qrels.pairs.tolist() == [[0, 0], [0, 1], [2, 0], [3, 2]]
+
+
+def test_qrels_relevant_by_query_leaves_out_queries_without_relevant_documents(qrels):
+    assert qrels.relevant_by_query() == {0: {0: 1.0, 1: 2.0}, 2: {0: 3.0}, 3: {2: 1.0}}
+
+
+def test_qrels_of_queries_keeps_all_judgements_of_these(qrels):
+    part = qrels.of_queries([2, 1, 99])
+    assert (part.queries.tolist(), part.documents.tolist()) == ([1, 2, 2], [2, 0, 3])
+
+
+def test_qrels_from_an_empty_dict_hold_nothing():
+    empty = Qrels.from_dict({}, ["q"], ["d"])
+    assert len(empty) == 0
+    assert empty.pairs.shape == (0, 2)
+    assert empty.relevant_by_query() == {}
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.25, 10), (0.5, 20), (1.0, 40)])
+def test_qrels_split_parts_queries(rng, share, held):
+    whole = Qrels(rng.permutation(np.repeat(np.arange(40), 3)), rng.integers(0, 9, 120), np.ones(120))
+    kept, out = whole.split(share, seed=1)
+    assert len(np.unique(out.queries)) == held
+    assert sorted(set(kept.queries.tolist()) | set(out.queries.tolist())) == list(range(40))
+    assert not set(kept.queries.tolist()) & set(out.queries.tolist())
+    assert len(kept) + len(out) == len(whole)
+
+
+def test_qrels_split_depends_on_the_seed_alone(rng):
+    whole = Qrels(np.arange(40), rng.integers(0, 9, 40), np.ones(40))
+    assert whole.split(0.3, seed=1)[1].queries.tolist() == whole.split(0.3, seed=1)[1].queries.tolist()
+    assert whole.split(0.3, seed=1)[1].queries.tolist() != whole.split(0.3, seed=2)[1].queries.tolist()
+
+
+@pytest.mark.parametrize("grade", [0.5, -1, float("nan")])
+def test_qrels_reject_grades_that_are_no_whole_numbers(grade):
+    with pytest.raises(DataError, match="relevance grades must be whole numbers, 0 or more"):
+        Qrels.from_dict({"q": {"d": grade}}, ["q"], ["d"])
+
+
+@pytest.mark.parametrize(
+    ("judged", "match"),
+    [
+        ({"q9": {"d0": 1}}, "qrels names 1 ids that the queries lack: q9"),
+        ({"q0": {"d9": 1, "d8": 1}}, "qrels names 2 ids that the corpus lacks: d8, d9"),
+        ({"q0": {f"x{i}": 1 for i in range(5)}}, "names 5 ids that the corpus lacks: x0, x1, x2 and 2 more"),
+    ],
+)
+def test_qrels_reject_unknown_ids(judged, match):
+    with pytest.raises(DataError, match=match):
+        Qrels.from_dict(judged, ["q0"], ["d0"])
+
+
+def test_qrels_merge_a_judgement_given_twice_and_refuse_a_contradiction():
+    assert len(Qrels([0, 0, 1], [5, 5, 5], [1, 1, 1])) == 2
+    with pytest.raises(DataError, match="twice, with different grades"):
+        Qrels([0, 0], [5, 5], [1, 2])
+
+
+def test_qrels_refuse_an_infinite_grade_and_repeated_ids():
+    with pytest.raises(DataError, match="whole numbers"):
+        Qrels([0], [0], [np.inf])
+    with pytest.raises(DataError, match="must not repeat"):
+        Qrels.from_dict({"q": {"d": 1}}, ["q"], ["d", "d"])
+
+
+def test_qrels_without_own_drop_each_query_with_its_document(qrels):
+    own = np.array([1, 2, -1, 0])
+    kept = qrels.without_own(own)
+    expected = [
+        (q, d, g)
+        for q, d, g in zip(qrels.queries.tolist(), qrels.documents.tolist(), qrels.grades.tolist(), strict=True)
+        if own[q] != d
+    ]
+    assert list(zip(kept.queries.tolist(), kept.documents.tolist(), kept.grades.tolist(), strict=True)) == expected
+    assert len(kept) == 4
+
+
+def test_qrels_relevant_by_query_equals_a_plain_loop(rng):
+    drawn = rng.permutation(30 * 40)[:500]
+    qrels = Qrels(drawn // 40, drawn % 40, rng.integers(0, 3, 500))
+    expected = {}
+    for query, document, grade in zip(qrels.queries, qrels.documents, qrels.grades, strict=True):
+        if grade > 0:
+            expected.setdefault(int(query), {})[int(document)] = float(grade)
+    assert qrels.relevant_by_query() == expected
+
+
+def test_qrels_of_a_million_judgements_are_quick_to_use():
+    queries, documents = np.divmod(np.arange(1_000_000), 1000)
+    start = time.perf_counter()
+    qrels = Qrels(queries, documents, np.ones(1_000_000))
+    assert len(qrels.pairs) == 1_000_000
+    assert len(qrels.relevant_by_query()) == 1000
+    scores = score_rankings((np.arange(1000), np.tile(np.arange(100), (1000, 1))), qrels, ("ndcg@10",))
+    assert time.perf_counter() - start < 10  # about half a second; a busy machine takes longer
+    assert scores["ndcg@10"].tolist() == [1.0] * 1000
