@@ -22,8 +22,8 @@ PACKAGE = ROOT / "src" / "smec_st"
 # A module may import those of its own layer or lower ones.
 LAYERS = [
     {"functional", "files", "quiet", "data", "stages", "__init__"},
-    {"config", "metrics", "memory", "modules", "sampler", "baselines"},
-    {"losses", "folding", "evaluation"},
+    {"config", "metrics", "memory", "modules", "sampler"},
+    {"losses", "folding", "baselines", "evaluation"},
     {"trainer", "callbacks", "recipe", "hub", "compressor"},
     {"compare"},
     {"analysis"},

@@ -214,8 +214,9 @@ def analyze(
 ) -> None:
     """Repeat one of the SMEC paper's own analyses on a collection.
 
-    importance: the share of important dimensions that ADS, truncation and PCA keep; gradients: their size and variance
-    by block of dimensions under MRL and SMRL; convergence: quality by epoch; ablation: SMRL, ADS and S-XBM off in turn.
+    importance: the share of important dimensions that ADS, truncation and PCA keep; gradients: their size and
+    variance by block of dimensions under MRL and SMRL; convergence: quality by epoch; ablation: SMRL, ADS and S-XBM
+    off in turn.
     """
     from smec_st.data import DataError
 

@@ -43,7 +43,7 @@ class FitConfig:
         tau: Temperature of the contrastive term.
         alignment_tau: Temperature of the KL term.
         narrow_alignment_tau: The same for sizes of a sixteenth of the width and less.
-        memory: Rows that S-XBM remembers, at most.
+        memory: Rows that S-XBM remembers, at most; 0 for the batch's own documents alone.
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn per step.
         stream_rows: Corpus rows that enter a memory smaller than the corpus, per step.
@@ -86,9 +86,11 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.dims is not None:
             object.__setattr__(self, "dims", tuple(self.dims))
-        for name in ("steps", "batch_size", "memory", "random_rows", "selection_steps", "checkpoint_steps"):
+        for name in ("steps", "batch_size", "random_rows", "selection_steps", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if self.memory < 0:
+            raise DataError(f"`memory` must be 0 or more, got {self.memory}.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise DataError(f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}.")
@@ -157,7 +159,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "start": "identity",
         "rank": "pairwise",
         "alignment": "l1",
-        "alignment_weight": 0.3,
+        "alignment_weight": 0.5,
         "wide_weight": 1.0,
         "memory": 5000,
         "random_rows": 1,

@@ -131,7 +131,7 @@ def _make_loss(config: FitConfig, model: SentenceTransformer, table: VectorTable
         model,
         table,
         None if qrels is None else Relevance(qrels, table),
-        SelectableCrossBatchMemory(table.width, min(config.memory, table.corpus_size)),
+        SelectableCrossBatchMemory(table.width, min(config.memory, table.corpus_size)) if config.memory else None,
         rank="pairwise" if config.rank == "pairwise" else "contrastive",
         alignment="l1" if config.alignment == "l1" else "kl",
         rank_weight=config.rank_weight,

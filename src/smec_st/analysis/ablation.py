@@ -48,7 +48,7 @@ def fit_variant(data: TrainingData, config: FitConfig, variant: str) -> Transfor
     * Without SMRL all sizes are trained at once on one map (:func:`~smec_st.analysis.together.fit_together`). Sizes
       are then prefixes, so ADS is out as well: compare with "without ADS" for SMRL alone.
     * Without ADS see :func:`plan_without_selection`.
-    * Without S-XBM candidates are the batch's own documents, and the one row that a memory must have.
+    * Without S-XBM candidates are the batch's own documents.
 
     Args:
         data: With training judgements.
@@ -64,7 +64,7 @@ def fit_variant(data: TrainingData, config: FitConfig, variant: str) -> Transfor
         return Compressor([(fit_together(data, dims, config), dims)]).transform
     stages = plan_without_selection(data.table.width, config) if variant == NO_ADS else None
     if variant == NO_MEMORY:
-        config = dataclasses.replace(config, memory=1, random_rows=1)
+        config = dataclasses.replace(config, memory=0)
     return Compressor(fit_stages(data.table, data.train, data.dev, config, stages=stages).maps).transform
 
 
