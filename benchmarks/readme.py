@@ -1,4 +1,4 @@
-"""Write the table and the plot of the README from ``benchmarks/results/quality.json``.
+"""Write the tables and the plot of the README from the recorded results.
 
 python benchmarks/readme.py
 """
@@ -6,14 +6,17 @@ python benchmarks/readme.py
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from smec_st.evaluation.report import markdown_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 METHODS = {"truncate": "truncated", "pca": "PCA (uncentred)", "smec": "**smec_st**"}
+RATIOS = (4, 8, 16, 32, 64)
 
 
 def table(result: dict) -> str:
@@ -60,25 +63,72 @@ def plot(result: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def section(result: dict) -> str:
-    """What stands between the two marks in the README."""
+def quality_section() -> str:
+    """What the defaults give."""
+    result = json.loads((RESULTS / "quality.json").read_text())
     seeds = len(result["arguments"]["seeds"])
     seconds = [fit["seconds"] for c in result["collections"].values() for fit in c["fits"]]
     note = (
         f"Test queries, all-MiniLM-L6-v2, the defaults of `smec-st fit`, median of {seeds} seeds. A fit took "
         f"{min(seconds):.0f} to {max(seconds):.0f} seconds on {result['arguments']['threads']} thread(s)."
     )
-    return f"{BEGIN}\n![Quality by size](benchmarks/results/quality.png)\n\n{table(result)}\n\n{note}\n{END}"
+    return f"![Quality by size](benchmarks/results/quality.png)\n\n{table(result)}\n\n{note}"
+
+
+def comparison_section() -> str:
+    """Every method's mean over the collections at equal compression, and how far each goes without loss."""
+    folder = RESULTS / "compare"
+    rows = json.loads((folder / "report.json").read_text())
+    lossless = json.loads((folder / "lossless.json").read_text())
+    collections = list(dict.fromkeys(row["collection"] for row in rows))
+    original = {row["collection"]: row for row in rows if row["method"] == "original"}
+    scores: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        whole = original[row["collection"]]["bytes_per_vector"]
+        if whole % row["bytes_per_vector"] == 0:
+            scores.setdefault((row["method"], whole // row["bytes_per_vector"]), {})[row["collection"]] = row[
+                "ndcg@10"
+            ]
+    means = {key: statistics.mean(v.values()) for key, v in scores.items() if set(v) == set(collections)}
+    best = {ratio: max(v for (_, other), v in means.items() if other == ratio) for ratio in RATIOS}
+    further = {(entry["collection"], entry["method"]): entry["byte_ratio"] for entry in lossless}
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "original"):
+        if not any((method, ratio) in means for ratio in RATIOS):
+            continue
+        cells = []
+        for ratio in RATIOS:
+            value = means.get((method, ratio))
+            text = "" if value is None else f"{value:.3f}"
+            cells.append(f"**{text}**" if value is not None and value == best[ratio] else text)
+        kept = [further.get((name, method)) for name in collections]
+        lines.append([method, *cells, *("" if ratio is None else f"{ratio:.3g}x" for ratio in kept)])
+    head = ["mean nDCG@10", *(f"{ratio}x smaller" for ratio in RATIOS), *(f"lossless, {name}" for name in collections)]
+    average = statistics.mean(row["ndcg@10"] for row in original.values())
+    return (
+        f"{markdown_table(head, lines)}\n\nMean over {', '.join(collections)} (original: {average:.3f}), by bytes per "
+        "vector; then how many times smaller before nDCG@10 falls below the original's. Codebooks and maps are not "
+        "counted. Each collection's own table, with intervals: `benchmarks/results/compare/report.md`."
+    )
+
+
+SECTIONS = {"quality": quality_section, "comparison": comparison_section}
+
+
+def with_sections(text: str) -> str:
+    """The README with what stands between each pair of marks written anew."""
+    for name, section in SECTIONS.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{section()}\n{end}{after}"
+    return text
 
 
 def main() -> None:
-    result = json.loads((RESULTS / "quality.json").read_text())
-    plot(result, RESULTS / "quality.png")
+    plot(json.loads((RESULTS / "quality.json").read_text()), RESULTS / "quality.png")
     readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    readme.write_text(before + section(result) + after, encoding="utf-8")
+    readme.write_text(with_sections(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ DIMS = (16, 8, 4)
 QUICK = {"steps": 8, "selection_steps": 4, "batch_size": 16}
 UNTRAINED = {"original": Original(), "truncate": Truncation(), "pca": PCA()}
 REPORT = [
-    "by_bytes.png", "lossless.json", "proxy.json", "proxy.png", "report.csv", "report.json", "report.md",
+    "by_bytes.png", "lossless.json", "proxy.json", "run.json", "proxy.png", "report.csv", "report.json", "report.md",
     "report.png", "small_multiples.png",
 ]  # fmt: skip
 
@@ -389,6 +389,10 @@ def test_compare_reports_means_over_seeds_and_differences_to_the_reference(plann
     assert all(f"{row['ndcg@10']:.3f}" in text for row in rows)
     assert "## Lossless" in text
     assert {entry.method for entry in comparison.lossless} == set(methods) - {"original"}
+    record = json.loads((out / "run.json").read_text())
+    assert record["collections"]["toy"]["dims"] == [16, 8]
+    assert (record["seeds"], record["reference"], record["labels"], record["missing"]) == ([0, 1], "smec", True, [])
+    assert record["methods"]["smec"]["settings"] == QUICK
     proxies = json.loads((out / "proxy.json").read_text())
     assert {entry["collection"] for entry in proxies["correlations"]} == {"toy", "all collections"}
     assert {entry["method"] for entry in proxies["recommended"]} == {"truncate", "pca", "random"}

@@ -45,7 +45,7 @@ def contrastive_loss(similarity: Tensor, grades: Tensor, tau: Tensor | float) ->
     return (weights * F.softplus(margins)).sum() / (total > 0).sum().clamp_min(1)
 
 
-def rank_loss(similarity: Tensor, grades: Tensor, most: int = 4096) -> Tensor:
+def rank_loss(similarity: Tensor, grades: Tensor, most: int = 1024) -> Tensor:
     """The pairwise ranking loss of Search-Adaptor, MA and SMEC.
 
     ``mean over (i, j, k) with y_ij > y_ik of (y_ij - y_ik) log(1 + exp(s_ik - s_ij))``: MA Eq. (5), with the mean in

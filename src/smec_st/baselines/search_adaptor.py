@@ -99,6 +99,5 @@ class SearchAdaptor:
             steps=self.steps,
             learning_rate=self.learning_rate,
             patience=self.patience,
-            check_every=25,
         )
         return adaptor

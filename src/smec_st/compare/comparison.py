@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smec_st.baselines import Method
-from smec_st.compare.cells import Cell, Result, Source, fingerprint
+from smec_st.compare.cells import VERSIONS, Cell, Result, Source, fingerprint
 from smec_st.compare.document import markdown_report
 from smec_st.compare.plots import plot_by_bytes, plot_by_size, plot_proxy, plot_small_multiples
 from smec_st.compare.proxy import Correlation, Recommendation, correlations, recommendations
@@ -183,11 +184,28 @@ def _write(comparison: Comparison, planned: Plan) -> None:
         "recommended": [entry.to_dict() for entry in comparison.recommended],
     }
     _write_object(out / "proxy.json", proxies)
+    _write_object(out / "run.json", _record(planned))
     plot_by_size(rows, out / "report.png", planned.reference)
     plot_by_bytes(rows, out / "by_bytes.png", planned.reference)
     plot_small_multiples(rows, out / "small_multiples.png", planned.reference)
     plot_proxy(rows, comparison.correlations, out / "proxy.png")
 
 
+def _record(planned: Plan) -> dict[str, Any]:
+    """Arguments, settings and versions: what it takes to do it again."""
+    cells = planned.cells
+    return {
+        "collections": {cell.collection: {"dims": cell.dims, "fingerprint": cell.fingerprint} for cell in cells},
+        "methods": {cell.name: cell.settings for cell in cells},
+        "seeds": sorted({cell.seed for cell in cells}),
+        "labels": all(cell.labels for cell in cells),
+        "reference": planned.reference,
+        "missing": [
+            f"{cell.collection}, {cell.name}, seed {cell.seed}" for cell in cells if not cell.is_done(planned.out)
+        ],
+        "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
+    }
+
+
 def _write_object(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
