@@ -16,6 +16,7 @@ from smec_st.compressor import Compressor
 from smec_st.data import DataError, Qrels, load_collection, unit_rows
 from smec_st.functional import alignment_kl
 from smec_st.metrics import evaluate_retrieval
+from smec_st.recipe import PAIRS_PER_QUERY, _some_of_each_query
 
 QUICK = {"steps": 30, "selection_steps": 8, "batch_size": 32}
 
@@ -264,3 +265,49 @@ def test_fit_refuses_texts_without_a_model():
 def test_import_is_cheap_and_loads_no_heavy_library():
     code = "import sys, smec_st; print(sorted({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_fit_learns_classes_from_images_that_are_their_own_queries(rng):
+    labels = rng.integers(0, 5, 300)
+    images = rng.normal(size=(300, 32)) * np.r_[np.full(8, 3.0), np.full(24, 1.0)]  # the loud numbers say nothing
+    images[:, 8:] += 1.2 * rng.normal(size=(5, 24))[labels]
+    images = images.astype(np.float32)
+    train, test = np.arange(200), np.arange(200, 300)
+    same = labels[:, None] == labels[None, :200]
+    same[train, train] = False
+    own = np.r_[train, np.full(100, -1)]
+    qrels = {split: class_pairs(same, rows) for split, rows in (("train", train), ("test", test))}
+
+    def score(transform):
+        corpus, queries = transform(images[:200]), transform(images)
+        return evaluate_retrieval(corpus, queries, qrels["test"], ("ndcg@10",), own_document=own)["ndcg@10"].mean()
+
+    fitted = Compressor.fit(
+        images[:200], images, qrels["train"], dims=(4,), own_document=own, **{**QUICK, "steps": 80}
+    )
+    pca = Compressor.fit(images[:200], dims=(4,), method="pca")
+    assert score(fitted.transform) > score(pca.transform) + 0.2
+
+
+def class_pairs(same, rows):
+    queries, documents = np.nonzero(same[rows])
+    return Qrels(rows[queries], documents, np.ones(len(queries)))
+
+
+def test_training_takes_some_pairs_of_each_query(rng):
+    pairs = np.stack(np.nonzero(rng.random((6, 90)) < np.array([[0.9], [0.05], [0.5], [0.1], [1.0], [0.2]])), axis=1)
+    chosen = _some_of_each_query(pairs, seed=1)
+    counts = np.bincount(pairs[:, 0], minlength=6)
+    np.testing.assert_array_equal(np.bincount(chosen[:, 0], minlength=6), np.minimum(counts, PAIRS_PER_QUERY))
+    assert len(np.unique(chosen, axis=0)) == len(chosen)
+    assert {tuple(pair) for pair in chosen.tolist()} <= {tuple(pair) for pair in pairs.tolist()}
+    assert not np.array_equal(_some_of_each_query(pairs, seed=2), chosen)
+    few = pairs[:3]
+    np.testing.assert_array_equal(_some_of_each_query(few, seed=1), few)
+
+
+def test_fit_without_a_memory_uses_the_batch_alone(toy):
+    plain = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(8,), memory=0, **QUICK)
+    remembering = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(8,), **QUICK)
+    assert plain.fingerprint != remembering.fingerprint
+    assert ndcg(plain.transform, toy) > ndcg(lambda x: unit_rows(x[:, :8]), toy)

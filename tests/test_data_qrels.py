@@ -122,3 +122,15 @@ def test_qrels_of_a_million_judgements_are_quick_to_use():
     scores = score_rankings((np.arange(1000), np.tile(np.arange(100), (1000, 1))), qrels, ("ndcg@10",))
     assert time.perf_counter() - start < 10  # about half a second; a busy machine takes longer
     assert scores["ndcg@10"].tolist() == [1.0] * 1000
+
+
+@pytest.mark.parametrize(("queries", "held"), [(199, 20), (194, None), (40, None)])
+def test_hold_out_takes_enough_queries_or_none(queries, held):
+    qrels = Qrels(np.arange(queries), np.arange(queries), np.ones(queries))
+    rest, dev = qrels.hold_out(0.1, seed=3)
+    if held is None:
+        assert dev is None
+        assert rest is qrels
+    else:
+        assert len(dev.query_rows) == held
+        assert sorted(np.r_[rest.query_rows, dev.query_rows]) == list(range(queries))

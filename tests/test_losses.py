@@ -93,7 +93,7 @@ def naive_terms(loss, table, labels, candidate_ids):
 
     def drift(rows):
         student, teacher = mapped(rows) @ mapped(candidate_ids).T, table[rows] @ table[candidate_ids].T
-        others = rows.unsqueeze(1) != candidate_ids
+        others = table.own(rows).unsqueeze(1) != candidate_ids
         if loss.alignment == "kl":
             return loss.alignment_tau * alignment_kl(student, teacher, loss.alignment_tau, others)
         return alignment_l1(student, teacher, nearest(teacher, others, loss.top_k))
@@ -102,6 +102,7 @@ def naive_terms(loss, table, labels, candidate_ids):
     if (documents < 0).any():
         return {"alignment": drift(anchors)}
     similarity, grades = mapped(anchors) @ mapped(candidate_ids).T, naive_grades(anchors, candidate_ids)
+    similarity[table.own(anchors).unsqueeze(1) == candidate_ids] = -1e9
     rank = rank_loss(similarity, grades) if loss.rank == "pairwise" else contrastive_loss(similarity, grades, loss.tau)
     return {"rank": rank, "alignment": drift(anchors) + drift(documents)}
 
@@ -140,6 +141,34 @@ def test_loss_with_labels_equals_plain_computation(table, relevance, rank, align
     for name, value in terms.items():
         torch.testing.assert_close(value, expected[name])
         assert value.item() > 0
+
+
+@pytest.mark.parametrize("rank", ["contrastive", "pairwise"])
+@pytest.mark.parametrize("alignment", ["kl", "l1"])
+def test_a_querys_own_document_takes_no_part(rng, qrels, rank, alignment):
+    corpus = rng.normal(size=(DOCUMENTS, WIDTH))
+    own = np.full(QUERIES, -1)
+    own[[3, 7, 0]] = [5, 30, 12]  # in the batch, in the memory, in the batch
+    queries = rng.normal(size=(QUERIES, WIDTH))
+    queries[own >= 0] = corpus[own[own >= 0]]
+    table, plain = VectorTable(corpus, queries, own), VectorTable(corpus, queries)
+    columns, labels = batch_of(table, *BATCH)
+    terms = {}
+    for name, vectors in (("own", table), ("plain", plain)):
+        memory = memory_of(table, range(25, 35))
+        loss = SMECLoss(
+            make_model(),
+            vectors,
+            Relevance(qrels, table),
+            memory,
+            rank=rank,
+            alignment=alignment,
+            alignment_weight=1.0,
+        )
+        terms[name], candidates = run(loss, columns, labels)
+        for term, expected in naive_terms(loss, vectors, labels, candidates).items():
+            torch.testing.assert_close(terms[name][term], expected, rtol=1e-4, atol=1e-6)
+    assert all(abs(terms["own"][term] - terms["plain"][term]) > 1e-4 for term in ("rank", "alignment"))
 
 
 @pytest.mark.parametrize("alignment", ["kl", "l1"])
