@@ -125,6 +125,27 @@ def test_evaluate_repeats_what_fit_reported(small_collection, tmp_path, quick):
     assert json.loads(rows.read_text()) == json.loads((out / "report.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("what", "dims", "files"),
+    [
+        ("gradients", [], ["gradients.json", "gradients.png"]),
+        ("convergence", ["--dims", "16,8"], ["convergence-rank.json", "convergence-rank.png"]),
+    ],
+)
+def test_analyze_writes_what_it_found(small_collection, tmp_path, what, dims, files):
+    folder, out = small_collection(documents=60, queries=40), tmp_path / "deep" / "analysis"
+    source = ["--data", str(folder), "--vectors", str(folder / "vectors.safetensors")]
+    assert run(["analyze", what, *source, *dims, "--out", str(out), "--seeds", "0"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert json.loads((out / files[0]).read_text())["arguments"]["seeds"] == [0]
+
+
+def test_analyze_refuses_sizes_where_there_is_no_choice(small_collection, tmp_path, capsys):
+    folder = small_collection()
+    source = ["--data", str(folder), "--vectors", str(folder / "vectors.safetensors")]
+    fails(capsys, ["analyze", "gradients", *source, "--dims", "8", "--out", str(tmp_path / "x")], "leave --dims out")
+
+
 # -- input that cannot be used ----------------------------------------------------------------------------------------
 
 

@@ -121,7 +121,7 @@ def run(
         half: Width of a block; a quarter of the vectors' width by default, as in the paper's figure (96 and 192).
         seeds: Orders of the batches; figures are means over them.
         epochs: Passes over the training pairs.
-        batch_size: Pairs per step.
+        batch_size: Pairs per step, at most a quarter of all.
         learning_rate: Of Adam; the paper's optimizer is not known.
 
     Returns:
@@ -131,6 +131,8 @@ def run(
     half = data.table.width // 4 if half is None else half
     if not 1 <= half <= data.table.width // 2:
         raise DataError(f"`half` must be in [1, {data.table.width // 2}], got {half}.")
+    assert data.train is not None
+    batch_size = min(batch_size, max(1, len(data.train.pairs) // 4))  # a variance needs several batches an epoch
     methods = {"MRL": (2 * half, half), "SMRL": (2 * half,)}
     curves: Curves = {}
     for loss in LOSSES:
