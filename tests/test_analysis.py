@@ -19,6 +19,7 @@ from smec_st.config import METHODS, FitConfig
 from smec_st.data import Collection, DataError, Qrels, load_collection, unit_rows
 from smec_st.functional import unit
 from smec_st.metrics import evaluate_retrieval
+from smec_st.recipe import make_loss
 
 QUICK = {"steps": 4, "selection_steps": 2, "batch_size": 32}
 
@@ -354,8 +355,8 @@ def test_published_recipe_without_selection_keeps_the_first_coordinates(toy, dat
 def test_all_sizes_loss_is_the_sum_of_each_sizes_own(data):
     config = config_of("smec", guard=False)
     model = nn.Sequential(_Wide(32))
-    alone = together.size_loss(together.Prefix(model, 8), data, config)
-    both = {dim: together.size_loss(together.Prefix(model, dim), data, config) for dim in (16, 8)}
+    alone = make_loss(config, together.Prefix(model, 8), data.table, data.train)
+    both = {dim: make_loss(config, together.Prefix(model, dim), data.table, data.train) for dim in (16, 8)}
     summed = together.AllSizesLoss(model, both, 32)
     rows = torch.from_numpy(data.train.pairs[:5])
     labels = torch.stack([torch.from_numpy(data.table.query_ids(rows[:, 0].numpy())), rows[:, 1]], dim=1)

@@ -18,8 +18,6 @@ from smec_st.quiet import quiet_libraries
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from smec_st.losses import SMECLoss
     from smec_st.trainer import SequentialTrainingArguments
 
@@ -102,7 +100,7 @@ def fit_stages(
         if base is not None:
             for module in _finished_modules(base):
                 model.append(module.to(model.device))
-        loss = _make_loss(config, model, table, qrels)
+        loss = make_loss(config, model, table, qrels)
         arguments = _make_arguments(config, folder, batch_size, keep=work_dir is not None, progress=progress)
         neighbors = None
         if qrels is not None and config.hard_neighbors > 0:
@@ -123,7 +121,8 @@ def fit_stages(
     return Fitted(_maps_of(modules, stages, config, base), tuple(reports))
 
 
-def _make_loss(config: FitConfig, model: SentenceTransformer, table: VectorTable, qrels: Qrels | None) -> SMECLoss:
+def make_loss(config: FitConfig, model: Any, table: VectorTable, qrels: Qrels | None) -> SMECLoss:
+    """The loss that the settings describe, with a memory of its own."""
     from smec_st.losses import Relevance, SMECLoss
     from smec_st.memory import SelectableCrossBatchMemory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -14,10 +15,10 @@ from smec_st.baselines import TrainingData
 from smec_st.config import FitConfig
 from smec_st.evaluation import HeldOutEvaluator
 from smec_st.folding import FoldedMap, fold
-from smec_st.losses import Relevance, SMECLoss
-from smec_st.memory import SelectableCrossBatchMemory
+from smec_st.losses import SMECLoss
 from smec_st.modules import EmbeddingInput, ResidualAdapter
 from smec_st.quiet import quiet_libraries
+from smec_st.recipe import make_loss
 from smec_st.stages import Stage
 from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
 
@@ -108,7 +109,9 @@ def fit_together(data: TrainingData, dims: Sequence[int], config: FitConfig) -> 
     set_seed(config.seed)
     with quiet_libraries(), tempfile.TemporaryDirectory(prefix="smec-st-") as folder:
         model = SentenceTransformer(modules=[EmbeddingInput(table.width)], device=None)
-        loss = AllSizesLoss(model, {dim: size_loss(Prefix(model, dim), data, config) for dim in dims}, table.width)
+        one_width = dataclasses.replace(config, wide_weight=0.0)
+        by_size = {dim: make_loss(one_width, Prefix(model, dim), table, data.train) for dim in dims}
+        loss = AllSizesLoss(model, by_size, table.width)
         trainer = SequentialTrainer(
             model,
             SequentialTrainingArguments(
@@ -141,30 +144,6 @@ def fit_together(data: TrainingData, dims: Sequence[int], config: FitConfig) -> 
         )
         trainer.train()
         return fold(list(model))
-
-
-def size_loss(model: nn.Module, data: TrainingData, config: FitConfig) -> SMECLoss:
-    """The recipe's loss on a model of one size, with a memory of its own."""
-    assert data.train is not None
-    table = data.table
-    return SMECLoss(
-        model,
-        table,
-        Relevance(data.train, table),
-        SelectableCrossBatchMemory(table.width, min(config.memory, table.corpus_size)),
-        rank="pairwise" if config.rank == "pairwise" else "contrastive",
-        alignment="l1" if config.alignment == "l1" else "kl",
-        rank_weight=config.rank_weight,
-        alignment_weight=config.alignment_weight,
-        reconstruction_weight=config.reconstruction_weight,
-        tau=config.tau,
-        alignment_tau=config.alignment_tau,
-        narrow_alignment_tau=config.narrow_alignment_tau,
-        top_k=config.top_k,
-        random_rows=config.random_rows,
-        stream_rows=config.stream_rows,
-        seed=config.seed,
-    )
 
 
 def _guard(data: TrainingData, dims: Sequence[int]) -> Any:

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smec_st.baselines.adaptor import Adaptor
 from smec_st.baselines.interface import FloatEncoder, TrainingData
-from smec_st.baselines.training import Batches, dev_score, train
-from smec_st.data import DataError
+from smec_st.baselines.training import Pools, dev_score, train
 from smec_st.functional import NEVER, unit
-from smec_st.losses import Relevance
 
 
 @dataclass(frozen=True)
@@ -64,33 +61,22 @@ class DIVE:
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
         """See :class:`~smec_st.baselines.Method`."""
-        if data.train is None or len(data.train.pairs) == 0:
-            raise DataError("DIVE needs training judgements.")
-        table, pairs, width = data.table, data.train.pairs, data.table.width
+        table, width = data.table, data.table.width
         adaptor = Adaptor(width, self.hidden, normed=True, seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             heads = nn.ModuleList(nn.Linear(width, self.view_dim) for _ in range(self.views))
-        relevance = Relevance(data.train, table)
-        pair_batches = Batches(len(pairs), self.batch_size, seed)
-        others = Batches(table.corpus_size, self.pool, seed + 1)
+        pools = Pools(data, self.batch_size, self.pool, seed, "DIVE")
 
         def step(_: int) -> Tensor:
-            chosen = pairs[pair_batches.next()]
-            positives, own = np.unique(chosen[:, 1], return_inverse=True)
-            extra = others.next()
-            query_rows = torch.from_numpy(table.query_ids(chosen[:, 0]))
-            document_rows = torch.from_numpy(np.concatenate([positives, extra[~np.isin(extra, positives)]]))
-            queries, documents = adaptor(table[query_rows]), adaptor(table[document_rows])
-            banned = relevance(query_rows, document_rows) > 0
-            banned |= document_rows == table.own(query_rows).unsqueeze(1)
+            pool = pools.next()
+            queries, documents = adaptor(table[pool.query_rows]), adaptor(table[pool.document_rows])
+            banned = (pool.grades > 0) | pool.same
             triplets = [
-                hinge_triplet_loss(
-                    unit(queries[:, :dim]) @ unit(documents[:, :dim]).T, torch.from_numpy(own), banned, self.margin
-                )
+                hinge_triplet_loss(unit(queries[:, :dim]) @ unit(documents[:, :dim]).T, pool.pair, banned, self.margin)
                 for dim in dims
             ]
-            both = torch.cat([queries, documents[: len(positives)]])
+            both = torch.cat([queries, documents[: pool.positives]])
             agreement = view_agreement([head(both) for head in heads], self.tau)
             return torch.stack(triplets).mean() + self.lam * agreement
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from smec_st.baselines.adaptor import Adaptor, prefix_rank_loss, similarities
 from smec_st.baselines.interface import FloatEncoder, TrainingData
-from smec_st.baselines.training import Batches, dev_score, train
-from smec_st.data import DataError, VectorTable
+from smec_st.baselines.training import Batches, Pools, dev_score, train
+from smec_st.data import VectorTable
 from smec_st.functional import alignment_l1, reconstruction_l1
-from smec_st.losses import Relevance
 
 
 @dataclass(frozen=True)
@@ -103,26 +102,16 @@ class MatryoshkaAdaptor:
         )
 
     def _fit_supervised(self, adaptor: Adaptor, data: TrainingData, dims: Sequence[int], seed: int) -> None:
-        if data.train is None or len(data.train.pairs) == 0:
-            raise DataError("the supervised Matryoshka-Adaptor needs training judgements.")
-        table, pairs = data.table, data.train.pairs
-        relevance = Relevance(data.train, table)
-        pair_batches = Batches(len(pairs), self.batch_size, seed)
-        others = Batches(table.corpus_size, self.pool, seed + 1)
+        table = data.table
+        pools = Pools(data, self.batch_size, self.pool, seed, "the supervised Matryoshka-Adaptor")
         held_out = dev_score(data, dims)
 
         def step(_: int) -> Tensor:
-            chosen = pairs[pair_batches.next()]
-            positives = np.unique(chosen[:, 1])
-            extra = others.next()
-            query_rows = torch.from_numpy(table.query_ids(chosen[:, 0]))
-            document_rows = torch.from_numpy(np.concatenate([positives, extra[~np.isin(extra, positives)]]))
-            documents, asked = table[document_rows], table[query_rows]
+            pool = pools.next()
+            documents, asked = table[pool.document_rows], table[pool.query_rows]
             adapted, mapped = adaptor(documents), adaptor(asked)
-            grades = relevance(query_rows, document_rows)
-            own = document_rows == table.own(query_rows).unsqueeze(1)
-            ranking = prefix_rank_loss(mapped, adapted, grades, own, dims)
-            of_documents = self._distances(documents, adapted, documents, adapted, len(positives), dims)
+            ranking = prefix_rank_loss(mapped, adapted, pool.grades, pool.same, dims)
+            of_documents = self._distances(documents, adapted, documents, adapted, pool.positives, dims)
             of_queries = self._distances(asked, mapped, documents, adapted, len(asked), dims)
             return self.gamma * ranking + of_documents + of_queries
 

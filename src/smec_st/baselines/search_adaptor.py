@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from smec_st.baselines.adaptor import Adaptor, prefix_rank_loss
 from smec_st.baselines.interface import FloatEncoder, TrainingData
-from smec_st.baselines.training import Batches, DevScore, dev_score, train
-from smec_st.data import DataError
+from smec_st.baselines.training import DevScore, Pools, dev_score, train
 from smec_st.functional import reconstruction_l1
-from smec_st.losses import Relevance
 
 
 @dataclass(frozen=True)
@@ -65,31 +62,21 @@ class SearchAdaptor:
         return max(adaptors, key=lambda adaptor: held_out.of_prefixes(adaptor.map)).encoder(dims)
 
     def _fit(self, data: TrainingData, alpha: float, beta: float, held_out: DevScore | None, seed: int) -> Adaptor:
-        if data.train is None or len(data.train.pairs) == 0:
-            raise DataError("Search-Adaptor needs training judgements.")
-        table, pairs, width = data.table, data.train.pairs, data.table.width
+        table, width = data.table, data.table.width
         hidden = self.hidden or width
         adaptor = Adaptor(width, hidden, seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             predictor = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
-        relevance = Relevance(data.train, table)
-        pair_batches = Batches(len(pairs), self.batch_size, seed)
-        others = Batches(table.corpus_size, self.negatives * self.batch_size, seed + 1)
+        pools = Pools(data, self.batch_size, self.negatives * self.batch_size, seed, "Search-Adaptor")
 
         def step(_: int) -> Tensor:
-            chosen = pairs[pair_batches.next()]
-            positives, own = np.unique(chosen[:, 1], return_inverse=True)
-            extra = others.next()
-            query_rows = torch.from_numpy(table.query_ids(chosen[:, 0]))
-            document_rows = torch.from_numpy(np.concatenate([positives, extra[~np.isin(extra, positives)]]))
-            asked, documents = table[query_rows], table[document_rows]
+            pool = pools.next()
+            asked, documents = table[pool.query_rows], table[pool.document_rows]
             mapped, adapted = adaptor(asked), adaptor(documents)
-            grades = relevance(query_rows, document_rows)
-            same = document_rows == table.own(query_rows).unsqueeze(1)
-            total = prefix_rank_loss(mapped, adapted, grades, same, (width,))
+            total = prefix_rank_loss(mapped, adapted, pool.grades, pool.same, (width,))
             change = reconstruction_l1(asked, mapped) + reconstruction_l1(documents, adapted)
-            prediction = reconstruction_l1(predictor(adapted[torch.from_numpy(own)]), mapped)
+            prediction = reconstruction_l1(predictor(adapted[pool.pair]), mapped)
             return total + width * (alpha * change + beta * prediction)  # the paper's norms are sums
 
         train(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from smec_st.baselines.interface import TrainingData, Transform
-from smec_st.data import Qrels, unit_rows
+from smec_st.data import DataError, Qrels, unit_rows
+from smec_st.losses import Relevance
 from smec_st.metrics import evaluate_retrieval
 
 
@@ -154,3 +156,63 @@ class Batches:
             self._left = self._rng.permutation(self._count)
         batch, self._left = self._left[: self._size], self._left[self._size :]
         return batch
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Queries, and the documents that a step compares them with: their own relevant ones first, then others.
+
+    Attributes:
+        query_rows: Row ids in the table, ``(B,)``.
+        document_rows: Distinct row ids, ``(C,)``.
+        positives: How many of the documents come from the batch's pairs.
+        pair: Where each query's document of the batch stands, ``(B,)``.
+        grades: ``(B, C)``.
+        same: True where a document is the query itself, and takes no part, ``(B, C)``.
+    """
+
+    query_rows: Tensor
+    document_rows: Tensor
+    positives: int
+    pair: Tensor
+    grades: Tensor
+    same: Tensor
+
+
+class Pools:
+    """Relevant pairs in random order, each batch beside further documents.
+
+    Args:
+        data: Its training judgements must be there.
+        batch_size: Pairs per step.
+        others: Further documents per step.
+        seed: Of both orders.
+        method: Who asks, for the message.
+
+    Raises:
+        DataError: If there is no relevant pair.
+    """
+
+    def __init__(self, data: TrainingData, batch_size: int, others: int, seed: int, method: str) -> None:
+        if data.train is None or len(data.train.pairs) == 0:
+            raise DataError(f"{method} needs training judgements.")
+        self._table, self._pairs = data.table, data.train.pairs
+        self._relevance = Relevance(data.train, data.table)
+        self._batches = Batches(len(self._pairs), batch_size, seed)
+        self._others = Batches(data.table.corpus_size, others, seed + 1)
+
+    def next(self) -> Pool:
+        """The next batch and its documents."""
+        chosen = self._pairs[self._batches.next()]
+        positives, pair = np.unique(chosen[:, 1], return_inverse=True)
+        others = self._others.next()
+        query_rows = torch.from_numpy(self._table.query_ids(chosen[:, 0]))
+        document_rows = torch.from_numpy(np.concatenate([positives, others[~np.isin(others, positives)]]))
+        return Pool(
+            query_rows=query_rows,
+            document_rows=document_rows,
+            positives=len(positives),
+            pair=torch.from_numpy(pair),
+            grades=self._relevance(query_rows, document_rows),
+            same=document_rows == self._table.own(query_rows).unsqueeze(1),
+        )
