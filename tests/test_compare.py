@@ -76,7 +76,7 @@ def test_every_known_method_is_a_frozen_dataclass_of_the_protocol(name):
     method = registry.METHODS[name]()
     assert dataclasses.is_dataclass(method)
     assert method.__dataclass_params__.frozen
-    assert {method.is_random, method.needs_labels} <= {True, False}
+    assert {method.is_random, method.needs_labels, method.uses_labels} <= {True, False}
     assert callable(method.fit)
 
 

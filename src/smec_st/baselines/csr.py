@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.baselines.interface import Size, TrainingData
-from smec_st.baselines.training import Batches, dev_score, train
+from smec_st.baselines.training import Batches, Pool, Pools, dev_score, train
 from smec_st.data import unit_rows
-from smec_st.functional import contrastive_loss, unit
-from smec_st.losses import Relevance
+from smec_st.functional import NEVER, contrastive_loss, unit
 
 if TYPE_CHECKING:
     from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
@@ -26,13 +25,13 @@ class CSR:
     """A tied autoencoder that keeps the ``k`` largest of many more numbers than it reads.
 
     Autoencoder and loss, ``L_k + L_4k / 8 + beta L_aux + gamma L_contrastive``, are sentence-transformers' own. One
-    autoencoder, trained at one ``k``, serves all sizes; a size keeps as many entries as fit into the bytes of that many
-    floats, at 16 bits a value and as many for its position as the width needs.
+    autoencoder serves all sizes; a size keeps as many entries as fit into its bytes, see :func:`entries`.
 
     Published (paper and the authors' code for text retrieval): four times the width, ``k = 32``, auxiliary ``k`` a
     sixteenth of the wide layer, weights 1/32 and 0.1, temperature 0.2, batch 128; learning rate 4e-5 for ten epochs
     of far larger data. Inferred: vectors are scaled to unit variance per number, without which the reconstruction
-    weighs nothing beside the other terms, and the learning rate; both were chosen on dev queries. Documents drawn at
+    weighs nothing beside the other terms, and the learning rate; both were chosen on dev queries of
+    SciFact and XQuAD-R, as was one autoencoder in place of one per size. Documents drawn at
     random join the batch as negatives; a document relevant to another query of the batch is no negative.
 
     Without labels each vector, query or document, is its own partner in the contrastive term, as in the authors' code.
@@ -61,8 +60,9 @@ class CSR:
 
     is_random: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    uses_labels: ClassVar[bool] = True
 
-    def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> SparseEncoder:
+    def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> CSREncoder:
         """See :class:`~smec_st.baselines.Method`."""
         from sentence_transformers.sparse_encoder.losses import CSRLoss
         from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
@@ -72,17 +72,23 @@ class CSR:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             autoencoder = SparseAutoEncoder(width, hidden, k=min(self.k, hidden // 4), k_aux=max(1, hidden // 16))
-        loss = CSRLoss(autoencoder, _Contrastive(self.tau), beta=self.beta, gamma=self.gamma)
-        encoder = SparseEncoder(autoencoder, tuple(entries(dim, hidden) for dim in dims))
-        draw = _Labelled(data, self.batch_size, seed) if data.train is not None else _Alone(data, self.batch_size, seed)
+        loss = CSRLoss(autoencoder, Contrastive(self.tau), beta=self.beta, gamma=self.gamma)
+        encoder = CSREncoder(autoencoder, tuple(entries(dim, hidden) for dim in sorted(dims, reverse=True)))
+        labelled = data.train is not None
+        pools = (
+            Pools(data, self.batch_size, self.batch_size, seed, "CSR")
+            if labelled
+            else Alone(data, self.batch_size, seed)
+        )
 
         def step(_: int) -> Tensor:
-            query_rows, document_rows, grades = draw()
-            sides = (data.table[rows] * math.sqrt(width) for rows in (query_rows, document_rows))
-            terms: dict[str, Tensor] = loss([{"sentence_embedding": side} for side in sides], grades)
+            pool = pools.next()
+            rows = (pool.query_rows, pool.document_rows)
+            sides = [{"sentence_embedding": scaled(data.table[side])} for side in rows]
+            terms: dict[str, Tensor] = loss(sides, pool.grades.masked_fill(pool.same, -1))
             return torch.stack(list(terms.values())).sum()
 
-        held_out = dev_score(data, encoder.active)
+        held_out = dev_score(data, [size.dim for size in encoder.sizes])
         train(
             autoencoder.parameters(),
             step,
@@ -92,3 +98,99 @@ class CSR:
             patience=self.patience,
         )
         return encoder
+
+
+@dataclass(frozen=True)
+class CSREncoder:
+    """Cosine of sparse codes, as the authors score them. Documents have 16-bit values, queries stay float.
+
+    Args:
+        autoencoder: Trained.
+        sizes: Entries kept and their bytes, by falling bytes.
+    """
+
+    autoencoder: SparseAutoEncoder
+    sizes: tuple[Size, ...]
+
+    def codes(self, vectors: np.ndarray, kept: int, chunk: int = 2048) -> np.ndarray:
+        """Codes of length 1 with so many entries that may differ from 0. ``(n, D) -> (n, hidden)`` float32."""
+        result = np.empty((len(vectors), self.autoencoder.hidden_dim), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(vectors), chunk):
+                rows = torch.from_numpy(unit_rows(vectors[start : start + chunk]))
+                features = self.autoencoder({"sentence_embedding": scaled(rows)}, max_active_dims=kept)
+                result[start : start + chunk] = unit_rows(features["sentence_embedding"].numpy())
+        return result
+
+    def documents(self, vectors: np.ndarray, size: Size) -> np.ndarray:
+        """Codes with values as stored. ``(n, D) -> (n, hidden)`` float32."""
+        return self.codes(vectors, size.dim).astype(np.float16).astype(np.float32)
+
+    def queries(self, vectors: np.ndarray, size: Size) -> np.ndarray:
+        """Codes. ``(n, D) -> (n, hidden)`` float32."""
+        return self.codes(vectors, size.dim)
+
+
+class Contrastive(nn.Module):
+    """InfoNCE of the codes' cosine, in the form that ``CSRLoss`` calls.
+
+    Args:
+        tau: Temperature.
+    """
+
+    def __init__(self, tau: float) -> None:
+        super().__init__()
+        self.tau = tau
+
+    def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """:func:`~smec_st.functional.contrastive_loss`.
+
+        Args:
+            embeddings: Codes of queries ``(B, hidden)`` and of documents ``(C, hidden)``.
+            labels: Grades, -1 where a document takes no part, ``(B, C)``.
+        """
+        similarity = unit(embeddings[0]) @ unit(embeddings[1]).T
+        return contrastive_loss(similarity.masked_fill(labels < 0, NEVER), labels.clamp_min(0), self.tau)
+
+
+def scaled(rows: Tensor) -> Tensor:
+    """Rows of length 1 to about unit variance per number. ``(n, D) -> (n, D)``."""
+    return rows * math.sqrt(rows.shape[1])
+
+
+def entries(dim: int, hidden: int) -> Size:
+    """The largest code that takes no more bytes than ``dim`` float32 numbers.
+
+    An entry is a 16-bit value and its position, ``ceil(log2(hidden))`` bits.
+
+    Args:
+        dim: Width of the vector of floats.
+        hidden: Width of the code.
+
+    Returns:
+        The number of entries, as ``dim``, and their bytes.
+    """
+    bits = 16 + (hidden - 1).bit_length()
+    kept = min(max(1, 32 * dim // bits), hidden)
+    return Size(kept, -(-kept * bits // 8))
+
+
+class Alone:
+    """Documents and training queries in random order; each is its own and only partner.
+
+    Args:
+        data: Judgements are not read.
+        batch_size: Vectors per step.
+        seed: Of the order.
+    """
+
+    def __init__(self, data: TrainingData, batch_size: int, seed: int) -> None:
+        self._rows = np.r_[np.arange(data.table.corpus_size), data.table.query_ids(data.queries)]
+        self._batches = Batches(len(self._rows), batch_size, seed)
+
+    def next(self) -> Pool:
+        """The next batch, on both sides."""
+        rows = torch.from_numpy(self._rows[self._batches.next()])
+        count = len(rows)
+        same = torch.zeros(count, count, dtype=torch.bool)
+        return Pool(rows, rows, positives=count, pair=torch.arange(count), grades=torch.eye(count), same=same)

@@ -74,6 +74,8 @@ METHODS: dict[str, Factory] = {
     "mrl-principal": _baseline("mrl", "MRL"),
     "mrl-cosent": _baseline("mrl", "MRL", loss="cosent"),
     "matryoshka-adaptor-unsupervised": _baseline("matryoshka_adaptor", "MatryoshkaAdaptor", supervised=False),
+    "adawidth": _baseline("adawidth", "AdaWidth"),
+    "csr": _baseline("csr", "CSR"),
     "search-adaptor": _baseline("search_adaptor", "SearchAdaptor"),
     "dive": _baseline("dive", "DIVE"),
     "smec-published": _ours(method="smec-published"),
