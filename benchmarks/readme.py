@@ -104,11 +104,13 @@ def comparison_section() -> str:
         kept = [further.get((name, method)) for name in collections]
         lines.append([method, *cells, *("" if ratio is None else f"{ratio:.3g}x" for ratio in kept)])
     head = ["mean nDCG@10", *(f"{ratio}x smaller" for ratio in RATIOS), *(f"lossless, {name}" for name in collections)]
+    run = json.loads((folder / "run.json").read_text())
+    waiting = f" {len(run['missing'])} fits are still to be run (`run.json`)." if run["missing"] else ""
     average = statistics.mean(row["ndcg@10"] for row in original.values())
     return (
         f"{markdown_table(head, lines)}\n\nMean over {', '.join(collections)} (original: {average:.3f}), by bytes per "
         "vector; then how many times smaller before nDCG@10 falls below the original's. Codebooks and maps are not "
-        "counted. Each collection's own table, with intervals: `benchmarks/results/compare/report.md`."
+        f"counted. Each collection's own table, with intervals: `benchmarks/results/compare/report.md`.{waiting}"
     )
 
 
