@@ -26,11 +26,13 @@ import transformers
 
 from smec_st import Compressor, FitConfig, load_collection
 from smec_st.baselines import original, pca, truncate
-from smec_st.config import read_settings
+from smec_st.config import METHODS, read_settings
 from smec_st.evaluation import sweep
 
 
-def run(folder: Path, seeds: list[int], dims: tuple[int, ...] | None, no_labels: bool, settings: dict) -> dict:
+def run(
+    folder: Path, seeds: list[int], dims: tuple[int, ...] | None, no_labels: bool, method: str, settings: dict
+) -> dict:
     vectors = next(folder.glob("*.safetensors"))
     data = load_collection(folder, vectors)
     train = data.judged("train")
@@ -45,10 +47,11 @@ def run(folder: Path, seeds: list[int], dims: tuple[int, ...] | None, no_labels:
             dev_qrels=None if no_labels else data.qrels.get("dev"),
             unlabelled_queries=train.query_rows,
             own_document=data.own_document,
+            method=method,
             **{**settings, "seed": seed},
         )
         seconds = time.perf_counter() - began
-        methods = {"smec": compressor.transform}
+        methods = {method: compressor.transform}
         if not rows:
             methods = {"original": original, "truncate": truncate, "pca": pca(data.corpus), **methods}
         rows += [
@@ -82,6 +85,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--dims", help="Sizes; by default the width and its halvings down to a sixteenth.")
+    parser.add_argument("--method", default="smec")
     parser.add_argument("--no-labels", action="store_true")
     parser.add_argument("--config", type=Path, help="settings that differ from the defaults, JSON or YAML")
     parser.add_argument("--threads", type=int, default=2)
@@ -92,8 +96,14 @@ def main() -> None:
     dims = tuple(int(dim) for dim in options.dims.split(",")) if options.dims else None
     settings = read_settings(options.config) if options.config else {}
     result = {
-        "settings": {**FitConfig().to_dict(), **settings},
-        "arguments": {"seeds": seeds, "dims": dims, "no_labels": options.no_labels, "threads": options.threads},
+        "settings": {**FitConfig().to_dict(), **METHODS[options.method], **settings},
+        "arguments": {
+            "seeds": seeds,
+            "dims": dims,
+            "method": options.method,
+            "no_labels": options.no_labels,
+            "threads": options.threads,
+        },
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -102,7 +112,8 @@ def main() -> None:
             "sentence-transformers": sentence_transformers.__version__,
         },
         "collections": {
-            folder.name: run(folder, seeds, dims, options.no_labels, settings) for folder in options.folders
+            folder.name: run(folder, seeds, dims, options.no_labels, options.method, settings)
+            for folder in options.folders
         },
     }
     if options.json:
