@@ -339,3 +339,16 @@ def test_fit_continued_after_a_kill_is_bit_identical(small_collection, tmp_path,
     for name in ("compressor.safetensors", "report.json"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert list(tmp_path.glob(".out*")) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_freed_memory_is_kept_unless_the_user_has_set_the_allocator():
+    code = "import os; from smec_st.cli.allocator import keep_freed_memory as k; print(k(), os.environ.get('{}'))"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+
+    def said(environment, name):
+        command = [sys.executable, "-c", code.format(name)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    assert said(plain, "MALLOC_MMAP_MAX_") == [str(os.confstr("CS_GNU_LIBC_VERSION") is not None), "0"]
+    assert said({**plain, "MALLOC_ARENA_TEST": "8"}, "MALLOC_MMAP_MAX_") == ["False", "None"]

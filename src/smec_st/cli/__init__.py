@@ -1,0 +1,74 @@
+"""The command line, ``smec-st``. Each command reads its input, calls the library, and says what came of it.
+
+Input that cannot be used gives one line on standard error and exit code 2; an interrupted run gives 130 and can be
+continued by the same command. Output folders appear only when they are complete.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from smec_st import __version__
+
+# Before torch is loaded: threads that spin while they wait bring a busy machine to a halt.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from smec_st.cli.analyze import analyze
+from smec_st.cli.compare import compare
+from smec_st.cli.evaluate import evaluate
+from smec_st.cli.export import export
+from smec_st.cli.fit import fit
+
+USAGE, INTERRUPTED = 2, 130
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, in a form that click passes on without a line of its own."""
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
+@click.group(cls=_Commands)
+@click.version_option(__version__)
+def app() -> None:
+    """Make the vectors of any embedding model many times smaller."""
+
+
+for command in (fit, evaluate, compare, analyze, export):
+    app.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what went wrong and a user can mend becomes one line and an exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The exit code of :func:`main`."""
+    try:
+        return int(app.main(arguments, prog_name="smec-st", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        return _complain(error.format_message(), USAGE)
+    except (KeyboardInterrupt, _Interrupted, click.Abort):
+        return _complain("interrupted; the same command continues where it stopped.", INTERRUPTED)
+    except Exception as error:
+        from smec_st.data import DataError
+
+        if not isinstance(error, (DataError, OSError, FloatingPointError)):
+            raise
+        return _complain(str(error), USAGE)
+
+
+def _complain(message: str, code: int) -> int:
+    click.echo(f"smec-st: {' '.join(message.split())}", err=True)
+    return code

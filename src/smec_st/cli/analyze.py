@@ -1,0 +1,47 @@
+"""``smec-st analyze``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smec_st.cli.allocator import keep_freed_memory
+from smec_st.cli.options import FOLDER, collection_options, thinking, whole_numbers
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["importance", "gradients", "convergence", "ablation"]))
+@collection_options
+@click.option("--dims", help="Sizes, where the analysis has a choice of them.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the analysis's JSON file and plot.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Repetitions.")
+def analyze(
+    what: str, data: Path, vectors: Path | None, model: str | None, dims: str | None, out: Path, seeds: str
+) -> None:
+    """Repeat one of the SMEC paper's own analyses on a collection.
+
+    importance: the share of important dimensions that ADS, truncation and PCA keep; gradients: their size and
+    variance by block of dimensions under MRL and SMRL; convergence: quality by epoch; ablation: SMRL, ADS and S-XBM
+    off in turn.
+    """
+    keep_freed_memory()
+    from smec_st.data import DataError
+
+    settings: dict[str, Any] = {"seeds": whole_numbers(seeds, "--seeds")}
+    if dims is not None:
+        if what == "gradients":
+            raise DataError("gradients are measured at a half and a quarter of the width; leave --dims out.")
+        settings["dims"] = whole_numbers(dims, "--dims")
+    with thinking("reading"):
+        import importlib
+
+        from smec_st.data import load_collection
+
+        analysis = importlib.import_module(f"smec_st.analysis.{what}")
+        collection = load_collection(data, vectors, model)
+    out.mkdir(parents=True, exist_ok=True)
+    with thinking(what):
+        analysis.run(collection, out, **settings)
+    click.echo(f"saved to {out}")

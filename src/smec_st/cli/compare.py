@@ -1,0 +1,103 @@
+"""``smec-st compare``."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from smec_st.cli.allocator import keep_freed_memory
+from smec_st.cli.options import FOLDER, thinking, whole_numbers
+
+if TYPE_CHECKING:
+    from smec_st.compare import Outcome, Recommendation
+
+FAILED = 1
+
+
+@click.command()
+@click.option("--data", "folders", multiple=True, required=True, help="Collection; repeat for several.")
+@click.option("--vectors", "files", type=FOLDER, multiple=True, help="Its vectors; one for each --data, in order.")
+@click.option("--model", help="Sentence-transformers model that embeds the texts.")
+@click.option("--dims", "sizes", multiple=True, help="Sizes, once for all collections or once for each --data.")
+@click.option("--methods", default="all", show_default=True, help="Names with commas between, or all.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the report; an earlier comparison goes on.")
+@click.option("--seeds", default="0", show_default=True, help="Fits of each random method, for instance 0,1,2.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--reference", help="Method to compare the others with; smec by default.")
+@click.option("--no-labels", is_flag=True, help="Do not use the training judgements; recommend a size.")
+def compare(
+    folders: tuple[str, ...],
+    files: tuple[Path, ...],
+    model: str | None,
+    sizes: tuple[str, ...],
+    methods: str,
+    out: Path,
+    seeds: str,
+    jobs: int,
+    reference: str | None,
+    no_labels: bool,
+) -> None:
+    """Fit and score methods side by side, on one or more collections."""
+    keep_freed_memory()
+    from smec_st.data import DataError
+
+    if files and len(files) != len(folders):
+        raise DataError(f"give one --vectors for each --data; got {len(files)} and {len(folders)}.")
+    dims = [whole_numbers(text, "--dims") for text in sizes]
+    rounds = whole_numbers(seeds, "--seeds")
+    with thinking("reading"):
+        from smec_st import compare as comparing
+        from smec_st.evaluation import print_rows
+
+        chosen, notices = comparing.choose(methods, labels=not no_labels)
+        sources = [
+            comparing.Source(folder, file, model)
+            for folder, file in zip(folders, files or [None] * len(folders), strict=True)
+        ]
+        planned = comparing.plan(
+            sources, chosen, dims or None, out, seeds=rounds, labels=not no_labels, reference=reference
+        )
+    for notice in notices:
+        click.echo(notice, err=True)
+    with _cell_progress(planned.missing) as on_outcome:
+        comparison = comparing.compare(planned, jobs, on_outcome)
+    for collection in dict.fromkeys(row.collection for row in comparison.rows):
+        print_rows([row for row in comparison.rows if row.collection == collection], collection)
+    if no_labels:
+        _recommend(comparison.recommended, planned.reference)
+    click.echo(f"saved to {out}")
+    for outcome in comparison.failed:
+        click.echo(f"smec-st: {outcome}", err=True)
+    if comparison.failed:
+        raise click.exceptions.Exit(FAILED)
+
+
+@contextmanager
+def _cell_progress(total: int) -> Iterator[Callable[[Outcome], None]]:
+    """A bar on a terminal, otherwise a line for each cell that ends."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit="fit") as bar:
+
+            def advance(outcome: Outcome) -> None:
+                bar.set_postfix_str(str(outcome), refresh=False)
+                bar.update()
+
+            yield advance
+    else:
+        ended = itertools.count(1)
+        yield lambda outcome: click.echo(f"{next(ended)}/{total} {outcome}", err=True)
+
+
+def _recommend(found: Sequence[Recommendation], reference: str) -> None:
+    """Sizes of the reference method, or of all where it has none."""
+    for entry in [entry for entry in found if entry.method == reference] or found:
+        size = "no size" if entry.dim is None else f"{entry.dim} dims"
+        click.echo(f"{entry.collection}, {entry.method}: {size} should keep 95 % of the original's nDCG@10")

@@ -1,0 +1,118 @@
+"""``smec-st fit``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smec_st.cli.allocator import keep_freed_memory
+from smec_st.cli.evaluate import score
+from smec_st.cli.options import FOLDER, collection_options, refuse_existing, thinking, whole_numbers
+
+if TYPE_CHECKING:
+    from smec_st.data import Collection
+
+
+@click.command()
+@collection_options
+@click.option("--dims", help="Sizes, for instance 192,96,48,24. By default the width and four halvings.")
+@click.option("--out", type=FOLDER, required=True, help="New folder for the compressor and its report.")
+@click.option("--method", default="smec", show_default=True, help="smec, smec-published, pca or truncate.")
+@click.option("--no-labels", is_flag=True, help="Do not use the training judgements.")
+@click.option("--seed", type=int, help="Of everything random.")
+@click.option("--config", type=FOLDER, help="JSON or YAML file of settings.")
+def fit(
+    data: Path,
+    vectors: Path | None,
+    model: str | None,
+    dims: str | None,
+    out: Path,
+    method: str,
+    no_labels: bool,
+    seed: int | None,
+    config: Path | None,
+) -> None:
+    """Fit a compressor on a collection's vectors, score it, and save it."""
+    keep_freed_memory()
+    settings = _settings(config, dims, seed)
+    refuse_existing(out)
+    with thinking("reading"):
+        from smec_st.compressor import Compressor
+        from smec_st.data import load_collection
+        from smec_st.evaluation import print_rows, write_report
+        from smec_st.files import new_folder
+
+        collection = load_collection(data, vectors, model)
+        train = collection.judged("train")
+    with _work_dir(out, _run_key(collection, method, no_labels, settings)) as work:
+        compressor = Compressor.fit(
+            collection.corpus,
+            collection.queries,
+            None if no_labels else train,
+            model=model,
+            dev_qrels=None if no_labels else collection.qrels.get("dev"),
+            unlabelled_queries=train.query_rows,
+            own_document=collection.own_document,
+            method=method,
+            work_dir=work,
+            progress=sys.stderr.isatty(),
+            **settings,
+        )
+        split = next((name for name in ("test", "dev") if name in collection.qrels), "train")
+        title = f"{collection.name} ({split})"
+        rows = score(compressor, collection, split)
+        with new_folder(out) as draft:
+            compressor.write_into(draft)
+            write_report(rows, draft, title)
+    print_rows(rows, title)
+    click.echo(f"{compressor}\nsaved to {out}")
+
+
+def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[str, Any]:
+    from smec_st.config import read_settings
+
+    settings = read_settings(config) if config is not None else {}
+    if dims is not None:
+        settings["dims"] = whole_numbers(dims, "--dims")
+    elif isinstance(settings.get("dims"), list):
+        settings["dims"] = tuple(settings["dims"])
+    if seed is not None:
+        settings["seed"] = seed
+    return settings
+
+
+def _run_key(collection: Collection, method: str, no_labels: bool, settings: dict[str, Any]) -> str:
+    """A hash of all that a fit depends on: an unfinished run is only continued with the very same input."""
+    digest = hashlib.sha256(json.dumps([method, no_labels, settings], sort_keys=True).encode())
+    for qrels in collection.qrels.values():
+        for array in (qrels.queries, qrels.documents, qrels.grades):
+            digest.update(array.tobytes())
+    for table in (collection.corpus, collection.queries):
+        digest.update(str((table.shape, table.dtype)).encode())
+        for start in range(0, len(table), 65536):
+            digest.update(table[start : start + 65536].tobytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _work_dir(out: Path, key: str) -> Iterator[Path]:
+    """A folder for checkpoints beside ``out``; stays when the run is cut off, goes when it is done."""
+    work = out.with_name(f".{out.name}.{key}.unfinished")
+    if work.exists() and any(work.glob("stage-*")):
+        click.echo(f"continuing the unfinished run in {work}", err=True)
+    try:
+        yield work
+    except BaseException:
+        if not any(work.glob("stage-*/final")) and not any(work.glob("stage-*/checkpoint-*")):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    for stale in out.parent.glob(f".{out.name}.*.unfinished"):
+        shutil.rmtree(stale, ignore_errors=True)
