@@ -202,7 +202,7 @@ class Compressor:
             DataError: If the input cannot be used; the message says why.
         """
         from smec_st.config import METHODS, FitConfig
-        from smec_st.recipe import fit_stages, fit_untrained
+        from smec_st.recipe import fit_stages, fit_untrained, labels_are_classes
 
         if method not in METHODS:
             raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
@@ -218,6 +218,7 @@ class Compressor:
             raise DataError(str(error)) from error
         train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
         dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
+        recipe = recipe.for_labels(labels_are_classes(table, train))
         if train is not None and dev is None and recipe.guard:
             train, dev = train.hold_out(recipe.held_out_share, recipe.seed)
         if method in ("truncate", "pca"):

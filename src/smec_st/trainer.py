@@ -28,6 +28,7 @@ from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 
 REPORT = "stage.json"
+NARROW = 1 / 24
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
@@ -41,6 +42,8 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
         start: What adapters begin from: ``principal`` axes of the data (of what the frozen columns leave over), or the
             ``identity``, as published (``shrink`` only).
         hidden_dim: Width of each adapter's hidden layer; None for linear adapters.
+        narrow_hidden_dim: The same for sizes of at most :data:`NARROW` of the width, in ``grow``, where ``hidden_dim``
+            is None.
         activation: Of the hidden layer.
         selection_ratio: Directions that ADS chooses from per direction kept, in ``grow``.
         selection_steps: Steps of a ``select`` stage.
@@ -52,6 +55,7 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
     order: str = "grow"
     start: str = "principal"
     hidden_dim: int | None = None
+    narrow_hidden_dim: int | None = None
     activation: str = "relu"
     selection_ratio: float = 2.0
     selection_steps: int = 120
@@ -274,12 +278,16 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return ResidualAdapter(
             stage.in_dim,
             stage.candidates,
-            hidden_dim=self.args.hidden_dim,
+            hidden_dim=self._hidden_dim(stage),
             activation=self.args.activation,
             reads="source_embedding" if stage.order == "grow" else "sentence_embedding",
             writes="candidate_embedding",
             start=start,
         )
+
+    def _hidden_dim(self, stage: Stage) -> int | None:
+        is_narrow = stage.order == "grow" and stage.out_dim <= NARROW * self.table.width
+        return self.args.hidden_dim or (self.args.narrow_hidden_dim if is_narrow else None)
 
     def _linear_map(self) -> Tensor:
         """Directions that the frozen columns look along, ``(m, D)``; of non-linear adapters, their linear part."""

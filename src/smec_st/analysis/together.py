@@ -18,7 +18,7 @@ from smec_st.folding import FoldedMap, fold
 from smec_st.losses import SMECLoss
 from smec_st.modules import EmbeddingInput, ResidualAdapter
 from smec_st.quiet import quiet_libraries
-from smec_st.recipe import make_loss
+from smec_st.recipe import labels_are_classes, make_loss
 from smec_st.stages import Stage
 from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
 
@@ -120,7 +120,7 @@ def fit_together(data: TrainingData, dims: Sequence[int], config: FitConfig) -> 
                 start=config.start,
                 max_steps=config.steps,
                 per_device_train_batch_size=min(config.batch_size, len(pairs)),
-                learning_rate=config.learning_rate,
+                learning_rate=cast(float, config.for_labels(labels_are_classes(table, data.train)).learning_rate),
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
