@@ -68,7 +68,9 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
     dataloader_pin_memory: bool = False
 
     def __post_init__(self) -> None:
+        drop_last = self.dataloader_drop_last
         super().__post_init__()
+        self.dataloader_drop_last = drop_last  # the parent forces it with several ranks; our sampler gives all as many
         if self.start not in ("principal", "identity"):
             raise ValueError(f"`start` must be principal or identity, got {self.start!r}.")
         if self.order == "grow" and self.start == "identity":
@@ -310,12 +312,13 @@ class SequentialTrainer(SentenceTransformerTrainer):
         generator: torch.Generator | None = None,
         seed: int = 0,
     ) -> SpreadPairSampler:
-        """The sampler that knows of the memory; every stage draws other batches."""
+        """The sampler that knows of the memory; every stage draws other batches, and cuts them for the ranks."""
+        ranks = self.args.world_size
         anchors = np.asarray(dataset["anchor"])
         documents = np.asarray(dataset["document"]) if "document" in dataset.column_names else anchors
         return SpreadPairSampler(
             dataset,
-            batch_size,
+            batch_size * ranks,
             drop_last,
             valid_label_columns,
             generator,
@@ -323,6 +326,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             pairs=np.stack([anchors, documents], axis=1),
             neighbors=self.neighbors,
             distinct=self.distinct,
+            parts=ranks,
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
