@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from smec_st.callbacks import LOSS_STATE, PlanProgress, StepCallback
 from smec_st.data import VectorTable
 from smec_st.functional import leftover_axes, second_moment
 from smec_st.losses import SMECLoss
+from smec_st.losses.ranks import same_on_all_ranks, total, world_size
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
 from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
@@ -68,7 +69,7 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
     dataloader_pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        drop_last = self.dataloader_drop_last
+        drop_last: bool = self.dataloader_drop_last  # type: ignore[has-type]
         super().__post_init__()
         self.dataloader_drop_last = drop_last  # the parent forces it with several ranks; our sampler gives all as many
         if self.start not in ("principal", "identity"):
@@ -152,6 +153,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.stage = self.plan[0]
         self._moment: Tensor | None = None
         self._max_steps = args.max_steps
+        if args.fsdp or args.deepspeed:
+            raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
         model.model_card_data.generate_widget_examples = False
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
@@ -179,6 +182,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 checkpoint = _last_complete_checkpoint(Path(self.args.output_dir)) if resume_from_checkpoint else None
                 began = time.perf_counter()
                 outcome = super().train(checkpoint, *args, **kwargs)
+                self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # stages end in full precision
                 seconds = time.perf_counter() - began
                 report = self._end_stage(stage, outcome.training_loss, outcome.global_step, seconds)
                 self.reports.append(report)
@@ -202,6 +206,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
                     part.requires_grad_(True)
         if stage.phase != "adapt":
             selection.logits.requires_grad_(True)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience_counter = 0  # each stage has its own patience
         self.optimizer, self.lr_scheduler = None, None  # else the last stage's optimizer goes on, over frozen weights
         self.accelerator.free_memory()
         self.model_wrapped = self.model  # else DDP keeps the last stage's parameter list
@@ -215,6 +222,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             raise FloatingPointError(
                 f"{stage.name} diverged (its weights are no longer finite); lower `learning_rate`."
             )
+        loss = float(total(torch.tensor(loss, device=self.args.device))) / world_size()  # each knows its own rows'
         report = StageReport(stage=stage.name, dim=stage.out_dim, steps=steps, seconds=seconds, loss=loss)
         if stage.phase != "adapt":
             chosen = selection.freeze()
@@ -226,7 +234,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
             selection.freeze()
         self.model.requires_grad_(False)
         if stage.phase != "select":
-            report.strength, report.held_out = self._guard(adapter)
+            report.strength, report.held_out = same_on_all_ranks(self._guard(adapter))
+            adapter.strength.fill_(report.strength)
         return report
 
     @torch.no_grad()

@@ -7,9 +7,13 @@ with a single rank, everything here is the identity.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Found = TypeVar("Found")
 
 
 def world_size() -> int:
@@ -43,6 +47,15 @@ def any_rank(mask: Tensor) -> Tensor:
 def mean_gradient(gradient: Tensor) -> Tensor:
     """The mean over ranks: for parameters of the loss, which DDP does not wrap."""
     return gradient if world_size() == 1 else total(gradient) / world_size()
+
+
+def same_on_all_ranks(found: Found) -> Found:
+    """What the first rank found: a choice between floats must not hang on how each machine rounds."""
+    if world_size() == 1:
+        return found
+    box = [found]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def gather_rows(rows: Tensor, with_grad: bool = False) -> tuple[Tensor, int]:
