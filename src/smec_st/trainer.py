@@ -323,8 +323,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
     ) -> SpreadPairSampler:
         """The sampler that knows of the memory; every stage draws other batches, and cuts them for the ranks."""
         ranks = self.args.world_size
-        anchors = np.asarray(dataset["anchor"])
-        documents = np.asarray(dataset["document"]) if "document" in dataset.column_names else anchors
+        columns = dataset.with_format("numpy")[:]  # a column alone would come row by row, through Python
+        anchors = columns["anchor"]
+        documents = columns.get("document", anchors)
         return SpreadPairSampler(
             dataset,
             batch_size * ranks,
