@@ -13,22 +13,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from smec_st.callbacks import LOSS_STATE, PlanProgress, StepCallback
-from smec_st.data import VectorTable
+from smec_st.data import EncodedTable, VectorTable
 from smec_st.functional import leftover_axes, second_moment
 from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
-from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
+from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, LiveBackbone, ResidualAdapter
 from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 
 REPORT = "stage.json"
+BACKBONE = "backbone.safetensors"
+LIVE = "backbone."  # how names of a training backbone's tensors begin
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
@@ -47,6 +49,7 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
         selection_steps: Steps of a ``select`` stage.
         selection_learning_rate: Learning rate of the selection's logits.
         selection_tau: Temperature of the selection at the first and the last step, falling linearly.
+        backbone_learning_rate: Learning rate of a backbone that trains with the first stage.
     """
 
     dims: list[int] | None = None
@@ -58,6 +61,7 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
     selection_steps: int = 120
     selection_learning_rate: float = 0.05
     selection_tau: list[float] = field(default_factory=lambda: [1.0, 0.1])
+    backbone_learning_rate: float = 2e-5
     max_steps: int = 250
     learning_rate: float = 1e-2
     lr_scheduler_type: str = "cosine"
@@ -84,21 +88,29 @@ class VectorCollator(SentenceTransformerDataCollator):
 
     Args:
         table: Vectors by row id.
+        live: Whether a backbone trains: then what it takes comes in place of vectors.
     """
 
     table: VectorTable | None = None
+    live: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Rows to ``anchor_sentence_embedding`` ``(B, D)``, the same for ``document``, and ``label`` ``(B, 2)``."""
-        assert self.table is not None
         anchors = torch.tensor([row["anchor"] for row in features])
-        batch = {"anchor_sentence_embedding": self.table[anchors]}
+        batch = self._column("anchor", anchors, "query")
         documents = torch.full_like(anchors, -1)
         if "document" in features[0]:
             documents = torch.tensor([row["document"] for row in features])
-            batch["document_sentence_embedding"] = self.table[documents]
+            batch.update(self._column("document", documents, "document"))
         batch["label"] = torch.stack([anchors, documents], dim=1)
         return batch
+
+    def _column(self, name: str, rows: Tensor, side: str) -> dict[str, Any]:
+        assert self.table is not None
+        if not self.live:
+            return {f"{name}_sentence_embedding": self.table[rows]}
+        assert isinstance(self.table, EncodedTable)
+        return {f"{name}_{key}": value for key, value in self.table.inputs(rows, side).items()}
 
 
 class SequentialTrainer(SentenceTransformerTrainer):
@@ -111,7 +123,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
     continues from its last complete checkpoint, bit for bit.
 
     Args:
-        model: A model whose first module is :class:`~smec_st.modules.EmbeddingInput`; finished stages may follow.
+        model: A model whose first module is :class:`~smec_st.modules.EmbeddingInput`; finished stages may follow. Or
+            :class:`~smec_st.modules.LiveBackbone`, with an :class:`~smec_st.data.EncodedTable` of the same backbone:
+            then what is trainable of it trains with the first stage, and is frozen with it.
         args: :class:`SequentialTrainingArguments`.
         table: Frozen vectors by row id; its rows are what the dataset's columns name.
         stages: A plan of one's own, for continual compression; None to follow ``args.dims`` and ``args.order``.
@@ -156,6 +170,10 @@ class SequentialTrainer(SentenceTransformerTrainer):
         if args.fsdp or args.deepspeed:
             raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
         model.model_card_data.generate_widget_examples = False
+        self._backbone: LiveBackbone | None = model[0] if isinstance(model[0], LiveBackbone) else None
+        if self._backbone is not None and not isinstance(table, EncodedTable):
+            raise ValueError("A backbone trains on texts or images: `table` must be an EncodedTable of it.")
+        self._backbone_trains = [] if self._backbone is None else _trainable(self._backbone)
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
         for callback in (ProgressCallback, PrinterCallback):
@@ -206,6 +224,12 @@ class SequentialTrainer(SentenceTransformerTrainer):
                     part.requires_grad_(True)
         if stage.phase != "adapt":
             selection.logits.requires_grad_(True)
+        is_live = self._is_live
+        if self._backbone is not None and is_live:
+            for name, parameter in self._backbone.named_parameters():
+                parameter.requires_grad_(name in self._backbone_trains)
+            self._freeze_unused(self._backbone)
+        self.data_collator.live = is_live
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience_counter = 0  # each stage has its own patience
@@ -213,7 +237,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.accelerator.free_memory()
         self.model_wrapped = self.model  # else DDP keeps the last stage's parameter list
         self.loss.model = self.model  # else the loss calls the last stage's wrapper
-        self.loss.begin_stage(stage.index, adapter, stage.out_dim / self.table.width)
+        self.loss.begin_stage(stage.index, adapter, stage.out_dim / self.table.width, live=is_live)
         self.args.output_dir, self.args.max_steps = str(root / stage.name), self.steps_of(stage)
 
     def _end_stage(self, stage: Stage, loss: float, steps: int, seconds: float) -> StageReport:
@@ -223,6 +247,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 f"{stage.name} diverged (its weights are no longer finite); lower `learning_rate`."
             )
         loss = float(total(torch.tensor(loss, device=self.args.device))) / world_size()  # each knows its own rows'
+        if self._is_live:
+            self._freeze_backbone()
         report = StageReport(stage=stage.name, dim=stage.out_dim, steps=steps, seconds=seconds, loss=loss)
         if stage.phase != "adapt":
             chosen = selection.freeze()
@@ -250,6 +276,60 @@ class SequentialTrainer(SentenceTransformerTrainer):
         chosen = best_strength(scores)
         adapter.strength.fill_(chosen)
         return chosen, {f"{strength:g}": score for strength, score in scores.items()}
+
+    # -- a backbone that trains ---------------------------------------------------------------------------------------
+
+    @property
+    def _is_live(self) -> bool:
+        return isinstance(self.model[0], LiveBackbone)
+
+    def _freeze_unused(self, backbone: LiveBackbone) -> None:
+        """DDP waits for every trainable weight: freeze what no output depends on (a pooler that is not read)."""
+        assert isinstance(self.table, EncodedTable)
+        for rows, side in ((torch.tensor([0]), "document"), (torch.tensor([self.table.corpus_size]), "query")):
+            if int(rows) < len(self.table):
+                inputs = self.table.inputs(rows, side)
+                features = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+                backbone(features)["sentence_embedding"].sum().backward()
+        for parameter in backbone.parameters():
+            if parameter.grad is None:
+                parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def _freeze_backbone(self) -> None:
+        """The backbone is done: the stages to come read its vectors, made anew, once each."""
+        assert self._backbone is not None
+        assert isinstance(self.table, EncodedTable)
+        self._backbone.eval()
+        self._backbone.requires_grad_(False)
+        self.model[0] = EmbeddingInput(self.table.width)
+        self.table.forget()
+        self._moment = None
+
+    @property
+    def trained_backbone(self) -> bool:
+        """Whether a backbone trains, or trained, with the first stage."""
+        return bool(self._backbone_trains)
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """What a training backbone has learned so far, by name; empty without one, and when it is done."""
+        return self._learned() if self._is_live else {}
+
+    def _learned(self) -> dict[str, Tensor]:
+        if self._backbone is None:
+            return {}
+        state = self._backbone.state_dict()
+        buffers = {name for name, _ in self._backbone.named_buffers()}
+        kept = [name for name in state if name in buffers or name in self._backbone_trains]
+        return {LIVE + name: state[name].detach().clone() for name in kept}
+
+    def _load_backbone(self, path: Path) -> None:
+        assert self._backbone is not None
+        state = {name.removeprefix(LIVE): v for name, v in load_file(path).items() if name.startswith(LIVE)}
+        missing = {name.removeprefix(LIVE) for name in self._learned()} - set(state)
+        if missing:
+            raise ValueError(f"{path} lacks {len(missing)} weights of this backbone, {sorted(missing)[0]} among them.")
+        self._backbone.load_state_dict(state, strict=False)
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
@@ -346,11 +426,19 @@ class SequentialTrainer(SentenceTransformerTrainer):
             kwargs = {
                 name: value for name, value in kwargs.items() if name not in ("params", "model", "optimizer_dict")
             }
-            logits = [p for n, p in self.loss.named_parameters() if p.requires_grad and n.endswith(".logits")]
-            others = [p for n, p in self.loss.named_parameters() if p.requires_grad and not n.endswith(".logits")]
-            groups: list[dict[str, Any]] = [{"params": others, "weight_decay": self.args.weight_decay}]
-            if logits:
-                groups.append({"params": logits, "weight_decay": 0.0, "lr": self.args.selection_learning_rate})
+            trained = {name: value for name, value in self.loss.named_parameters() if value.requires_grad}
+            logits = {name for name in trained if name.endswith(".logits")}
+            backbone = {name for name in trained if name.startswith("model.0.backbone.")}
+            rates = (
+                (set(trained) - logits - backbone, self.args.learning_rate, self.args.weight_decay),
+                (logits, self.args.selection_learning_rate, 0.0),
+                (backbone, self.args.backbone_learning_rate, self.args.weight_decay),
+            )
+            groups = [
+                {"params": [trained[name] for name in trained if name in names], "lr": rate, "weight_decay": decay}
+                for names, rate, decay in rates
+                if names
+            ]
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
@@ -371,6 +459,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         draft = folder / "final.partial"
         shutil.rmtree(draft, ignore_errors=True)
         self.model.save_pretrained(str(draft), create_model_card=False)
+        if self._backbone is not None:
+            save_file(self._learned(), draft / BACKBONE)
         (draft / REPORT).write_text(json.dumps(report.to_dict(), indent=1))
         os.replace(draft, folder / "final")
         for checkpoint in folder.glob("checkpoint-*"):
@@ -384,6 +474,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
             if not path.is_file():
                 break
             self.reports.append(StageReport(**json.loads(path.read_text())))
+        if self.reports and self._backbone is not None:
+            self._load_backbone(root / self.reports[-1].stage / "final" / BACKBONE)
+            self._freeze_backbone()
         if self.reports:
             loaded = self._load_modules(root / self.reports[-1].stage / "final")
             while len(self.model):
@@ -394,13 +487,20 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     def _load_modules(self, folder: Path) -> SentenceTransformer:
         ours = (EmbeddingInput, ResidualAdapter, AdaptiveDimensionSelection)
-        classes = {f"{cls.__module__}.{cls.__name__}": cls for cls in ours}
+        classes: dict[str, Any] = {f"{cls.__module__}.{cls.__name__}": cls for cls in ours}
+        classes[f"{LiveBackbone.__module__}.{LiveBackbone.__name__}"] = _Placeholder
         return SentenceTransformer._load_with_module_classes(str(folder), classes, device="cpu")
 
     def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
         """Weights of the model, and the state of the loss, which the parent knows nothing of."""
-        self.model.load_state_dict(self._load_modules(Path(checkpoint_path)).state_dict())
-        self.loss.load_training_state(load_file(os.path.join(checkpoint_path, LOSS_STATE)))
+        folder = Path(checkpoint_path)
+        if self._is_live:
+            self._load_backbone(folder / LOSS_STATE)
+        loaded = self._load_modules(folder)
+        for own, saved in zip(list(self.model)[1:], list(loaded)[1:], strict=True):
+            own.load_state_dict(saved.state_dict())
+        state = load_file(folder / LOSS_STATE)
+        self.loss.load_training_state({name: value for name, value in state.items() if not name.startswith(LIVE)})
 
 
 def best_strength(scores: Mapping[float, float]) -> float:
@@ -417,6 +517,17 @@ def best_strength(scores: Mapping[float, float]) -> float:
     fitted = np.polyval(np.polyfit(strengths, measured, 2), strengths)
     smoothed = np.round((measured + fitted) / 2, 9)  # equal scores stay equal
     return strengths[int(smoothed.argmax())]
+
+
+class _Placeholder(EmbeddingInput):
+    """Where a checkpoint had a training backbone; its weights are in the trainer's state."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
+def _trainable(module: nn.Module) -> list[str]:
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
 def corpus_moment(table: VectorTable, chunk: int = 65536) -> Tensor:

@@ -38,8 +38,7 @@ class SizedEncoder:
     @property
     def mteb_model_meta(self) -> Any:
         """Of the model, with the size being served."""
-        width = self._inner.model.get_embedding_dimension()
-        return self._inner.mteb_model_meta.model_copy(update={"embed_dim": self.dim or width})
+        return self._inner.mteb_model_meta.model_copy(update={"embed_dim": self.dim} if self.dim else {})
 
     def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
         """``(n, dim)`` float32, unit norm; arguments as in ``mteb.models.EncoderProtocol``."""
@@ -87,7 +86,8 @@ def evaluate_mteb(
     """
     import mteb
 
-    width = model.get_embedding_dimension()
+    with model.truncate_embeddings(None):
+        width = model.get_embedding_dimension()
     if not dims or width is None or max(dims) > width or min(dims) < 1:
         raise ValueError(f"`dims` must be in [1, {width}], the model's width; got {','.join(map(str, dims))}.")
     encoder = SizedEncoder(model)
