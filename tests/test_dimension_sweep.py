@@ -65,7 +65,7 @@ def test_texts_are_encoded_once_at_full_width(tmp_path):
     scores = evaluator(model, output_path=str(tmp_path))
     assert sum(calls) == len(texts) + 9
     assert scores["sweep_16_ndcg@10"] == scores["sweep_ndcg@10"] == 1
-    lines = list(csv.reader((tmp_path / "sweep_sweep.csv").open()))
+    lines = list(csv.reader((tmp_path / "sweep_sweep.csv").read_text().splitlines()))
     assert [line[2] for line in lines] == ["dim", "16", "8", "4"]
 
 

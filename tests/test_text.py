@@ -158,7 +158,7 @@ def test_gradients_of_a_training_backbone_are_those_of_a_plain_computation(tmp_p
     for share, (a, d) in ((1.0, (anchors @ weight.T, documents @ weight.T)), (0.5, (anchors, documents))):
         cosine = torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(d, dim=1).T
         total = total + share * torch.nn.functional.cross_entropy(cosine / trainer.loss.tau, target)
-    assert float(sum(terms.values())) == pytest.approx(float(total), rel=1e-4)
+    assert sum(terms.values()).item() == pytest.approx(total.item(), rel=1e-4)
     total.backward()
     for name, gradient in learned.items():
         expected = dict(backbone.named_parameters())[name].grad

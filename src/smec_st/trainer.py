@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from smec_st.callbacks import LOSS_STATE, PlanProgress, StepCallback
+from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
 from smec_st.data import EncodedTable, VectorTable
 from smec_st.functional import leftover_axes, second_moment
 from smec_st.losses import SMECLoss
@@ -179,8 +180,11 @@ class SequentialTrainer(SentenceTransformerTrainer):
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(StepCallback(self))
+        self.diagnostics = Diagnostics(self)
+        self.add_callback(self.diagnostics)
+        self.progress = PlanProgress(self)
         if not args.disable_tqdm:
-            self.add_callback(PlanProgress(self))
+            self.add_callback(self.progress)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -193,6 +197,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             **kwargs: Passed on.
         """
         root = Path(self.args.output_dir)
+        self._one_run_for_all_stages(root)
         finished = self._load_finished(root) if resume_from_checkpoint else 0
         try:
             for stage in self.plan[finished:]:
@@ -207,7 +212,20 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 self._save_stage(root / stage.name, report)
         finally:
             self.args.output_dir, self.args.max_steps = str(root), self._max_steps
+            self.progress.close()
         return self.reports
+
+    def _one_run_for_all_stages(self, root: Path) -> None:
+        """Experiment trackers take each ``train()`` of the parent for a run: give all the same name and folder."""
+        self.args.run_name = self.args.run_name or root.name
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(root / "runs")
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps of all finished stages."""
+        return sum(report.steps for report in self.reports)
 
     def steps_of(self, stage: Stage) -> int:
         """Optimizer steps of a stage; -1 when epochs decide."""
@@ -443,9 +461,18 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the stage and a step that never goes back."""
-        done = sum(report.steps for report in self.reports)
-        super().log({**logs, "stage": self.stage.index, "total_step": done + self.state.global_step}, start_time)
+        """Add the stage, its diagnostics, and a step that never goes back; trackers draw over that step."""
+        if "loss" in logs:
+            logs = {**logs, **self.diagnostics.take()}
+        own = self.state.global_step
+        total_step = self.steps_done + own
+        try:
+            self.state.global_step = total_step
+            super().log(
+                {**logs, "stage": self.stage.index, "dim": self.stage.out_dim, "total_step": total_step}, start_time
+            )
+        finally:
+            self.state.global_step = own
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """None: the stock card would print whole vectors as examples; the compressor writes its own."""
