@@ -73,7 +73,7 @@ def test_accumulated_steps_are_steps_of_their_mean_gradient(tmp_path):
     rates = ((adapter.residual.weight, 0.5), (selection.logits, 0.05), (by_hand.loss.log_scale, 0.5))
     for step in range(3):
         by_hand.loss.begin_step(0, step)
-        selection.draw(0, 0, step, tau=1.0 + (0.1 - 1.0) * step / 3)
+        selection.draw(by_hand.args.seed, 0, step, tau=1.0 + (0.1 - 1.0) * step / 3)
         for parameter, _ in rates:
             parameter.grad = None
         for _ in range(2):
