@@ -23,7 +23,7 @@ LAYERS = [
     {"functional", "files", "quiet", "data", "stages", "__init__"},
     {"config", "metrics", "memory", "modules", "sampler"},
     {"losses", "folding", "baselines", "evaluation"},
-    {"trainer", "callbacks", "recipe", "hub", "compressor"},
+    {"trainer", "callbacks", "recipe", "hub", "compressor", "text"},
     {"compare"},
     {"analysis"},
     {"cli"},

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from smec_st.data.collection import SPLITS, Collection
+from smec_st.data.encoded_table import EncodedTable
 from smec_st.data.errors import DataError
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.load import load_collection
+from smec_st.data.pairs import NumberedPairs, number_pairs
 from smec_st.data.qrels import Qrels, as_qrels
 from smec_st.data.table import VectorTable
 from smec_st.data.vectors import as_numpy, check_vectors, load_vectors, read_safetensors, unit_rows
@@ -14,6 +16,8 @@ __all__ = [
     "SPLITS",
     "Collection",
     "DataError",
+    "EncodedTable",
+    "NumberedPairs",
     "Qrels",
     "VectorTable",
     "as_numpy",
@@ -21,6 +25,7 @@ __all__ = [
     "check_vectors",
     "load_collection",
     "load_vectors",
+    "number_pairs",
     "read_jsonl",
     "read_safetensors",
     "unit_rows",
