@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smec_st.data import DataError
-from smec_st.quantization.codecs import Int8, Product
+from smec_st.quantization.codecs import Binary, Int8, Product
+from smec_st.quantization.head import Head
+
+if TYPE_CHECKING:
+    from smec_st.compressor import Compressor
 
 SAMPLE = 65536
 
@@ -54,7 +58,7 @@ def itq_rotation(rows: np.ndarray, seed: int, rounds: int = 20) -> np.ndarray:
 
 
 def product_codes(
-    rows: np.ndarray, codes: int, seed: int, rotate: bool, rounds: int = 15
+    rows: np.ndarray, codes: int, seed: int, rotate: bool, rounds: int = 6
 ) -> tuple[np.ndarray | None, Product]:
     """Centroids by FAISS, and the rotation learned along with them (OPQ).
 
@@ -100,3 +104,23 @@ def load_faiss() -> Any:
             'fitting product codes needs faiss. Install it with `pip install "smec-st[search]"`.'
         ) from error
     return faiss
+
+
+def untrained_heads(compressor: Compressor, corpus: np.ndarray, seed: int = 0) -> list[Head]:
+    """int8 and binary codes of every size of a compressor that has none yet.
+
+    Args:
+        compressor: Gives the sizes and their maps.
+        corpus: ``(N, D)`` vectors; at most :data:`SAMPLE` of them are looked at.
+        seed: Of the sample and of the rotations.
+    """
+    have = {(head.precision, head.dim) for head in compressor.heads}
+    rows = corpus[sample_rows(len(corpus), seed)]
+    made = []
+    for dim in compressor.dims:
+        folded = compressor.map_for(dim)
+        if ("int8", dim) not in have:
+            made.append(Head(folded, calibrate_int8(folded.compress(rows))))
+        if ("binary", dim) not in have:
+            made.append(Head(folded, Binary(random_rotation(dim, seed))))
+    return made

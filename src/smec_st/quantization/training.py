@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,10 +20,8 @@ from torch import Tensor
 from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.functional import alignment_kl, contrastive_loss, unit
 from smec_st.losses.relevance import Relevance
+from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Binary, Codec, Int8, Product
-
-if TYPE_CHECKING:
-    from smec_st.folding import FoldedMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +40,9 @@ class LastStage:
         seed: Of everything random.
     """
 
-    steps: int = 200
+    steps: int = 80
     batch_size: int = 256
-    candidates: int = 6144
+    candidates: int = 4096
     learning_rate: float = 1e-3
     code_learning_rate: float = 1e-3
     tau: float = 0.12
@@ -135,8 +132,6 @@ def train_codes(
     Returns:
         Map and codec as a function of how far to go from the start, 0, to what was learned, 1.
     """
-    from smec_st.folding import FoldedMap, Layer
-
     rng = np.random.default_rng([config.seed, folded.out_dim, codec.bytes])
     start = torch.from_numpy(folded.layers[-1].weight)
     weight = torch.nn.Parameter(start.clone())
@@ -150,7 +145,7 @@ def train_codes(
         ]
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.steps, 1))
-    before = FoldedMap((*folded.layers[:-1], Layer(np.eye(folded.layers[-1].weight.shape[1], dtype=np.float32))))
+    before = folded.ending(np.eye(folded.layers[-1].weight.shape[1]))
     is_plain = len(folded.layers) == 1
     for _ in range(config.steps):
         anchors, pool, own = _batch(table, qrels, queries, config, rng)
@@ -182,7 +177,7 @@ def train_codes(
 
     def at(share: float) -> tuple[FoldedMap, Codec]:
         mixed = torch.lerp(start, learned, share).numpy()
-        return FoldedMap((*folded.layers[:-1], Layer(mixed))), codes.finished(share)
+        return folded.ending(mixed), codes.finished(share)
 
     return at
 
