@@ -166,7 +166,8 @@ class Compressor:
 
             compressed: Any = torch.from_numpy(self.transform(as_numpy(vectors), dim, chunk, precision))
             return compressed.to(vectors.device)  # type: ignore[no-any-return]
-        return self.head(dim, precision).encode(np.asarray(vectors), chunk)
+        codes: Any = self.head(dim, precision).encode(np.asarray(vectors), chunk)
+        return codes  # type: ignore[no-any-return]
 
     def attach(self, model: SentenceTransformer | str, dim: int | None = None) -> SentenceTransformer:
         """An ordinary sentence-transformers model: the backbone's modules, then stock ``Dense`` and ``Normalize``.
