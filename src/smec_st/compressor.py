@@ -189,6 +189,16 @@ class Compressor:
 
         export(self, model, folder, dim)
 
+    def to_onnx(self, path: str | Path, dim: int | None = None) -> None:
+        """Write one size as a tiny ONNX model: ``vectors`` ``(n, D)`` float32 to ``embedding`` ``(n, dim)``.
+
+        Raises:
+            DataError: If the package onnx is missing.
+        """
+        from smec_st.onnx_export import write_onnx
+
+        write_onnx(self, Path(path), dim)
+
     # -- make ---------------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -290,12 +300,23 @@ class Compressor:
     def calibrate(self, corpus: np.ndarray) -> Compressor:
         """Ranges for int8 and rotations for binary codes at every size; what is there already stays.
 
+        How well neighbours are kept is recorded as well, for ``smec-st check``.
+
         Args:
             corpus: ``(N, D)`` vectors; a sample of them is looked at.
         """
+        from smec_st.overlap import POOLS, drawn, kept_neighbors
         from smec_st.quantization.starts import untrained_heads
 
-        return type(self)(self._maps, self.info, (*self.heads, *untrained_heads(self, corpus)))
+        kept = {
+            str(pool): {
+                str(dim): kept_neighbors(corpus[drawn(len(corpus), pool)], self.map_for(dim)) for dim in self.dims
+            }
+            for pool in POOLS
+            if pool <= len(corpus)
+        }
+        heads = (*self.heads, *untrained_heads(self, corpus))
+        return type(self)(self._maps, {**self.info, "kept_neighbors": kept}, heads)
 
     def quantize(
         self,

@@ -121,12 +121,13 @@ class MilvusVectors:
                 fresh = page[max(0, start - seen) :]
                 seen += len(page)
                 if fresh:
-                    rows = np.stack([self._row(entity[self.column]) for entity in fresh])
+                    rows = np.stack([self.row(entity[self.column]) for entity in fresh])
                     yield Batch(seen - len(fresh), rows, [str(entity[self.key]) for entity in fresh])
         finally:
             pages.close()
 
-    def _row(self, value: Any) -> np.ndarray:
+    def row(self, value: Any) -> np.ndarray:
+        """A vector as pymilvus gives it, ``(D,)`` float32 for the half types."""
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
             value = value[0]
         if isinstance(value, bytes):
