@@ -93,9 +93,9 @@ def rows_of(data: Collection, name: str, floats: Floats, dims: tuple[int, ...]) 
         yield {**base, "precision": "rabitq", "bytes": -(-dim // 8) + RABITQ_FACTORS, **scores}
 
 
-def our_rows(data: Collection, compressor: Compressor) -> Iterator[dict]:
+def our_rows(data: Collection, compressor: Compressor, budgets: tuple[int, ...]) -> Iterator[dict]:
     """What `smec-st fit --bytes` picks at each budget."""
-    for budget in BUDGETS:
+    for budget in budgets:
         began = time.perf_counter()
         with_codes = compressor.quantize(
             data.corpus,
@@ -110,7 +110,8 @@ def our_rows(data: Collection, compressor: Compressor) -> Iterator[dict]:
         yield {
             "method": "smec_st", "dim": head.dim, "precision": head.precision, "bytes": budget,
             **{split: score(data, split, documents, queries) for split in ("dev", "test")},
-            "trained": head.info["trained"], "seconds": round(time.perf_counter() - began, 1),
+            "trained": head.info["trained"],
+            "tried": head.info["tried"], "seconds": round(time.perf_counter() - began, 1),
         }  # fmt: skip
 
 
@@ -123,8 +124,8 @@ def mrl(data: Collection, dims: tuple[int, ...]) -> Floats:
 def measure(data: Collection, compressor: Compressor, part: str) -> list[dict]:
     width = data.corpus.shape[1]
     dims = tuple(dict.fromkeys((width, *compressor.dims)))
-    if part == "ours":
-        return list(our_rows(data, compressor))
+    if part.startswith("ours-"):
+        return list(our_rows(data, compressor, (int(part.removeprefix("ours-")),)))
     if part == "original":
         return list(rows_of(data, part, truncate, (width,)))
     floats = {"truncate": lambda: truncate, "pca": lambda: pca(data.corpus), "mrl": lambda: mrl(data, dims[1:])}
@@ -186,7 +187,8 @@ def main() -> None:
         compressor = Compressor.load(saved)
         original = score(data, "test", unit_rows(data.corpus), unit_rows(data.queries))
         entry = record["collections"].setdefault(folder.name, {"original_float32": original, "rows": [], "parts": []})
-        for part in options.parts.split(","):
+        ours = ",".join(f"ours-{budget}" for budget in BUDGETS)
+        for part in options.parts.replace("ours", ours).split(","):
             if part in entry["parts"]:
                 continue
             began = time.perf_counter()

@@ -208,13 +208,25 @@ def test_quantize_picks_what_held_out_queries_like_best(fitted, toy, labels):
     assert head.bytes == 4
     tried = head.info["tried"]
     assert {entry["precision"] for entry in tried} >= {"int8", "pq"}
-    assert head.info["score"] == max(entry["score"] for entry in tried)
-    assert head.info["measure"] == ("ndcg@10" if labels else "overlap@10")
-    judge = Judge.of(VectorTable(toy.corpus, toy.queries), qrels[1], 0)
-    assert judge.score(head) == pytest.approx(head.info["score"], abs=1e-6)
+    assert ("ndcg@10" in head.info) == labels
+    judge = Judge.of(VectorTable(toy.corpus, toy.queries), qrels[1], 0, fitted.map_for(16))
+    values, kept = judge.score(head)
+    assert kept == pytest.approx(head.info["kept_neighbors"], abs=1e-6)
+    if labels:
+        assert values.mean() == pytest.approx(head.info["ndcg@10"], abs=1e-6)
+        assert values.mean() > max(entry["ndcg@10"] for entry in tried) - 0.1
+    else:
+        assert kept == max(entry["kept_neighbors"] for entry in tried)
     assert grown.fingerprint == fitted.fingerprint
     again = fitted.quantize(toy.corpus, toy.queries, qrels[0], bytes=4, dev_qrels=qrels[1])
     assert again.head(bytes=4).digest == head.digest
+
+
+def test_close_ones_are_told_apart_by_neighbours_and_clear_ones_by_judgements():
+    even, good, bad = np.tile([0.4, 0.6], 50), np.tile([0.41, 0.6], 50), np.tile([0.1, 0.2], 50)
+    assert Judge.best([(even, 0.9), (good - np.tile([0, 0.009], 50), 0.5), (bad, 1.0)]) == 0
+    assert Judge.best([(bad, 0.9), (good, 0.1)]) == 1
+    assert Judge.best([(np.zeros(0), 0.2), (np.zeros(0), 0.3), (np.zeros(0), 0.3)]) == 1
 
 
 def test_candidates_fit_the_budget_and_rotations_go_into_the_map(fitted, toy):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,56 +21,78 @@ if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
 #: Rows that codes are fitted on, and documents that a choice is made among.
-FIT_ROWS, JUDGED_ROWS, ASKING_ROWS = 16_000, 50_000, 500
-WIDEST_GROUP = 32
-TRAINED = 1
+FIT_ROWS, JUDGED_ROWS, ASKING_ROWS = 8_000, 50_000, 500
+WIDEST_GROUP, NEIGHBORS = 16, 10
+#: More codes than this are not rotated: it takes long and gains nothing.
+MOST_ROTATED = 48
 SHARES = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Held-out queries that tell two ways to store documents apart.
+    """Queries that tell two ways to store documents apart.
+
+    Few held-out queries cannot tell close ones apart, so among those that they do not place below the best (by more
+    than one standard error of the paired difference) the one wins that ranks most like the compressor's own floats do,
+    which any number of queries without judgements can say.
 
     Attributes:
         corpus: Documents that are searched, ``(N, D)``.
-        queries: Queries, ``(Q, D)``.
-        qrels: Their judgements; None to count the neighbours of full width that are found again.
+        queries: Queries with judgements, ``(Q, D)``; none without judgements.
+        qrels: Their judgements, or None.
         own: Document that is the query itself, -1 for none, ``(Q,)``.
+        asking: Queries without judgements, ``(A, D)``.
+        near: What they should find: their ten nearest by the compressor's floats, ``(A, 10)``.
     """
 
     corpus: np.ndarray
     queries: np.ndarray
     qrels: Qrels | None
     own: np.ndarray
+    asking: np.ndarray
+    near: np.ndarray
 
     @classmethod
-    def of(cls, table: VectorTable, dev: Qrels | None, seed: int) -> Judge:
-        """At most :data:`JUDGED_ROWS` documents beside the relevant ones; without judgements, some documents ask."""
+    def of(cls, table: VectorTable, dev: Qrels | None, seed: int, folded: FoldedMap) -> Judge:
+        """At most :data:`JUDGED_ROWS` documents beside the relevant ones; queries ask, or documents where none are."""
         rows = sample_rows(table.corpus_size, seed, JUDGED_ROWS)
-        if dev is None or len(dev.pairs) == 0:
-            asking = rows[sample_rows(len(rows), seed, ASKING_ROWS)]
-            corpus, queries = (table[torch.from_numpy(part)].numpy() for part in (rows, asking))
-            return cls(corpus, queries, None, np.searchsorted(rows, asking))
-        rows, asking = np.union1d(rows, dev.pairs[:, 1]), dev.query_rows
-        ids = torch.from_numpy(table.query_ids(asking))
-        own = table.own(ids).numpy()
-        at = np.where(np.isin(own, rows), np.searchsorted(rows, own), -1)
-        local = Qrels(
-            np.searchsorted(asking, dev.pairs[:, 0]),
-            np.searchsorted(rows, dev.pairs[:, 1]),
-            dev.grades[dev.grades > 0],
-        )
-        return cls(table[torch.from_numpy(rows)].numpy(), table[ids].numpy(), local, at)
+        local, own, ids = None, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        if dev is not None and len(dev.pairs):
+            rows, judged = np.union1d(rows, dev.pairs[:, 1]), dev.query_rows
+            ids = table.query_ids(judged)
+            own = table.own(torch.from_numpy(ids)).numpy()
+            own = np.where(np.isin(own, rows), np.searchsorted(rows, own), -1)
+            local = Qrels(
+                np.searchsorted(judged, dev.pairs[:, 0]),
+                np.searchsorted(rows, dev.pairs[:, 1]),
+                dev.grades[dev.grades > 0],
+            )
+        others = np.arange(table.corpus_size, len(table)) if table.query_size else rows
+        others = others[sample_rows(len(others), seed, ASKING_ROWS)]
+        corpus, queries, asking = (table[torch.from_numpy(part)].numpy() for part in (rows, ids, others))
+        near, _ = exact_search(folded.compress(corpus), folded.compress(asking), NEIGHBORS)
+        return cls(corpus, queries, local, own, asking, near)
 
-    def score(self, head: Head) -> float:
-        """nDCG@10, or the share of the ten nearest that are found again."""
-        documents, asked = head.decode(head.encode(self.corpus)), head.queries(self.queries)
-        if self.qrels is not None:
-            scores = evaluate_retrieval(documents, asked, self.qrels, ("ndcg@10",), self.own)["ndcg@10"]
-            return float(scores.mean())
-        near, _ = exact_search(self.corpus, self.queries, 11)
-        found, _ = exact_search(documents, asked, 11)
-        return float(neighbour_overlap(found, near).mean())
+    def score(self, head: Head) -> tuple[np.ndarray, float]:
+        """nDCG@10 of each judged query, ``(Q,)``; and the share of the ten nearest that are found."""
+        documents = head.decode(head.encode(self.corpus))
+        found, _ = exact_search(documents, head.queries(self.asking), NEIGHBORS)
+        kept = float(neighbour_overlap(found, self.near).mean())
+        if self.qrels is None:
+            return np.zeros(0), kept
+        asked = head.queries(self.queries)
+        return evaluate_retrieval(documents, asked, self.qrels, ("ndcg@10",), self.own)["ndcg@10"], kept
+
+    @staticmethod
+    def best(scores: Sequence[tuple[np.ndarray, float]]) -> int:
+        """Which of these wins; the first of equals."""
+        kept = np.array([share for _, share in scores])
+        if len(scores[0][0]) == 0:
+            return int(kept.argmax())
+        judged = np.stack([values for values, _ in scores])  # (heads, Q)
+        behind = judged[judged.mean(axis=1).argmax()] - judged
+        error = behind.std(axis=1) / np.sqrt(judged.shape[1])
+        return int(np.where(behind.mean(axis=1) <= error, kept, -1).argmax())
 
 
 def candidates(compressor: Compressor, corpus: np.ndarray, bytes: int, seed: int) -> Iterator[Head]:
@@ -101,7 +123,7 @@ def candidates(compressor: Compressor, corpus: np.ndarray, bytes: int, seed: int
         if dim % bytes == 0 and 1 < dim // bytes <= WIDEST_GROUP:
             folded = compressor.map_for(dim)
             rows = folded.compress(corpus)
-            for rotate in (False, True):
+            for rotate in (False, True) if bytes <= MOST_ROTATED else (False,):
                 rotation, codec = product_codes(rows, bytes, seed, rotate)
                 yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
 
@@ -138,35 +160,32 @@ def add_best(
     """
     if bytes < 1:
         raise DataError(f"a document needs at least 1 byte, got {bytes}.")
-    judge = Judge.of(table, dev, seed)
+    judge = Judge.of(table, dev, seed, compressor.map_for(None))
     rows = table[torch.from_numpy(sample_rows(table.corpus_size, seed, FIT_ROWS))].numpy()
-    found = [
-        (judge.score(head), -number, head) for number, head in enumerate(candidates(compressor, rows, bytes, seed))
-    ]
-    if not found:
+    heads = [(head, 0.0) for head in candidates(compressor, rows, bytes, seed)]
+    if not heads:
         raise DataError(
             f"no size of this compressor ({', '.join(map(str, compressor.dims))}) can be stored in {bytes} bytes."
         )
-    tried = [{**_label(head), "score": score, "trained": 0.0} for score, _, head in found]
-    found.sort(key=lambda entry: entry[:2], reverse=True)
-    best_score, _, best = found[0]
-    share_of_best = 0.0
-    asking = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
-    trainable = [head for _, _, head in found if not isinstance(head.codec, Plain)][:TRAINED]
-    for head in trainable:
-        at = train_codes(table, head.folded, head.codec, train, asking, config or LastStage(seed=seed))
-        for share in SHARES:
-            folded, codec = at(share)
-            moved = Head(folded, codec, has_own_map=True)
-            score = judge.score(moved)
-            tried.append({**_label(moved), "score": score, "trained": share})
-            if score > best_score:
-                best_score, best, share_of_best = score, moved, share
-    measure = "ndcg@10" if judge.qrels is not None else "overlap@10"
-    info = {"for_bytes": bytes, "measure": measure, "score": best_score, "trained": share_of_best, "tried": tried}
+    scores = [judge.score(head) for head, _ in heads]
+    start = heads[judge.best(scores)][0]
+    if not isinstance(start.codec, Plain):
+        asking = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
+        at = train_codes(table, start.folded, start.codec, train, asking, config or LastStage(seed=seed))
+        trained = [(Head(*at(share), has_own_map=True), share) for share in SHARES]
+        heads += trained
+        scores += [judge.score(head) for head, _ in trained]
+    winner = judge.best(scores)
+    tried: list[dict[str, Any]] = []
+    for (head, share), (values, kept) in zip(heads, scores, strict=True):
+        tried.append({**_label(head), "trained": share, "kept_neighbors": kept})
+        if len(values):
+            tried[-1]["ndcg@10"] = float(values.mean())
+    info = {**tried[winner], "for_bytes": bytes, "tried": tried}
+    best = heads[winner][0]
     chosen = Head(best.folded, best.codec, best.has_own_map, info)
-    kept = [head for head in compressor.heads if head.info.get("for_bytes") != bytes]
-    return type(compressor)(compressor._maps, compressor.info, (*kept, chosen))
+    kept_heads = [head for head in compressor.heads if head.info.get("for_bytes") != bytes]
+    return type(compressor)(compressor._maps, compressor.info, (*kept_heads, chosen))
 
 
 def _label(head: Head) -> dict[str, str | int]:
