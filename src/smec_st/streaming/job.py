@@ -23,7 +23,7 @@ from smec_st.streaming.space import check_space, space_record
 
 JOB, LOG, MANIFEST = "job.json", "shards.jsonl", "manifest.json"
 ENGINES = ("local", "ray")
-BATCH_ROWS = 8192
+BATCH_ROWS = 1024
 
 Told = Callable[[int, int | None], None]
 
@@ -156,7 +156,8 @@ def _begin_local(
             sum(len(batch.rows) for batch in batches)
             number += 1
             continue
-        shard = write_shard(batches, head, out / shard_name(number, kind), start, record, kind == "parquet")
+        rows = None if source.rows is None else min(job.shard_rows, source.rows - start)
+        shard = write_shard(batches, head, out / shard_name(number, kind), start, rows, record)
         if shard is None:
             return
         yield shard

@@ -14,7 +14,7 @@ from smec_st.streaming.shards import Cutter, Shard, shard_name, write_shard
 if TYPE_CHECKING:
     from smec_st.streaming.job import Job
 
-BATCH_ROWS = 8192
+BATCH_ROWS = 1024
 
 
 class ShardWriter:
@@ -38,7 +38,7 @@ class ShardWriter:
             start = number * self.job.shard_rows
             batches = Cutter(self.source, start, min(BATCH_ROWS, self.job.shard_rows)).take(self.job.shard_rows)
             path = self.out / shard_name(number, self.kind)
-            shard = write_shard(batches, self.head, path, start, self.record, self.kind == "parquet")
+            shard = write_shard(batches, self.head, path, start, None, self.record)
             assert shard is not None
             found.append(shard.to_dict())
         return {name: np.array([entry[name] for entry in found]) for name in found[0]}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,48 +55,74 @@ def shard_name(number: int, kind: str) -> str:
 
 
 def write_shard(
-    batches: Iterator[Batch], head: Head, path: Path, start: int, record: Mapping[str, Any], with_ids: bool
+    batches: Iterator[Batch], head: Head, path: Path, start: int, rows: int | None, record: Mapping[str, Any]
 ) -> Shard | None:
     """Compress batches into one file; None when there is not a row.
 
     Args:
         batches: Neighbouring rows.
         head: How they are stored.
-        path: Where to; the suffix is the format.
+        path: Where to; the suffix is the format. Ids are written where the format has a place for them (parquet).
         start: Number of the first row.
+        rows: How many are to come, as far as is known; saves reading the file again.
         record: What the file says of its vectors.
-        with_ids: Whether ids are written as well (parquet).
     """
-    parts, ids = [], []
-    for batch in batches:
-        parts.append(head.codec.encode(head.folded.compress(batch.rows, batch.start)))
-        if with_ids and batch.ids is not None:
-            ids += batch.ids
-    if not parts:
+    first = next(batches, None)
+    if first is None:
         return None
     draft = path.with_name(path.name + ".partial")
-    write = _write_npy if path.suffix == ".npy" else _write_parquet
-    digest = write(draft, parts, ids, record)
+    ids: list[str] = []
+
+    def coded() -> Iterator[np.ndarray]:
+        for batch in itertools.chain([first], batches):
+            ids.extend(batch.ids or ())
+            yield head.codec.encode(head.folded.compress(batch.rows, batch.start))
+
+    if path.suffix == ".npy":
+        count, digest = _write_npy(draft, coded(), rows)
+    else:
+        parts = list(coded())
+        count, digest = sum(map(len, parts)), _write_parquet(draft, parts, ids, record)
     os.replace(draft, path)
-    return Shard(path.name, start, sum(map(len, parts)), digest)
+    return Shard(path.name, start, count, digest)
 
 
-def _write_npy(path: Path, parts: list[np.ndarray], ids: list[str], record: Mapping[str, Any]) -> str:
-    """The bytes are hashed as they are written, so the file is not read again."""
-    shape = (sum(map(len, parts)), parts[0].shape[1])
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": parts[0].dtype.str, "fortran_order": False, "shape": shape}
-        )
-        file.flush()
-        digest = hashlib.sha256(path.read_bytes())
-        for part in parts:
-            data = np.ascontiguousarray(part).view(np.uint8).reshape(-1).data
-            digest.update(data)
-            file.write(data)
+def _write_npy(path: Path, parts: Iterator[np.ndarray], expected: int | None) -> tuple[int, str]:
+    """Rows and hash. A second thread hashes and writes while the next part is computed."""
+    first = next(parts)
+    digest, count = hashlib.sha256(), 0
+
+    def keep(part: np.ndarray) -> None:
+        data = np.ascontiguousarray(part).view(np.uint8).reshape(-1).data
+        digest.update(data)
+        file.write(data)
+
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        before = _npy_header(first, expected or 0)
+        digest.update(before)
+        file.write(before)
+        pending: deque[Future[None]] = deque()
+        for part in itertools.chain([first], parts):
+            pending.append(writer.submit(keep, part))
+            count += len(part)
+            if len(pending) > 2:  # bounds memory
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+        after = _npy_header(first, count)
+        if after != before:
+            file.seek(0)
+            file.write(after)  # of the same length: numpy leaves room for the count
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest()
+    return count, digest.hexdigest() if after == before else file_hash(path)
+
+
+def _npy_header(rows: np.ndarray, count: int) -> bytes:
+    file = io.BytesIO()
+    shape = (count, rows.shape[1])
+    np.lib.format.write_array_header_1_0(file, {"descr": rows.dtype.str, "fortran_order": False, "shape": shape})
+    return file.getvalue()
 
 
 def _write_parquet(path: Path, parts: list[np.ndarray], ids: list[str], record: Mapping[str, Any]) -> str:
