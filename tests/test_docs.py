@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "smec_st"
 
 # A module may import those of its own layer or lower ones.
 LAYERS = [
-    {"functional", "files", "quiet", "data", "maps", "stages", "__init__"},
+    {"functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
     {"config", "metrics", "memory", "modules", "overlap", "sampler"},
     {"losses", "folding", "baselines", "evaluation"},
     {"trainer", "callbacks", "recipe", "hub", "compressor", "quantization", "onnx_export", "streaming", "upkeep"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 from smec_st.compressor import Compressor
+from smec_st.data import DataError
 from smec_st.folding import FoldedMap, Layer
 from smec_st.maps import ACTIVATIONS
 from smec_st.modules.adapter import ACTIVATIONS as MODULES
+from smec_st.space import check_backbone
 
 NUMPY_ALONE = """
 import sys
@@ -86,3 +89,22 @@ def test_lengths_do_not_matter_however_great_or_small(rng, vectors, activation):
     compressor = make(activation, rng)
     scaled = vectors * np.float32(10) ** rng.integers(-30, 30, size=(50, 1)).astype(np.float32)
     np.testing.assert_allclose(compressor.transform(scaled, 8), compressor.transform(vectors, 8), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "is_same"),
+    [
+        ({"model": "org/m"}, {"model": "org/m"}, True),
+        ({"model": "org/m"}, {"model": "m"}, True),
+        ({"model": "org/m"}, {}, True),
+        ({}, {"model": "m"}, True),
+        ({"model": "org/m"}, {"model": "/somewhere/copy"}, True),
+        ({"model": "org/m"}, {"model": "other/m"}, False),
+        ({"model": "text-embedding-3-small"}, {"model": "text-embedding-3-large"}, False),
+        ({"model": "m", "revision": "1"}, {"model": "m", "revision": "2"}, False),
+        ({"model": "m", "prompt": "query: "}, {"model": "m", "prompt": "passage: "}, False),
+    ],
+)
+def test_two_spaces_are_told_apart_by_what_is_known_of_both(mine, theirs, is_same):
+    with contextlib.nullcontext() if is_same else pytest.raises(DataError, match="of another space"):
+        check_backbone(mine, theirs, "these")

@@ -161,8 +161,8 @@ def a_nan(folder, vectors, path):
 @pytest.mark.parametrize(
     ("spoil", "match"),
     [
-        (other_model, "of another space: their model is 'other/n', this compressor was fitted on 'org/m'"),
-        (other_revision, "their revision is '2'"),
+        (other_model, "of another space: the model is 'other/n', and this compressor was fitted on 'org/m'"),
+        (other_revision, "the revision is '2'"),
         (other_width, "are 8 wide; this compressor reads 16"),
         (a_zero_row, "Row 700 is zero, NaN or infinite"),
         (a_nan, "Row 700 is zero, NaN or infinite"),

@@ -13,13 +13,14 @@ import numpy as np
 
 from smec_st import __version__
 from smec_st.data import DataError, VectorTable, as_numpy, as_qrels, read_safetensors
-from smec_st.data.embedding import embed_if_texts
+from smec_st.data.embedding import backbone_record, embed_if_texts
 from smec_st.data.errors import some
 from smec_st.files import new_folder
 from smec_st.maps import FoldedMap, Layer
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
 from smec_st.quantization.storage import head_entries, head_tensors, read_heads
+from smec_st.space import check_backbone
 from smec_st.stages import check_dims, default_dims
 
 if TYPE_CHECKING:
@@ -177,17 +178,23 @@ class Compressor:
             dim: Size to serve. By default the widest nested size, to be cut by ``truncate_dim``.
 
         Raises:
-            ValueError: If the backbone's width is not :attr:`width`.
+            ValueError: If the backbone's width is not :attr:`width`, or it is known to be another model or revision.
         """
         from smec_st.hub.export import attach
 
+        self._check_model(model)
         return attach(self, model, dim)
 
     def export(self, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None) -> None:
         """Save :meth:`attach` as a model folder that plain sentence-transformers, 5.2 or later, loads."""
         from smec_st.hub.export import export
 
+        self._check_model(model)
         export(self, model, folder, dim)
+
+    def _check_model(self, model: SentenceTransformer | str) -> None:
+        record = {"model": model} if isinstance(model, str) else backbone_record(model)
+        check_backbone(self.info.get("backbone") or {}, record, "the model")
 
     def to_onnx(self, path: str | Path, dim: int | None = None) -> None:
         """Write one size as a tiny ONNX model: ``vectors`` ``(n, D)`` float32 to ``embedding`` ``(n, dim)``.

@@ -44,7 +44,7 @@ def score(compressor: Compressor, collection: Collection, split: str) -> list[Ro
     from smec_st import baselines
     from smec_st.data import DataError
     from smec_st.evaluation import sweep
-    from smec_st.evaluation.sweep import score_codes
+    from smec_st.quantization.scoring import score_codes
 
     if collection.corpus.shape[1] != compressor.width:
         raise DataError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +10,6 @@ from smec_st.baselines import Transform
 from smec_st.data import Qrels
 from smec_st.evaluation.report import Row
 from smec_st.metrics import evaluate_retrieval
-
-if TYPE_CHECKING:
-    from smec_st.quantization.head import Head
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10")
 
@@ -56,21 +52,3 @@ def sweep(
             if on_row is not None:
                 on_row(rows[-1])
     return rows
-
-
-def score_codes(
-    head: Head, corpus: np.ndarray, queries: np.ndarray, qrels: Qrels, own_document: np.ndarray | None = None
-) -> Row:
-    """One row: documents as a head stores them, float queries.
-
-    Args:
-        head: Encodes documents and maps queries.
-        corpus: ``(N, D)`` original vectors.
-        queries: ``(Q, D)`` original vectors.
-        qrels: Judgements.
-        own_document: As for :func:`sweep`.
-    """
-    documents = head.decode(head.encode(corpus))
-    scores = evaluate_retrieval(documents, head.queries(queries), qrels, METRICS, own_document)
-    means = {metric: float(values.mean()) for metric, values in scores.items()}
-    return Row(method=f"smec {head.precision}", dim=head.dim, bytes_per_vector=head.bytes, metrics=means)

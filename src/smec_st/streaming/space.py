@@ -1,4 +1,4 @@
-"""Which space vectors live in, and the refusal to mix two."""
+"""What compressed vectors say of themselves, and the refusal of vectors that a compressor does not read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from smec_st.compressor import Compressor
 from smec_st.data import DataError
 from smec_st.quantization.head import Head
+from smec_st.space import check_backbone
 
 
 def space_record(compressor: Compressor, head: Head) -> dict[str, Any]:
@@ -17,6 +18,7 @@ def space_record(compressor: Compressor, head: Head) -> dict[str, Any]:
         "head": head.digest,
         "backbone": dict(compressor.info.get("backbone") or {}),
         "method": compressor.info.get("method"),
+        "width": compressor.width,
         "dim": head.dim,
         "precision": head.precision,
         "bytes": head.bytes,
@@ -40,16 +42,4 @@ def check_space(compressor: Compressor, width: int, record: Mapping[str, Any], n
         raise DataError(f"{name} holds vectors that are compressed already (by {record['fingerprint']}).")
     if width != compressor.width:
         raise DataError(f"{name}: the vectors are {width} wide; this compressor reads {compressor.width}.")
-    backbone = compressor.info.get("backbone") or {}
-    for key in ("model", "revision", "prompt"):
-        mine, theirs = backbone.get(key), record.get(key)
-        if mine and theirs and _short(mine) != _short(theirs):
-            raise DataError(
-                f"{name}: the vectors are of another space: their {key} is {theirs!r}, "
-                f"this compressor was fitted on {mine!r}."
-            )
-
-
-def _short(value: Any) -> str:
-    """A model's name without organisation or folder, which differ from place to place."""
-    return str(value).rstrip("/").rpartition("/")[2]
+    check_backbone(compressor.info.get("backbone") or {}, record, name)
