@@ -335,3 +335,19 @@ def test_a_collection_of_two_models_is_refused(tmp_path, vectors):
         load_collection(write_sides(tmp_path, vectors, "other"))
     with pytest.raises(DataError, match="holds its own vectors"):
         load_collection(write_sides(tmp_path / "b", vectors), model="m")
+
+
+def test_the_command_line_needs_no_text_and_refuses_another_model(tmp_path, vectors, capsys):
+    from smec_st.cli import run
+    from smec_st.compressor import Compressor
+
+    folder = write_sides(tmp_path, vectors)
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "train.tsv")
+    out = str(tmp_path / "out")
+    assert run(["fit", "--data", str(folder), "--dims", "4,2", "--method", "pca", "--out", out]) == 0
+    assert Compressor.load(out).info["backbone"]["model"] == "text-embedding-3-small"
+    np.save(tmp_path / "new.npy", vectors)
+    (tmp_path / "new.npy.json").write_text('{"model": "text-embedding-3-large"}')
+    capsys.readouterr()
+    assert run(["transform", out, str(tmp_path / "new.npy"), str(tmp_path / "t")]) == 2
+    assert "of another space: the model is 'text-embedding-3-large'" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -36,4 +35,4 @@ def check(compressor: Path, vectors: str, threshold: float, column: str | None, 
         click.echo(f"{dim:>6} dims: {kept:.3f}, at the fit {drift.at_fit[dim]:.3f}")
     if drift.is_beyond(threshold):
         click.echo(f"drift: more than {threshold} lost; fit anew on vectors like these.", err=True)
-        sys.exit(DRIFTED)
+        click.get_current_context().exit(DRIFTED)
