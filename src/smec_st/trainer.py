@@ -311,8 +311,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
         seed: int = 0,
     ) -> SpreadPairSampler:
         """The sampler that knows of the memory; every stage draws other batches."""
-        anchors = np.asarray(dataset["anchor"])
-        documents = np.asarray(dataset["document"]) if "document" in dataset.column_names else anchors
+        columns = dataset.with_format("numpy")[:]  # a column alone would come row by row, through Python
+        anchors = columns["anchor"]
+        documents = columns.get("document", anchors)
         return SpreadPairSampler(
             dataset,
             batch_size,
