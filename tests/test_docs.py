@@ -20,10 +20,21 @@ PACKAGE = ROOT / "src" / "smec_st"
 
 # A module may import those of its own layer or lower ones.
 LAYERS = [
-    {"functional", "files", "quiet", "data", "stages", "__init__"},
-    {"config", "metrics", "memory", "modules", "sampler"},
+    {"functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
+    {"config", "metrics", "memory", "modules", "overlap", "sampler"},
     {"losses", "folding", "baselines", "evaluation"},
-    {"trainer", "callbacks", "recipe", "hub", "compressor", "text"},
+    {
+        "trainer",
+        "callbacks",
+        "recipe",
+        "hub",
+        "compressor",
+        "text",
+        "quantization",
+        "onnx_export",
+        "streaming",
+        "upkeep",
+    },
     {"compare"},
     {"analysis"},
     {"cli"},

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--method", default="smec", show_default=True, help="smec, smec-published, pca or truncate.")
 @click.option("--no-labels", is_flag=True, help="Do not use the training judgements.")
 @click.option("--seed", type=int, help="Of everything random.")
+@click.option("--bytes", "bytes_", type=int, help="Also find the best size and precision for so many bytes a vector.")
 @click.option("--config", type=FOLDER, help="JSON or YAML file of settings.")
 def fit(
     data: Path,
@@ -38,6 +39,7 @@ def fit(
     method: str,
     no_labels: bool,
     seed: int | None,
+    bytes_: int | None,
     config: Path | None,
 ) -> None:
     """Fit a compressor on a collection's vectors, score it, and save it."""
@@ -61,6 +63,8 @@ def fit(
             dev_qrels=None if no_labels else collection.qrels.get("dev"),
             unlabelled_queries=train.query_rows,
             own_document=collection.own_document,
+            backbone=collection.backbone,
+            bytes=bytes_,
             method=method,
             work_dir=work,
             progress=sys.stderr.isatty(),
@@ -73,6 +77,9 @@ def fit(
             compressor.write_into(draft)
             write_report(rows, draft, title)
     print_rows(rows, title)
+    if bytes_ is not None:
+        head = compressor.head(bytes=bytes_)
+        click.echo(f"best in {bytes_} bytes: {head.precision} of {head.dim} numbers")
     click.echo(f"{compressor}\nsaved to {out}")
 
 

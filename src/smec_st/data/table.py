@@ -81,6 +81,10 @@ class VectorTable:
                 release(part)
         return torch.from_numpy(unit_rows(out))
 
+    def documents(self) -> np.ndarray:
+        """The corpus as it was given, or unit rows where the table is in memory. ``(N, D)``."""
+        return self._parts[0] if self._table is None else self._table[: self.corpus_size].numpy()
+
     def own(self, rows: Tensor) -> Tensor:
         """The document that is the same item as each of these rows: itself, a query's own document, or -1.
 

@@ -1,15 +1,13 @@
-"""Tables of vectors: read, check and normalise them."""
+"""Tables of vectors: check and normalise them."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line, some
+from smec_st.data.errors import DataError, some
 
 
 def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
@@ -89,48 +87,6 @@ def release(array: np.ndarray) -> None:
         pages.madvise(mmap.MADV_DONTNEED)
 
 
-def load_vectors(path: str | Path, name: str | None = None) -> np.ndarray:
-    """Read one table of vectors.
-
-    Args:
-        path: A ``.safetensors`` file or a ``.npy`` file (memory-mapped). Pickled arrays are refused.
-        name: Which tensor of a safetensors file; needed when it holds several.
-
-    Returns:
-        ``(N, D)``, in the type of the file.
-
-    Raises:
-        DataError: If the file is missing, broken, or lacks the tensor.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    if path.suffix == ".npy":
-        try:
-            table: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-            return table
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path} is not a readable .npy file: {one_line(error)}") from error
-    if path.suffix == ".safetensors":
-        tensors = read_safetensors(path, None if name is None else (name,))
-        if len(tensors) != 1:
-            raise DataError(f"{path} holds {some(sorted(tensors), 6)}; say which one is meant.")
-        return next(iter(tensors.values()))
-    raise DataError(f"{path}: vectors are read from .safetensors or .npy files, not {path.suffix or 'this'}.")
-
-
-def load_tables(path: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """The named tables of a collection: a safetensors file with these tensors, or a folder with ``NAME.npy`` each."""
-    if path.is_dir():
-        return [load_vectors(path / f"{name}.npy") for name in names]
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    if path.suffix != ".safetensors":
-        raise DataError(f"{path}: a collection's vectors are one .safetensors file or a folder of .npy files.")
-    tensors = read_safetensors(path, names)
-    return [tensors[name] for name in names]
-
-
 def check_widths(corpus: np.ndarray, queries: np.ndarray) -> None:
     """Refuse two sides of different widths."""
     if corpus.shape[1] != queries.shape[1]:
@@ -138,20 +94,3 @@ def check_widths(corpus: np.ndarray, queries: np.ndarray) -> None:
             f"queries are {queries.shape[1]} wide and the corpus {corpus.shape[1]}; "
             "both must come from the same model."
         )
-
-
-def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.ndarray]:
-    """The named tensors of a file, or all; :class:`DataError` when the file is broken or lacks one."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            have = set(file.keys())
-            wanted = have if names is None else set(names)
-            if wanted - have:
-                raise DataError(
-                    f"{path} lacks the tensor {some(sorted(wanted - have))}; it holds {some(sorted(have), 6)}."
-                )
-            return {name: as_numpy(file.get_tensor(name)) for name in sorted(wanted)}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a readable safetensors file (truncated?): {one_line(error)}") from error
