@@ -24,7 +24,7 @@ LAYERS = [
     {"config", "metrics", "memory", "modules", "sampler"},
     {"losses", "folding", "baselines", "evaluation"},
     {"trainer", "callbacks", "recipe", "hub", "compressor"},
-    {"compare"},
+    {"compare", "search"},
     {"analysis"},
     {"cli"},
     {"__main__"},
