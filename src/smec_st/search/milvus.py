@@ -335,7 +335,7 @@ def _create_collection(client: Any, settings: Settings) -> None:
     client.load_collection(PREFIX + settings.fingerprint)
 
 
-# -- settings and compressor, as rows of text -----------------------------------------------------------------------------
+# -- settings and compressor, as rows of text --------------------------------------------------------------------------
 
 
 def _create_settings(client: Any) -> None:
