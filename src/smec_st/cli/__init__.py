@@ -22,6 +22,8 @@ from smec_st.cli.compare import compare
 from smec_st.cli.evaluate import evaluate
 from smec_st.cli.export import export
 from smec_st.cli.fit import fit
+from smec_st.cli.index import index
+from smec_st.cli.search import search
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -44,7 +46,7 @@ def app() -> None:
     """Make the vectors of any embedding model many times smaller."""
 
 
-for command in (fit, evaluate, compare, analyze, export):
+for command in (fit, evaluate, compare, analyze, export, index, search):
     app.add_command(command)
 
 

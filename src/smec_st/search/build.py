@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data import DataError, check_vectors
+from smec_st.data.vectors import check_widths
 from smec_st.search.backend import FULL
 from smec_st.search.calibration import exact_neighbours, neighbour_ranks
-from smec_st.search.checks import check_sizes, new_fields, new_ids
+from smec_st.search.checks import check_fields, check_sizes, new_fields, new_ids
 from smec_st.search.engines import open_backend
 from smec_st.search.filters import FIELD_TYPES
 from smec_st.search.funnel import ADD_ROWS, FunnelIndex
@@ -95,22 +96,27 @@ def build(
         raise DataError(f"document vectors are {table.shape[1]} wide; this compressor reads {compressor.width}.")
     if len(table) < 2:
         raise DataError("an index is built from at least 2 vectors; create an empty one and add to it.")
+    if not 0 < target <= 1 or k < 1:
+        raise DataError(f"a recall target lies above 0 and is at most 1, and k is at least 1; got {target} and {k}.")
+    if queries is not None:
+        queries = check_vectors(queries, "query")
+        check_widths(table, queries)
     tell = progress or (lambda stage, done, total: None)
-    text = ids is not None and len(ids) > 0 and isinstance(ids[0], str)
-    numbered = list(range(len(table))) if ids is None else ids
-    source = _source(table, numbered)
+    numbered = range(len(table)) if ids is None else ids
+    id_type = "str" if len(numbered) and isinstance(numbered[0], str) else "int"
+    plain = new_ids(numbered, id_type, len(table))
+    kinds = check_fields({name: kind_of(name, column) for name, column in (fields or {}).items()})
+    values = new_fields(fields or {}, kinds, len(table))
+    source = _source(table, plain)
     index = _unfinished(uri, compressor, source, model)
     if index is None:
-        kinds = {name: kind_of(name, column) for name, column in (fields or {}).items()}
         if sizes is None:
             sizes = choose_sizes(compressor, table, queries, head, target, k, originals is not None)
         index = FunnelIndex.create(
-            uri, compressor, sizes=sizes, head=head, originals=originals, id_type="str" if text else "int",
-            fields=kinds, model=model, building=len(table), source=source,
+            uri, compressor, sizes=sizes, head=head, originals=originals, id_type=id_type, fields=kinds, model=model,
+            building=len(table), source=source,
         )  # fmt: skip
     try:
-        plain = new_ids(numbered, index.settings.id_type, len(table))
-        values = new_fields(fields or {}, index.settings.fields, len(table))
         for start in range(0, len(table), ADD_ROWS):
             part = slice(start, min(start + ADD_ROWS, len(table)))
             if index._backend.present(plain[part]) < part.stop - start:
@@ -151,9 +157,7 @@ def choose_sizes(
     own = np.arange(0, len(sample), every) if queries is None else None
     asked = sample[own] if own is not None else check_vectors(queries, "query")
     if own is None:
-        asked = asked[:: -(-len(asked) // SAMPLE_QUERIES)]
-        if asked.shape[1] != compressor.width:
-            raise DataError(f"query vectors are {asked.shape[1]} wide; this compressor reads {compressor.width}.")
+        asked = asked[:: -(-len(asked) // SAMPLE_QUERIES)].astype(np.float32)
     tables = {
         name: {size: compressor.transform(part, dim=size) for size in possible}
         for name, part in (("documents", sample), ("queries", asked))
@@ -202,10 +206,10 @@ def _unfinished(uri: str | Path, compressor: Compressor, source: str, model: Any
         backend = open_backend(str(uri), compressor.fingerprint)
     except DataError:
         return None  # creating it says what is in the way
-    if backend.settings.building and backend.settings.fingerprint == compressor.fingerprint:
-        if backend.settings.source == source:
-            return FunnelIndex(backend, compressor, model)
-        backend.close()
-        raise DataError(f"{uri} holds an unfinished index of other vectors; remove it or choose another name.")
+    settings = backend.settings
+    if settings.building and (settings.fingerprint, settings.source) == (compressor.fingerprint, source):
+        return FunnelIndex(backend, compressor, model)
     backend.close()
-    return None
+    if settings.building:
+        raise DataError(f"{uri} holds an unfinished index of other vectors; remove it or choose another name.")
+    raise DataError(f"{uri} holds an index of the compressor {settings.fingerprint} already; add to it instead.")

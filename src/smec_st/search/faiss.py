@@ -63,7 +63,8 @@ class FaissBackend:
             (draft / "compressor").mkdir()
             compressor.write_into(draft / "compressor")
             (draft / "segments").mkdir()
-            body = {"generation": 0, "segments": [], "deleted": None, "head_copy": None}
+            crcs = {path.name: file_crc(path) for path in sorted((draft / "compressor").iterdir())}
+            body = {"generation": 0, "segments": [], "deleted": None, "head_copy": None, "compressor": crcs}
             write_manifest(draft, {"settings": settings.to_dict(), **body})
         return cls.open(folder)
 
@@ -142,6 +143,8 @@ class FaissBackend:
         """The one that is kept in the folder."""
         from smec_st.compressor import Compressor
 
+        for name, crc in self._manifest["compressor"].items():
+            self._check_file({"file": f"compressor/{name}", "crc": crc})
         return Compressor.load(self._folder / "compressor")
 
     # -- write --------------------------------------------------------------------------------------------------------

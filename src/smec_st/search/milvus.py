@@ -35,6 +35,7 @@ IDS_AT_A_TIME = 4096
 HEADS = {"flat": "FLAT", "hnsw": "HNSW", "ivf": "IVF_FLAT", "hnsw-int8": "HNSW_SQ", "ivf-int8": "IVF_SQ8"}
 BUILD = {"HNSW": {"M": 32, "efConstruction": 64}, "HNSW_SQ": {"M": 32, "efConstruction": 64, "sq_type": "SQ8"}}
 LISTS = 128
+PARTLY = "Some rows of this batch may be there: add it again with replace."
 
 
 def field(table: int) -> str:
@@ -148,11 +149,20 @@ class MilvusBackend:
                         rows = [self._row(batch, i) for i in range(start, min(start + step, len(batch)))]
                         done += [row["id"] for row in rows]
                         (self._client.upsert if replace else self._client.insert)(self._name, rows)
-            except BaseException:
-                if not replace:
-                    self._client.delete(self._name, ids=done)
+            except BaseException as error:
+                if not replace and done and not self._take_back(done):
+                    raise DataError(f"{error} {PARTLY}") from error
                 raise
             self._unflushed = True
+
+    def _take_back(self, ids: Sequence[Any]) -> bool:
+        """Remove what a failed batch left behind; whether that worked."""
+        try:
+            with calls(self.uri, "taking back"):
+                self._client.delete(self._name, ids=list(ids))
+        except DataError:
+            return False
+        return True
 
     def _row(self, batch: Batch, i: int) -> dict[str, Any]:
         values = {name: column[i] for name, column in batch.fields.items()}
@@ -311,6 +321,12 @@ class MilvusBackend:
         return {"ram": None, "disk": disk}
 
 
+def _create(client: Any, name: str, schema: Any, indexes: Any) -> None:
+    client.create_collection(name, schema=schema, consistency_level="Strong")
+    client.create_index(name, indexes, sync=False)  # waiting takes half a second each, and there is nothing to index
+    client.load_collection(name)
+
+
 def _create_collection(client: Any, settings: Settings) -> None:
     from pymilvus import DataType
 
@@ -329,13 +345,10 @@ def _create_collection(client: Any, settings: Settings) -> None:
     for name, kind in settings.fields.items():
         more = {"max_length": MOST_TEXT} if kind == "str" else {}
         schema.add_field(name, types[kind], nullable=True, **more)
-    client.create_collection(
-        PREFIX + settings.fingerprint, schema=schema, index_params=indexes, consistency_level="Strong"
-    )
-    client.load_collection(PREFIX + settings.fingerprint)
+    _create(client, PREFIX + settings.fingerprint, schema, indexes)
 
 
-# -- settings and compressor, as rows of text --------------------------------------------------------------------------
+# -- settings and compressor, as rows of text -------------------------------------------------------------------------
 
 
 def _create_settings(client: Any) -> None:
@@ -347,7 +360,7 @@ def _create_settings(client: Any) -> None:
     schema.add_field("none", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants a vector in every collection
     indexes = client.prepare_index_params()
     indexes.add_index("none", index_type="FLAT", metric_type="IP")
-    client.create_collection(SETTINGS, schema=schema, index_params=indexes, consistency_level="Strong")
+    _create(client, SETTINGS, schema, indexes)
 
 
 def _write(client: Any, fingerprint: str, name: str, text: str) -> None:
