@@ -54,7 +54,7 @@ def test_choice_is_the_cheapest_of_all_that_reach_the_target(kind, target):
 def test_choice_keeps_a_given_head_and_falls_back_to_everything():
     ranks = {4: np.full((3, 2), 99), 8: np.zeros((3, 2), dtype=int)}
     assert choose_schedule(ranks, 16, 100, head_cost("hnsw", 100)).sizes == (8, 16)
-    kept = choose_schedule(ranks, 16, 100, head_cost("hnsw", 100), head=4)
+    kept = choose_schedule(ranks, 16, 100, head_cost("hnsw", 100), heads=[4])
     assert kept.steps == (Step(4, 100), Step(8, 2), Step(16, 2)) or kept.steps == (Step(4, 100), Step(16, 2))
     noisy = {4: np.array([[0, 0], [50, 60]])}
     assert choose_schedule(noisy, 16, 61, head_cost("flat", 61), target=1.0).steps[0].keep == 61

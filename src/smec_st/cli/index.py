@@ -26,7 +26,7 @@ from smec_st.cli.options import FOLDER, thinking, whole_numbers
 @click.option("--recall", default=0.99, show_default=True, help="Of exact full-width search, to reach.")
 @click.option("--k", default=10, show_default=True, help="Results per query that the schedule is chosen for.")
 @click.option("--sizes", help="Sizes to store, for instance 48,96; by default chosen from the data.")
-@click.option("--head", default="hnsw", show_default=True, help="flat, hnsw or ivf; also with -int8 and others.")
+@click.option("--head", default="hnsw-int8", show_default=True, help="flat, hnsw or ivf; each also with -int8.")
 @click.option("--originals", default="float32", show_default=True, type=click.Choice(["float32", "float16", "none"]))
 @click.option("--add", is_flag=True, help="Add to the index that is there, with its own settings.")
 @click.option("--replace", is_flag=True, help="With --add: take the place of rows with the same ids.")

@@ -41,7 +41,7 @@ class Settings:
     sizes: tuple[int, ...]
     schedule: Schedule
     originals: str | None = "float32"
-    head: str = "hnsw"
+    head: str = "hnsw-int8"
     id_type: str = "int"
     fields: Mapping[str, str] = field(default_factory=dict)
     building: int = 0

@@ -18,6 +18,7 @@ from smec_st.search.checks import check_fields, check_sizes, new_fields, new_ids
 from smec_st.search.engines import open_backend
 from smec_st.search.filters import FIELD_TYPES
 from smec_st.search.funnel import ADD_ROWS, FunnelIndex
+from smec_st.search.heads import row_bytes
 from smec_st.search.schedule import choose_schedule, head_cost
 
 if TYPE_CHECKING:
@@ -66,8 +67,9 @@ def build(
     target: float = 0.99,
     k: int = 10,
     sizes: Sequence[int] | None = None,
-    head: str = "hnsw",
+    head: str = "hnsw-int8",
     originals: str | None = "float32",
+    most_ram: float | None = None,
     model: Any | None = None,
     progress: Report | None = None,
 ) -> FunnelIndex:
@@ -85,6 +87,8 @@ def build(
         sizes: Sizes to store; by default those of the cheapest schedule on a sample.
         head: See :meth:`FunnelIndex.create`.
         originals: See :meth:`FunnelIndex.create`.
+        most_ram: Bytes of memory per row that the head may take when sizes are chosen; by default a quarter of what
+            HNSW over float32 vectors of full width takes.
         model: Embeds queries given as text.
         progress: Called with a stage's name, rows done and rows in all.
 
@@ -111,7 +115,7 @@ def build(
     index = _unfinished(uri, compressor, source, model)
     if index is None:
         if sizes is None:
-            sizes = choose_sizes(compressor, table, queries, head, target, k, originals is not None)
+            sizes = choose_sizes(compressor, table, queries, head, target, k, originals is not None, most_ram)
         index = FunnelIndex.create(
             uri, compressor, sizes=sizes, head=head, originals=originals, id_type=id_type, fields=kinds, model=model,
             building=len(table), source=source,
@@ -148,8 +152,10 @@ def choose_sizes(
     target: float,
     k: int,
     originals: bool,
+    most_ram: float | None = None,
 ) -> tuple[int, ...]:
     """Sizes of the cheapest schedule on a sample of the rows; the widest too where no originals are kept."""
+    room = row_bytes("hnsw", compressor.width) / 4 if most_ram is None else most_ram
     possible = check_sizes(compressor, None, originals)
     rows = np.sort(np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_ROWS])
     sample = vectors[rows].astype(np.float32)
@@ -176,7 +182,8 @@ def choose_sizes(
     ranks = neighbour_ranks(reader, below, tables["queries"], truth)
     growth = len(vectors) / len(sample)
     cost = head_cost(head, len(vectors))
-    chosen = choose_schedule(ranks, full, len(vectors), cost, target=target, growth=growth).sizes[:-1]
+    heads = [size for size in below if row_bytes(head, size) <= room] or below[:1]
+    chosen = choose_schedule(ranks, full, len(vectors), cost, target=target, growth=growth, heads=heads).sizes[:-1]
     return chosen if originals else (*chosen, full)
 
 

@@ -61,7 +61,7 @@ class FunnelIndex:
         compressor: Compressor,
         *,
         sizes: Sequence[int] | None = None,
-        head: str = "hnsw",
+        head: str = "hnsw-int8",
         originals: str | None = "float32",
         id_type: str = "int",
         fields: Mapping[str, str] | None = None,
@@ -268,7 +268,7 @@ class FunnelIndex:
         *,
         target: float = 0.99,
         k: int = 10,
-        most_queries: int = 256,
+        most_queries: int = 512,
         progress: Progress | None = None,
     ) -> Schedule:
         """Choose the schedule from what is in the index now, measure it, and store it.

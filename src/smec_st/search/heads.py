@@ -21,6 +21,7 @@ from smec_st.data.errors import one_line
 KINDS = ("flat", "hnsw", "ivf")
 PRECISIONS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "int4": "SQ4", "pq": "PQ"}
 NEIGHBOURS = 32  # M of HNSW
+CONSTRUCTION = 100  # efConstruction: head vectors are narrow, so a careful graph is cheap
 EXACT_BELOW = 4096  # rows up to which a flat head is faster than any other
 TRAIN_ROWS = 100_000
 ADD_ROWS = 512  # added at a time, so that searches get their turn
@@ -59,6 +60,13 @@ def factory(name: str, size: int, rows: int) -> str:
     if kind == "hnsw":
         return f"HNSW{NEIGHBOURS},{codes}"
     return f"IVF{max(1, min(int(4 * rows**0.5), rows // 39))},{codes}"
+
+
+def row_bytes(name: str, size: int) -> float:
+    """Memory of one row in a head of that kind, links and list entries counted."""
+    kind, precision = check_kind(name)
+    codes = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5, "pq": 0.5}[precision] * size
+    return codes + {"flat": 0, "hnsw": 8 * NEIGHBOURS + 16, "ivf": 8}[kind]
 
 
 class ReadersWriter:
@@ -137,6 +145,9 @@ class Head:
         """Begin anew: the structure for that many rows, trained on a sample ``(n, size)``. Rows are added after."""
         faiss = load_faiss()
         index = faiss.index_factory(self.size, factory(self.name, self.size, rows), faiss.METRIC_INNER_PRODUCT)
+        inner = faiss.downcast_index(index)
+        if isinstance(inner, faiss.IndexHNSW):
+            inner.hnsw.efConstruction = CONSTRUCTION
         if not index.is_trained:
             index.train(np.ascontiguousarray(sample, dtype=np.float32))
         with self._lock.write():

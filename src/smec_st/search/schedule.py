@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ def head_cost(kind: str, rows: int) -> Cost:
     A model, not a measurement, so that the same data gives the same schedule on any machine.
     """
     if kind.startswith("hnsw"):
-        return lambda size, keep: 16.0 * max(keep, 16) * (size + JUMP)  # about 16 new vectors for each one kept
+        return lambda size, keep: 16.0 * max(keep, 64) * (size + JUMP)  # about 16 new vectors for each one kept
     if kind.startswith("ivf"):
         return lambda size, keep: (0.05 * rows + 4 * math.sqrt(rows)) * size
     return lambda size, keep: float(rows * size)
@@ -134,7 +134,7 @@ def choose_schedule(
     *,
     target: float = 0.99,
     growth: float = 1.0,
-    head: int | None = None,
+    heads: Collection[int] | None = None,
 ) -> Schedule:
     """The cheapest schedule whose recall stays at or above a target.
 
@@ -148,7 +148,7 @@ def choose_schedule(
         cost: Of the first step, see :func:`head_cost`.
         target: Recall@k that the lower end of the interval over queries must reach.
         growth: By how much the index outnumbers the documents that the ranks were counted on.
-        head: The size that must come first; None to choose it.
+        heads: Sizes that may come first; None for all.
 
     Returns:
         A schedule that reaches the target by these ranks; at worst one that rescores everything.
@@ -160,7 +160,7 @@ def choose_schedule(
     grid = _grid(min(k, rows), rows)
     best: tuple[float, tuple[Step, ...]] | None = None
     for chain in _chains(sorted(ranks)):
-        if head is not None and chain[0] != head:
+        if heads is not None and chain[0] not in heads:
             continue
         for keeps in _lengths([need[size] for size in chain], grid, target):
             price = cost(chain[0], keeps[0])
@@ -169,7 +169,7 @@ def choose_schedule(
             if best is None or price < best[0]:
                 best = price, tuple(Step(size, n) for size, n in zip(chain, keeps, strict=True))
     if best is None:  # a target of 1 on an interval: rescore everything
-        best = 0.0, (Step(max(ranks) if head is None else head, rows),)
+        best = 0.0, (Step(max(ranks if heads is None else heads), rows),)
     last = Step(full, min(k, best[1][-1].keep))
     return Schedule((*best[1], last), k=k, rows=rows, target=target, queries=queries)
 

@@ -124,6 +124,15 @@ class Segment:
             self.table: pa.Table = pa.ipc.open_file(source).read_all()
         if len(self.table) != self.rows or not self.table.schema.equals(layout.schema()):
             raise damaged(folder / ROWS, "it holds other rows or fields")
+        # A view of the mapped file: ids that are numbers take no memory.
+        self._numbers: np.ndarray | None = None
+        if layout.id_type == "int":
+            self._numbers = self.table[ID].chunk(0).to_numpy(zero_copy_only=True)
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """Ids of its rows, ``(n,)``, int64 or object."""
+        found: np.ndarray = self.table[ID].take(rows).to_numpy() if self._numbers is None else self._numbers[rows]
+        return found
 
     @property
     def disk_bytes(self) -> dict[str, int]:
@@ -243,8 +252,7 @@ class Rows:
         """Ids of rows, ``(n,)``, int64 or object."""
         out: np.ndarray | None = None
         for segment, start, inside in self.parts(rows):
-            column = segment.table[ID].take(rows[inside] - start)
-            values = column.to_numpy()
+            values = segment.ids(rows[inside] - start)
             if out is None:
                 out = np.empty(len(rows), dtype=values.dtype)
             out[inside] = values

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from smec_st.search.funnel import FunnelIndex, Progress
 
 TRIES = 24
+NEAR = 1.15  # an effort within this factor of one that is too little is settled on
 GROW = 1.5  # shortlists grow by this when a harder search no longer helps
 
 
@@ -51,7 +52,7 @@ def tune(
         return Schedule((Step(settings.full, k),), k=k, rows=len(reader), recall=1.0, queries=len(truth.keys))
     ranks = neighbour_ranks(reader, sizes, encoded, truth, progress)
     cost = head_cost(settings.head, len(reader))
-    schedule = choose_schedule(ranks, settings.full, len(reader), cost, target=target, head=sizes[0])
+    schedule = choose_schedule(ranks, settings.full, len(reader), cost, target=target, heads=sizes[:1])
     return measured(index, replace(schedule, k=k), encoded, truth, own is not None)
 
 
@@ -72,25 +73,37 @@ def measured(
     known = reader.ids(truth.keys, np.ones(truth.keys.shape, dtype=bool))
     most = reader.most_effort()
     effort = min(most, max(64, schedule.steps[0].keep)) if most else None
-    before = -1.0
-    for _ in range(TRIES):
-        schedule = replace(schedule, effort=effort)
+
+    def tried(schedule: Schedule, effort: int | None) -> Schedule:
         steps = index._steps(schedule, schedule.k, len(reader), queries)
         table, last = steps[-1]
         steps[-1] = table, Step(last.size, last.keep + among)
-        found = run(reader, steps, queries, None, effort)
-        share = recall(found.ids, known)
+        share = recall(run(reader, steps, queries, None, effort).ids, known)
         low = lower_bound(share)
-        schedule = replace(schedule, recall=float(share.mean()), recall_low=low, queries=len(share))
+        return replace(schedule, effort=effort, recall=float(share.mean()), recall_low=low, queries=len(share))
+
+    before, failed = -1.0, 0
+    for _ in range(TRIES):
+        schedule = tried(schedule, effort)
+        low = schedule.recall_low or 0.0
         if low >= target:
-            return schedule
+            break
         if effort is not None and effort < most and low > before + (target - low) / 10:
-            effort = min(most, effort * 2)
-        elif schedule.steps[0].keep < len(reader) or (effort is not None and effort < most):
-            schedule, effort = longer(schedule, len(reader)), None if effort is None else min(most, effort * 2)
+            failed, effort = effort, min(most, effort * 2)
+        elif schedule.steps[0].keep < len(reader):
+            schedule = longer(schedule, len(reader))
+        elif effort is not None and effort < most:
+            failed, effort = effort, min(most, effort * 2)
         else:
-            return schedule
+            break
         before = low
+    while failed and effort is not None and effort > failed * NEAR:  # between too little and enough
+        middle = round((failed * effort) ** 0.5)
+        easier = tried(schedule, middle)
+        if (easier.recall_low or 0.0) >= target:
+            schedule, effort = easier, middle
+        else:
+            failed = middle
     return schedule
 
 
