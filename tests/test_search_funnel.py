@@ -124,6 +124,21 @@ def test_tuning_works_for_an_index_that_was_filled_by_hand(uri):
         assert index.schedule == chosen
 
 
+def test_a_narrow_copy_answers_like_its_size(uri, tmp_path):
+    corpus, queries = clustered(300), clustered(20, seed=1)
+    with FunnelIndex.create(uri, compressor(), sizes=(4, 8, 16), head="flat", fields={"n": "int"}) as wide:
+        wide.add(corpus, fields={"n": range(300)})
+        wide.delete([0, 1])
+        with wide.narrow(tmp_path / "narrow", 8) as narrow:
+            assert (narrow.settings.sizes, narrow.settings.originals, len(narrow)) == ((4, 8), None, 298)
+            hits = narrow.search(queries, 6, where={"n": {"$lt": 200}}, schedule=exact(narrow, 6))
+        with pytest.raises(DataError, match="has the sizes 4, 8, 16, not 5"):
+            wide.narrow(tmp_path / "other", 5)
+    small = compressor().transform(corpus, dim=8), compressor().transform(queries, dim=8)
+    allowed = (np.arange(300) > 1) & (np.arange(300) < 200)
+    assert recall(hits.ids, naive(*small, 6, allowed)) == 1
+
+
 # -- change -----------------------------------------------------------------------------------------------------------
 
 

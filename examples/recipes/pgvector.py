@@ -44,7 +44,7 @@ def add(connection, ids: Sequence[int], small: np.ndarray, original: np.ndarray,
 def search(
     connection, small: np.ndarray, original: np.ndarray, head: int, shortlist: int, k: int, table: str = "documents"
 ) -> list[int]:
-    """The ids nearest to one query, ``(small,)`` and ``(full,)``: a shortlist by the head, ``k`` of it by originals."""
+    """The ids nearest to one query, ``(small,)`` and ``(full,)``: the head makes a shortlist, originals rank it."""
     # HNSW returns at most ef_search rows, so it must not be smaller than the shortlist (1,000 is the most it takes).
     connection.execute(f"SET LOCAL hnsw.ef_search = {min(1000, max(40, int(shortlist)))}")
     rows = connection.execute(

@@ -135,6 +135,9 @@ class Reader(Protocol):
     def ids(self, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
         """Ids of candidates, ``(Q, n)``: int64 with -1, or str with "", where there is none."""
 
+    def fields(self, keys: np.ndarray) -> dict[str, list[Any]]:
+        """Values of every scalar field for rows, ``(n,)`` keys."""
+
     def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
         """All live rows in pieces: keys ``(n,)``, and vectors per table."""
 

@@ -287,6 +287,37 @@ class FunnelIndex:
         self._backend.save_settings(self.settings.with_schedule(schedule))
         return schedule
 
+    def narrow(self, uri: str | Path, size: int, head: str | None = None) -> FunnelIndex:
+        """A copy for where there is little room: vectors up to one size, ids and fields, and no originals.
+
+        "Offline wide, online narrow": the wide index is kept where documents are processed, the narrow one where
+        queries come in. Both take the same queries; to rank like the wide one, ask it to rescore.
+
+        Args:
+            uri: Of the copy; any engine.
+            size: Widest size that goes into it, one of :attr:`Settings.sizes`.
+            head: Kind of its head; by default the same.
+        """
+        mine = self.settings
+        if size not in mine.sizes:
+            raise DataError(f"the index has the sizes {some(mine.sizes, 9)}, not {size}.")
+        copy = FunnelIndex.create(
+            uri,
+            self._compressor,
+            sizes=[each for each in mine.sizes if each <= size],
+            head=head or mine.head,
+            originals=None,
+            id_type=mine.id_type,
+            fields=mine.fields,
+            model=self._model,
+        )
+        reader = self._backend.reader()
+        for keys, vectors in reader.scan((size,)):
+            ids = reader.ids(keys, np.ones(keys.shape, dtype=bool))
+            copy.add(vectors[size], ids, reader.fields(keys), fingerprint=mine.fingerprint)
+        copy.flush()
+        return copy
+
     def flush(self) -> None:
         """Bring everything into the form that is fastest to open and to search."""
         self._backend.flush()

@@ -284,6 +284,15 @@ class MilvusBackend:
         """Keys are ids."""
         return np.where(found, keys, np.array(self._none, dtype=self._key_type))
 
+    def fields(self, keys: np.ndarray) -> dict[str, list[Any]]:
+        """See :class:`~smec_st.search.backend.Reader`."""
+        names, rows = list(self.settings.fields), {}
+        with calls(self.uri, "reading fields"):
+            for start in range(0, len(keys), IDS_AT_A_TIME):
+                part = keys[start : start + IDS_AT_A_TIME].tolist()
+                rows.update({r["id"]: r for r in self._client.get(self._name, ids=part, output_fields=["id", *names])})
+        return {name: [rows[key][name] for key in keys.tolist()] for name in names}
+
     def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
         """See :class:`~smec_st.search.backend.Reader`; in the order of ids."""
         width = sum(self.settings.widths[table] for table in tables)

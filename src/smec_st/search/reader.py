@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -98,6 +99,11 @@ class FaissReader:
         if found.any():
             out[found] = self.rows.ids(keys[found])
         return out
+
+    def fields(self, keys: np.ndarray) -> dict[str, list[Any]]:
+        """See :class:`~smec_st.search.backend.Reader`."""
+        table = self.rows.table().take(keys)
+        return {name: table[name].to_pylist() for name in self.settings.fields}
 
     def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
         """See :class:`~smec_st.search.backend.Reader`."""
