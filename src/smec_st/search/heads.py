@@ -44,6 +44,8 @@ def check_kind(name: str) -> tuple[str, str]:
         raise DataError(
             f"unknown head {name!r}; use {', '.join(KINDS)}, each also with -{', -'.join(list(PRECISIONS)[1:])}."
         )
+    if (kind, precision) == ("hnsw", "pq"):
+        raise DataError("FAISS has no sound HNSW over product-quantised inner products; use ivf-pq or hnsw-int8.")
     return kind, precision
 
 
