@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.compressor import Compressor
-from smec_st.data import DataError, check_vectors, unit_rows
+from smec_st.data import DataError, check_vectors
 from smec_st.data.errors import some
-from smec_st.search.backend import FULL, Backend, Batch, Settings
+from smec_st.search.backend import Backend, Batch, Settings
 from smec_st.search.checks import as_ids, check_fields, check_sizes, new_fields, new_ids
+from smec_st.search.encoding import document_widths, encode, encode_queries, steps_for, wrong_width
 from smec_st.search.engines import create_backend, open_backend
 from smec_st.search.filters import Where
 from smec_st.search.heads import check_kind
-from smec_st.search.schedule import Schedule, Step, default_schedule
+from smec_st.search.schedule import Schedule, default_schedule
 from smec_st.search.steps import Hits, pad, run
 
 if TYPE_CHECKING:
@@ -237,8 +238,9 @@ class FunnelIndex:
         """
         self._check_fingerprint(fingerprint)
         table = check_vectors(vectors, "document")
-        if table.shape[1] not in self._takes():
-            raise DataError(self._wrong_width("document", table.shape[1], self._takes()))
+        takes = document_widths(self.settings)
+        if table.shape[1] not in takes:
+            raise wrong_width("document", table.shape[1], takes)
         if ids is None:
             if len(self) or self.settings.id_type == "str":
                 raise DataError("give ids: only the rows of an empty index with int ids are numbered by themselves.")
@@ -248,7 +250,9 @@ class FunnelIndex:
         for start in range(0, len(table), ADD_ROWS):
             part = slice(start, start + ADD_ROWS)
             batch = Batch(
-                plain[part], self.encode(table[part]), {name: column[part] for name, column in values.items()}
+                plain[part],
+                encode(self.settings, self._compressor, table[part]),
+                {name: column[part] for name, column in values.items()},
             )
             self._backend.add(batch, replace)
             if progress is not None:
@@ -361,7 +365,7 @@ class FunnelIndex:
         by_size = self._encode_queries(queries)
         reader = self._backend.reader()
         count = len(next(iter(by_size.values())))
-        steps = self._steps(schedule or self.schedule, k, len(reader), by_size)
+        steps = steps_for(self.settings, schedule or self.schedule, k, len(reader), by_size)
         widest = max(self.settings.widths[table] * step.keep for table, step in steps)
         block = max(1, QUERY_BLOCK_BYTES // (4 * widest))
         parts = [
@@ -371,32 +375,11 @@ class FunnelIndex:
         ]  # fmt: skip
         return pad(parts, self.settings.id_type)
 
-    def encode(self, vectors: np.ndarray) -> dict[int, np.ndarray]:
-        """Unit vectors at every stored width, compressed once: ``(n, D)`` to ``{table: (n, width)}``."""
-        sizes = self.settings.sizes
-        if vectors.shape[1] == self.settings.width:
-            widest = self._compressor.transform(vectors, dim=sizes[-1])
-        else:
-            widest = unit_rows(vectors)
-        encoded = {size: widest if size == sizes[-1] else unit_rows(widest[:, :size]) for size in sizes}
-        if self.settings.originals:
-            encoded[FULL] = unit_rows(vectors)
-        return encoded
-
     def _encode_queries(self, queries: Any) -> dict[int, np.ndarray]:
-        if isinstance(queries, str) or (
-            isinstance(queries, (list, tuple)) and all(isinstance(q, str) for q in queries)
-        ):
-            queries = self._embed([queries] if isinstance(queries, str) else list(queries))
-        array = np.asarray(queries)
-        table = check_vectors(array[None] if array.ndim == 1 else array, "query")
-        width, sizes = table.shape[1], self.settings.sizes
-        if width == self.settings.width:
-            return self.encode(table)
-        if width not in sizes:
-            raise DataError(self._wrong_width("query", width, (self.settings.width, *sizes)))
-        narrow = unit_rows(table)
-        return {size: unit_rows(narrow[:, :size]) for size in sizes if size <= width}
+        texts = [queries] if isinstance(queries, str) else queries
+        if isinstance(texts, (list, tuple)) and all(isinstance(each, str) for each in texts):
+            queries = self._embed(list(texts))
+        return encode_queries(self.settings, self._compressor, queries)
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         from smec_st.data.embedding import embed, load_model
@@ -409,37 +392,7 @@ class FunnelIndex:
             self._model = load_model(self._model)
         return embed(self._model, texts, "query")
 
-    def _steps(
-        self, schedule: Schedule, k: int, rows: int, by_size: Mapping[int, np.ndarray]
-    ) -> list[tuple[int, Step]]:
-        """Steps with the table each reads; those wider than the queries are left out, and the last keeps ``k``."""
-        settings = self.settings
-        steps = []
-        for step in schedule.at(k, rows):
-            table = FULL if settings.originals and step.size == settings.width else step.size
-            if table not in settings.widths:
-                raise DataError(f"the schedule looks at size {step.size}; the index has {some(settings.sizes, 9)}.")
-            if table in by_size:
-                steps.append((table, step))
-        head = settings.sizes[0]
-        if not steps or steps[0][0] != head:  # only the smallest size searches everything
-            steps.insert(0, (head, Step(head, max([k, *(step.keep for _, step in steps)]))))
-        table, last = steps[-1]
-        asked = max((size for size in by_size if size != FULL), default=head)
-        if FULL not in by_size and asked != table:
-            steps.append((asked, Step(asked, k)))
-        else:
-            steps[-1] = (table, Step(last.size, k))
-        return steps
-
     # -- checks -------------------------------------------------------------------------------------------------------
-
-    def _takes(self) -> tuple[int, ...]:
-        settings = self.settings
-        return (settings.width,) if settings.originals else (settings.width, settings.sizes[-1])
-
-    def _wrong_width(self, what: str, width: int, takes: Sequence[int]) -> str:
-        return f"{what} vectors are {width} wide; this index takes {' or '.join(map(str, dict.fromkeys(takes)))}."
 
     def _check_fingerprint(self, fingerprint: str | None) -> None:
         if fingerprint is not None and fingerprint != self.settings.fingerprint:

@@ -18,29 +18,30 @@ import numpy as np
 
 from smec_st.data import DataError
 from smec_st.data.errors import some
-from smec_st.search.backend import FULL, Batch, Settings
+from smec_st.search.backend import Batch, Settings
 from smec_st.search.connection import calls, connect, disconnect, is_local
 from smec_st.search.filters import Where, milvus_expression
+from smec_st.search.milvus_schema import (
+    HEADS,
+    LISTS,
+    MOST_TEXT,
+    PREFIX,
+    SETTINGS,
+    create_collection,
+    create_settings,
+    field,
+    read_text,
+    write_compressor,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
-PREFIX = "smec_"
-SETTINGS = "smec_settings"
-PART_CHARACTERS = 60_000  # of a text field, which holds 65,535 bytes
-MOST_TEXT = 4096
 MOST_KEPT = 16_384  # results of one search, by Milvus's own limit
 REQUEST_BYTES = 16 << 20
 IDS_AT_A_TIME = 4096
-HEADS = {"flat": "FLAT", "hnsw": "HNSW", "ivf": "IVF_FLAT", "hnsw-int8": "HNSW_SQ", "ivf-int8": "IVF_SQ8"}
-BUILD = {"HNSW": {"M": 32, "efConstruction": 64}, "HNSW_SQ": {"M": 32, "efConstruction": 64, "sq_type": "SQ8"}}
-LISTS = 128
 PARTLY = "Some rows of this batch may be there: add it again with replace."
-
-
-def field(table: int) -> str:
-    """The field of a stored width."""
-    return "full" if table == FULL else f"head_{table}"
 
 
 class MilvusBackend:
@@ -72,14 +73,14 @@ class MilvusBackend:
         try:
             with calls(uri, "creating the index"):
                 if not client.has_collection(SETTINGS):
-                    _create_settings(client)
+                    create_settings(client)
                 client.load_collection(SETTINGS)
-                if _read(client, settings.fingerprint, "settings"):
+                if read_text(client, settings.fingerprint, "settings"):
                     raise DataError(f"{uri} holds an index of the compressor {settings.fingerprint} already.")
                 if client.has_collection(PREFIX + settings.fingerprint):
                     client.drop_collection(PREFIX + settings.fingerprint)
-                _create_collection(client, settings)
-                _write_compressor(client, compressor)
+                create_collection(client, settings)
+                write_compressor(client, compressor)
             self = cls(uri, client, settings)
             self.save_settings(settings)
         except BaseException:
@@ -101,7 +102,7 @@ class MilvusBackend:
                 if fingerprint is None and len(found) > 1:
                     raise DataError(f"{uri} holds several indexes; name the compressor of one: {some(found, 9)}.")
                 wanted = fingerprint or (found or [""])[0]
-                written = _read(client, wanted, "settings") if wanted in found else ""
+                written = read_text(client, wanted, "settings") if wanted in found else ""
                 if not written:
                     held = f" for the compressor {wanted}; it holds {some(found, 9)}" if fingerprint and found else ""
                     raise DataError(f"{uri} holds no complete index{held}.")
@@ -123,14 +124,14 @@ class MilvusBackend:
 
         with tempfile.TemporaryDirectory() as folder, calls(self.uri, "reading the compressor"):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
-                content = base64.b64decode(_read(self._client, self.settings.fingerprint, name))
+                content = base64.b64decode(read_text(self._client, self.settings.fingerprint, name))
                 Path(folder, name).write_bytes(content)
             return Compressor.load(folder)
 
     def save_settings(self, settings: Settings) -> None:
         """Into the collection of settings."""
         with self._writing, calls(self.uri, "writing settings"):
-            _write(self._client, settings.fingerprint, "settings", json.dumps(settings.to_dict()))
+            write_text(self._client, settings.fingerprint, "settings", json.dumps(settings.to_dict()))
         self.settings = settings
 
     # -- write --------------------------------------------------------------------------------------------------------
@@ -328,76 +329,3 @@ class MilvusBackend:
                 label = "indexes" if path.suffix == ".idx" else "rows"
                 disk[label] = disk.get(label, 0) + path.stat().st_size
         return {"ram": None, "disk": disk}
-
-
-def _create(client: Any, name: str, schema: Any, indexes: Any) -> None:
-    client.create_collection(name, schema=schema, consistency_level="Strong")
-    client.create_index(name, indexes, sync=False)  # waiting takes half a second each, and there is nothing to index
-    client.load_collection(name)
-
-
-def _create_collection(client: Any, settings: Settings) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    if settings.id_type == "int":
-        schema.add_field("id", DataType.INT64, is_primary=True)
-    else:
-        schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=512)
-    indexes = client.prepare_index_params()
-    for table, width in settings.widths.items():
-        schema.add_field(field(table), DataType.FLOAT_VECTOR, dim=width)
-        kind = HEADS[settings.head] if table == settings.sizes[0] else "FLAT"
-        build = {"nlist": LISTS} if kind.startswith("IVF") else BUILD.get(kind, {})
-        indexes.add_index(field(table), index_type=kind, metric_type="IP", params=build)
-    types = {"int": DataType.INT64, "float": DataType.DOUBLE, "str": DataType.VARCHAR, "bool": DataType.BOOL}
-    for name, kind in settings.fields.items():
-        more = {"max_length": MOST_TEXT} if kind == "str" else {}
-        schema.add_field(name, types[kind], nullable=True, **more)
-    _create(client, PREFIX + settings.fingerprint, schema, indexes)
-
-
-# -- settings and compressor, as rows of text -------------------------------------------------------------------------
-
-
-def _create_settings(client: Any) -> None:
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=512)
-    schema.add_field("content", DataType.VARCHAR, max_length=65_535)
-    schema.add_field("none", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants a vector in every collection
-    indexes = client.prepare_index_params()
-    indexes.add_index("none", index_type="FLAT", metric_type="IP")
-    _create(client, SETTINGS, schema, indexes)
-
-
-def _write(client: Any, fingerprint: str, name: str, text: str) -> None:
-    parts = [text[start : start + PART_CHARACTERS] for start in range(0, len(text), PART_CHARACTERS)]
-    keys = [f"{fingerprint}/{name}/{i}" for i in range(len(parts))]
-    for start in range(0, len(parts), 64):
-        rows = [
-            {"id": key, "content": part, "none": [1.0, 0.0]}
-            for key, part in zip(keys[start : start + 64], parts[start : start + 64], strict=True)
-        ]
-        client.upsert(SETTINGS, rows)
-    client.upsert(SETTINGS, [{"id": f"{fingerprint}/{name}", "content": str(len(parts)), "none": [1.0, 0.0]}])
-
-
-def _read(client: Any, fingerprint: str, name: str) -> str:
-    """The text of that name; empty where there is none."""
-    count = client.get(SETTINGS, ids=[f"{fingerprint}/{name}"], output_fields=["content"])
-    if not count:
-        return ""
-    keys = [f"{fingerprint}/{name}/{i}" for i in range(int(count[0]["content"]))]
-    parts = {row["id"]: row["content"] for row in client.get(SETTINGS, ids=keys, output_fields=["id", "content"])}
-    if len(parts) != len(keys):
-        raise DataError(f"{name} of the index {fingerprint} is not complete: {len(parts)} of {len(keys)} parts.")
-    return "".join(parts[key] for key in keys)
-
-
-def _write_compressor(client: Any, compressor: Compressor) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        compressor.write_into(Path(folder))
-        for path in sorted(Path(folder).iterdir()):
-            _write(client, compressor.fingerprint, path.name, base64.b64encode(path.read_bytes()).decode())

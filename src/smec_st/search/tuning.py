@@ -10,6 +10,7 @@ import numpy as np
 from smec_st.data import DataError, check_vectors
 from smec_st.search.backend import FULL
 from smec_st.search.calibration import Truth, exact_neighbours, neighbour_ranks, recall
+from smec_st.search.encoding import encode, steps_for
 from smec_st.search.schedule import Schedule, Step, choose_schedule, head_cost, lower_bound
 from smec_st.search.steps import run
 
@@ -44,7 +45,7 @@ def tune(
         table = check_vectors(queries, "query")
         if table.shape[1] != settings.width:
             raise DataError(f"query vectors are {table.shape[1]} wide, the index {settings.width}.")
-        encoded = index.encode(table[:: -(-len(table) // most_queries)])
+        encoded = encode(settings, index.compressor, table[:: -(-len(table) // most_queries)])
     full = FULL if settings.originals else settings.sizes[-1]
     truth = exact_neighbours(reader, full, encoded[full], k, own, progress)
     sizes = [size for size in settings.sizes if size < settings.full]
@@ -75,7 +76,7 @@ def measured(
     effort = min(most, max(64, schedule.steps[0].keep)) if most else None
 
     def tried(schedule: Schedule, effort: int | None) -> Schedule:
-        steps = index._steps(schedule, schedule.k, len(reader), queries)
+        steps = steps_for(index.settings, schedule, schedule.k, len(reader), queries)
         table, last = steps[-1]
         steps[-1] = table, Step(last.size, last.keep + among)
         share = recall(run(reader, steps, queries, None, effort).ids, known)
