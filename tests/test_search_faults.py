@@ -161,6 +161,9 @@ def test_a_second_writer_is_refused_and_goes_on_when_the_first_is_gone(tmp_path)
         assert len(reader) in (50, 60)
         with pytest.raises(DataError, match="is being written by another process"):
             reader.add(clustered(4000)[60:70], range(60, 70))
+        reader.refresh()
+        assert not reader.refresh()
+        assert len(reader) == 60
         reader.search(clustered(2))
         first.kill()
         first.join()

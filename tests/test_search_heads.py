@@ -45,6 +45,20 @@ def test_every_kind_finds_filters_and_comes_back(kind, tmp_path):
         assert index.bytes()["ram"]["head"] == ram
 
 
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "hnsw-int8", "ivf", "ivf-int8"])
+def test_every_kind_that_milvus_has(kind, tmp_path):
+    corpus, queries = clustered(600), clustered(10, seed=1)
+    with FunnelIndex.create(tmp_path / "index.db", compressor(), sizes=(16,), head=kind) as index:
+        index.add(corpus)
+        found = index.search(queries, schedule=Schedule((Step(16, 200), Step(32, 10)), effort=200)).ids
+    assert recall(found, naive(corpus, queries, 10)) >= 0.95
+
+
+def test_a_kind_that_milvus_lacks_is_refused(tmp_path):
+    with pytest.raises(DataError, match="Milvus has no head 'flat-int4'"):
+        FunnelIndex.create(tmp_path / "index.db", compressor(), head="flat-int4")
+
+
 def test_a_head_is_exact_while_it_is_small_and_grows_into_its_kind(tmp_path):
     corpus, queries = clustered(ROWS), clustered(10, seed=1)
     with FunnelIndex.create(tmp_path / "index", compressor(), sizes=(4,), head="ivf-int8") as index:

@@ -165,6 +165,9 @@ class Backend(Protocol):
     def delete(self, ids: Sequence[Any]) -> int:
         """Remove rows; how many there were."""
 
+    def refresh(self) -> bool:
+        """Take what another process wrote meanwhile; whether there was something."""
+
     def reader(self) -> Reader:
         """The current state, to be searched; it stays as it is while others write."""
 

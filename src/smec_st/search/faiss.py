@@ -161,11 +161,11 @@ class FaissBackend:
                     lock.acquire()
                 except Timeout as error:
                     raise DataError(f"{self._folder} is being written by another process; try again later.") from error
+                except OSError as error:
+                    raise DataError(f"{self._folder} cannot be written: {one_line(error)}") from error
                 self._lock = lock
-                newest = read_manifest(self._folder)
-                if newest["generation"] != self._manifest["generation"]:
-                    self._take(newest)
-                remove_leftovers(self._folder, newest)
+                self.refresh()
+                remove_leftovers(self._folder, self._manifest)
             try:
                 yield
             except OSError as error:
@@ -310,7 +310,28 @@ class FaissBackend:
 
     def reader(self) -> FaissReader:
         """The current state."""
+        if len(self._head) < self._rows.total and self._writing.acquire(blocking=False):
+            try:  # an add was interrupted after its rows were committed
+                self._catch_up()
+            finally:
+                self._writing.release()
         return self._reader
+
+    def refresh(self) -> bool:
+        """Take what another process wrote meanwhile; whether there was something."""
+        with self._writing:
+            for _ in range(RETRIES):
+                newest = read_manifest(self._folder)
+                if newest["generation"] == self._manifest["generation"]:
+                    return False
+                try:
+                    self._take(newest)
+                except DataError:
+                    if read_manifest(self._folder)["generation"] == newest["generation"]:
+                        raise
+                else:
+                    return True
+        raise DataError(f"{self._folder} is being rewritten all the time; try again later.")
 
     def verify(self) -> None:
         """Every block of every table."""

@@ -221,7 +221,7 @@ class FunnelIndex:
         fingerprint: str | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Add rows, 65,536 at a time; each batch is there as a whole or not at all.
+        """Add rows, 65,536 at a time; each batch is there as a whole or not at all (in Milvus: each request of 16 MB).
 
         Args:
             vectors: ``(n, D)`` originals of any float type, a memory map too. Without originals in the index also
@@ -321,6 +321,14 @@ class FunnelIndex:
             copy.add(vectors[size], ids, reader.fields(keys), fingerprint=mine.fingerprint)
         copy.flush()
         return copy
+
+    def refresh(self) -> bool:
+        """Take in what another process wrote since this was opened; whether there was something.
+
+        A folder is read as it was when it was opened, until this is called or something is written here. Milvus shows
+        new rows by itself, and this reads a new schedule.
+        """
+        return self._backend.refresh()
 
     def flush(self) -> None:
         """Bring everything into the form that is fastest to open and to search."""

@@ -212,6 +212,13 @@ class MilvusBackend:
 
     # -- read ---------------------------------------------------------------------------------------------------------
 
+    def refresh(self) -> bool:
+        """Nothing to do: every search sees what the engine holds. Settings are read again."""
+        with calls(self.uri, "reading settings"):
+            newest = Settings.from_dict(json.loads(read_text(self._client, self.settings.fingerprint, "settings")))
+        changed, self.settings = newest != self.settings, newest
+        return changed
+
     def reader(self) -> MilvusBackend:
         """Itself: the engine keeps searches and writes apart."""
         if self._unflushed and is_local(self.uri):  # rows that are not flushed are searched many times slower
