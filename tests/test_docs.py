@@ -35,7 +35,7 @@ LAYERS = [
         "streaming",
         "upkeep",
     },
-    {"compare"},
+    {"compare", "search"},
     {"analysis"},
     {"cli"},
     {"__main__"},

@@ -23,7 +23,9 @@ from smec_st.cli.compare import compare
 from smec_st.cli.evaluate import evaluate
 from smec_st.cli.export import export
 from smec_st.cli.fit import fit
+from smec_st.cli.index import index
 from smec_st.cli.migrate import migrate
+from smec_st.cli.search import search
 from smec_st.cli.transform import transform
 
 USAGE, INTERRUPTED = 2, 130
@@ -47,7 +49,7 @@ def app() -> None:
     """Make the vectors of any embedding model many times smaller."""
 
 
-for command in (fit, evaluate, compare, analyze, export, transform, check, migrate):
+for command in (fit, evaluate, compare, analyze, export, transform, check, migrate, index, search):
     app.add_command(command)
 
 
