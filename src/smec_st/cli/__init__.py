@@ -22,6 +22,7 @@ from smec_st.cli.compare import compare
 from smec_st.cli.evaluate import evaluate
 from smec_st.cli.export import export
 from smec_st.cli.fit import fit
+from smec_st.cli.push import push
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -44,7 +45,7 @@ def app() -> None:
     """Make the vectors of any embedding model many times smaller."""
 
 
-for command in (fit, evaluate, compare, analyze, export):
+for command in (fit, evaluate, compare, analyze, export, push):
     app.add_command(command)
 
 

@@ -17,6 +17,8 @@ from torch import nn
 
 from smec_st.data import DataError
 from smec_st.files import new_folder
+from smec_st.hub.card import write_card
+from smec_st.hub.load import INSIDE
 from smec_st.modules.adapter import ACTIVATIONS
 from smec_st.quiet import quiet_libraries
 
@@ -36,7 +38,7 @@ _POOLING_MODES = {
 
 def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | None = None) -> SentenceTransformer:
     """See :meth:`smec_st.compressor.Compressor.attach`."""
-    from smec_st.data.embedding import load_model
+    from smec_st.data.embedding import backbone_record, load_model
 
     backbone = load_model(model) if isinstance(model, str) else model
     width = backbone.get_embedding_dimension()
@@ -59,7 +61,8 @@ def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | 
         similarity_fn_name=backbone.similarity_fn_name,
         device=str(backbone.device),
     )
-    result.model_card_data.base_model = (compressor.info.get("backbone") or {}).get("model")
+    known = (compressor.info.get("backbone") or {}).get("model")
+    result.model_card_data.base_model = known or backbone_record(backbone)["model"]
     return result
 
 
@@ -73,7 +76,9 @@ def export(
             attached.save_pretrained(str(draft), create_model_card=False)
         write_legacy_layout(draft)
         _mark_matryoshka(draft, compressor, dim)
-        (draft / "README.md").write_text(model_card(compressor, dim), encoding="utf-8")
+        (draft / INSIDE).mkdir()
+        compressor.write_into(draft / INSIDE)
+        write_card(compressor, draft, Path(folder).name, dim, base=attached.model_card_data.base_model)
 
 
 def write_legacy_layout(folder: Path) -> None:
@@ -150,47 +155,6 @@ def _mark_matryoshka(folder: Path, compressor: Compressor, dim: int | None) -> N
     if dim is not None or len(compressor.nested_dims) < 2 or not path.is_file():
         return
     _write(path, {**_read(path), "is_matryoshka": True, "matryoshka_dimensions": sorted(compressor.nested_dims)})
-
-
-def model_card(compressor: Compressor, dim: int | None) -> str:
-    """A short card: what this is, its sizes, how to load it."""
-    info = compressor.info
-    base = (info.get("backbone") or {}).get("model")
-    sizes = [dim] if dim is not None else list(compressor.nested_dims)
-    head = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "tags:"]
-    head += [f"- {tag}" for tag in ("sentence-transformers", "smec-st", "embedding-compression")]
-    if len(sizes) > 1:
-        head.append("- matryoshka")
-    if base and "/" in str(base) and not str(base).startswith(("/", ".")):
-        head.append(f"base_model: {base}")
-    cut = "" if len(sizes) == 1 else f", truncate_dim={sizes[-1]}"
-    note = (
-        ""
-        if len(sizes) == 1
-        else "The first `m` numbers are the `m`-dimensional vector. Cutting happens after normalisation: compare cut "
-        "vectors by cosine, or pass `normalize_embeddings=True`.\n\n"
-    )
-    return "\n".join(
-        [
-            *head,
-            "---",
-            "",
-            f"# {base or 'Embedding model'}, compressed to {', '.join(map(str, sizes))} dimensions",
-            "",
-            f"Made with smec-st ({info.get('method')}), fingerprint `{compressor.fingerprint}`. The compressor "
-            "belongs to this one backbone and revision; do not mix its vectors with others in an index.",
-            "",
-            "```python",
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            f'model = SentenceTransformer("path-or-id"{cut})',
-            'vectors = model.encode(["some text"], normalize_embeddings=True)',
-            "```",
-            "",
-            note.strip(),
-            "",
-        ]
-    )
 
 
 def _read(path: Path) -> dict[str, Any]:
