@@ -136,12 +136,12 @@ def test_overwriting_removes_what_would_change_the_model_and_nothing_else(hub, b
     assert "LICENSE" in files
 
 
-def test_private_repository(hub, compressor):
+def test_private_repository(hub, compressor, tmp_path):
     compressor.push_to_hub("org/secret", private=True)
     assert hub.repos["org/secret"].private
     assert Compressor.from_pretrained("org/secret").dims == (16, 8, 4)
     with pytest.raises(DataError, match=r"there is no model org/secret at http.*, or it is private; if so, log in"):
-        Compressor.from_pretrained("org/secret", token=False)
+        Compressor.from_pretrained("org/secret", token=False, cache_dir=tmp_path / "other")
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------

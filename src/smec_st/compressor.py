@@ -153,11 +153,20 @@ class Compressor:
 
         return attach(self, model, dim)
 
-    def export(self, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None) -> None:
-        """Save :meth:`attach` as a model folder that plain sentence-transformers, 5.2 or later, loads."""
+    def export(
+        self, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None, *, onnx: bool = False
+    ) -> None:
+        """Save :meth:`attach` as a model folder that plain sentence-transformers, 5.2 or later, loads.
+
+        Args:
+            model: The backbone whose vectors this was fitted on.
+            folder: New or empty folder.
+            dim: The one size to serve; all nested ones by default.
+            onnx: Write ``onnx/model.onnx`` as well, backbone and compressor in one graph.
+        """
         from smec_st.hub.export import export
 
-        export(self, model, folder, dim)
+        export(self, model, folder, dim, onnx)
 
     def push_to_hub(
         self,

@@ -67,7 +67,11 @@ def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | 
 
 
 def export(
-    compressor: Compressor, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None
+    compressor: Compressor,
+    model: SentenceTransformer | str,
+    folder: str | Path,
+    dim: int | None = None,
+    onnx: bool = False,
 ) -> None:
     """See :meth:`smec_st.compressor.Compressor.export`."""
     with new_folder(folder) as draft:
@@ -75,7 +79,12 @@ def export(
         with quiet_libraries():
             attached.save_pretrained(str(draft), create_model_card=False)
         write_legacy_layout(draft)
+        _keep_attention(draft, attached)
         _mark_matryoshka(draft, compressor, dim)
+        if onnx:
+            from smec_st.hub.onnx import write_onnx
+
+            write_onnx(attached, draft)
         (draft / INSIDE).mkdir()
         compressor.write_into(draft / INSIDE)
         write_card(compressor, draft, Path(folder).name, dim, base=attached.model_card_data.base_model)
@@ -147,6 +156,23 @@ _LEGACY_CONFIGS = {
     "Normalize": _legacy_normalize,
     "Dense": _legacy_dense,
 }
+
+
+def _keep_attention(folder: Path, model: SentenceTransformer) -> None:
+    """A decoder made to look both ways must do so after loading: in releases that can, and never silently in others.
+
+    A merged backbone says ``is_causal`` in its own config. One kept as a PEFT reference takes its config from the base
+    model, so the change goes where sentence-transformers passes settings on to that config.
+    """
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    if getattr(config, "is_causal", None) is not False:
+        return
+    if (folder / "adapter_config.json").is_file():
+        settings = _read(folder / "sentence_bert_config.json")
+        _write(folder / "sentence_bert_config.json", {**settings, "config_args": {"is_causal": False}})
+    path = folder / "config_sentence_transformers.json"
+    reason = "Older releases ignore `is_causal: false` and give other vectors."
+    _write(path, {**_read(path), "requirements": {"transformers": {"specifier": ">=5.2", "reason": reason}}})
 
 
 def _mark_matryoshka(folder: Path, compressor: Compressor, dim: int | None) -> None:
