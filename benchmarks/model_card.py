@@ -2,9 +2,9 @@
 
     python benchmarks/model_card.py DATA/scifact --out model_cards/all-MiniLM-L6-v2-smec-scifact
 
-fits with the defaults of ``smec-st fit`` on the vectors beside the texts, scores the test split with 95 % intervals, and
-writes ``compressor.json``, ``compressor.safetensors``, ``evidence.json``, ``quality.png`` and ``README.md``. Nothing of the
-texts goes into the folder. Publish it with ``smec-st push FOLDER owner/name``.
+fits with the defaults of ``smec-st fit`` on the vectors beside the texts, scores the test split with 95 % intervals,
+and writes ``compressor.json``, ``compressor.safetensors``, ``evidence.json``, ``quality.png``, ``README.md``. Nothing
+of the texts goes into the folder. Publish it with ``smec-st push FOLDER owner/name``.
 """
 
 from __future__ import annotations
@@ -28,13 +28,7 @@ from smec_st.config import read_settings
 from smec_st.files import new_folder
 from smec_st.hub.card import write_card
 
-BACKBONE = {
-    "model": "sentence-transformers/all-MiniLM-L6-v2",
-    "revision": None,
-    "width": 384,
-    "prompts": {},
-    "similarity": "cosine",
-}
+BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--repo", default="smec-st/all-MiniLM-L6-v2-smec-scifact", help="name on the Hub, for the card"
     )
+    parser.add_argument("--backbone", default=BACKBONE, help="the model whose vectors they are")
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--dataset", default="BeIR/scifact")
     parser.add_argument("--license", default="apache-2.0", help="of the compressor, the Hub's short name")
@@ -56,18 +51,17 @@ def main(arguments: list[str] | None = None) -> None:
     about = json.loads((options.data / "about.json").read_text()) if (options.data / "about.json").is_file() else {}
 
     data = load_collection(options.data, next(options.data.glob("*.safetensors")))
-    fitted = Compressor.fit(
+    compressor = Compressor.fit(
         data.corpus,
         data.queries,
         data.judged("train"),
         tuple(int(dim) for dim in options.dims.split(",")),
         dev_qrels=data.qrels.get("dev"),
+        model=options.backbone,
         own_document=data.own_document,
         progress=sys.stderr.isatty(),
         **{**settings, "seed": options.seed},
     )
-    width = data.corpus.shape[1]
-    compressor = Compressor(fitted._maps, {**fitted.info, "backbone": {**BACKBONE, "width": width}})
     shown = ["python", "benchmarks/model_card.py", f"DATA/{options.data.name}", "--out", options.out.name]
     evidence = dataclasses.replace(
         measure(compressor, data),

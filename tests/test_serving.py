@@ -20,6 +20,9 @@ from smec_st.hub.serving import pool
 from smec_st.hub.verify import verify
 from tiny import tiny_bert, tiny_qwen2
 
+# Raised by peft's own use of transformers.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
 TEXTS = ["how to join two paths", "a cat sat on the mat", "sorting is stable", "x"]
 QUICK = {"steps": 3, "selection_steps": 2, "batch_size": 16}
 
