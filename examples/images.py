@@ -1,7 +1,7 @@
 """Images by class: a query image should find those of its own class.
 
-The folder holds ``train/CLASS/NAME.jpg`` and ``test/CLASS/NAME.jpg``, embedded by an image model; or ``images.jsonl`` with
-a file of vectors.
+The folder holds ``train/CLASS/NAME.jpg`` and ``test/CLASS/NAME.jpg``, embedded by an image model; or ``images.jsonl``
+with a file of vectors.
 
     python examples/images.py photos --model sentence-transformers/clip-ViT-B-32
     python examples/images.py clothes --vectors clothes.safetensors --dims 256,64

@@ -1,16 +1,17 @@
 """A decoder language model as a small-vector text encoder, published as an ordinary model.
 
-    python examples/llm2vec.py --model Qwen/Qwen2-7B-Instruct --data BeIR/scifact \\
-        --adapter path/or/id/of/lora --dims 1024,512,256,128 --dtype bfloat16 --push me/llm2vec-smec-256
+    python examples/llm2vec.py --model Qwen/Qwen2-7B-Instruct --adapter path/or/id/of/lora --data scifact \\
+        --dims 1024,512,256,128 --dtype bfloat16 --push me/llm2vec-smec-256
 
 Attention is made bidirectional by `is_causal: false`, tokens are averaged, LoRA adapters are merged (or, with
-`--keep-adapter`, published as a reference to the base model: the repository is then a few MB and needs `peft`). A decoder
-needs LLM2Vec's adapters, or training of its own, to be a good encoder: bidirectional attention alone makes it worse.
+`--keep-adapter`, published as a reference to the base model: the repository is then a few MB and needs `peft`). A
+decoder needs LLM2Vec's adapters, or training of its own, to be a good encoder: bidirectional attention alone is not
+enough.
 
-Memory and time for 7 billion parameters, by arithmetic, not measured: the weights take 15 GB in bfloat16 and activations
-of 8 texts of 512 tokens about 2 GB, so a GPU of 24 GB does. A text of 256 tokens costs 2 x 7.6e9 x 256 = 3.9 TFLOP: at 40 %
-of 300 TFLOP/s about 30 texts a second, so 5,000 documents take three minutes. Fitting the map on the 3,584-d vectors needs no
-GPU: 5,000 x 3,584 float32 are 72 MB, and it takes minutes. Merging the adapters needs the weights in memory once.
+Memory and time for 7 billion parameters, by arithmetic, not measured: the weights take 15 GB in bfloat16 and the
+activations of 8 texts of 512 tokens about 2 GB, so a GPU of 24 GB does. A text of 256 tokens costs 2 x 7.6e9 x 256 =
+3.9 TFLOP: at 40 % of 300 TFLOP/s about 30 texts a second, so 5,000 documents take three minutes. Fitting the map on
+the 3,584-d vectors needs no GPU: 5,000 x 3,584 float32 are 72 MB.
 """
 
 import argparse

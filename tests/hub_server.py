@@ -123,6 +123,25 @@ class Hub:
         }
 
 
+def point_client_at(hub: Hub, monkeypatch: Any, home: Path) -> None:
+    """Set the client in this process up for a Hub as HF_ENDPOINT, HF_HUB_CACHE and the like would at its start."""
+    import huggingface_hub.constants
+
+    settings = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(home / "cache"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(home / "no-token"),
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+    monkeypatch.setenv("HF_TOKEN", next(iter(hub.tokens), ""))
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request; routes are the regular expressions below."""
 
@@ -365,13 +384,8 @@ class Handler(BaseHTTPRequestHandler):
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def validate_yaml(self) -> None:
-        parts = json.loads(self.body)["content"].split("---\n")
-        try:
-            good = len(parts) > 2 and isinstance(yaml.safe_load(parts[1]), dict)
-        except yaml.YAMLError:
-            good = False
-        errors = [] if good else [{"message": "the metadata is no YAML mapping"}]
-        self._json({"errors": errors, "warnings": []}, 200 if good else 400)
+        errors = [{"message": wrong} for wrong in card_errors(json.loads(self.body)["content"])]
+        self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def preupload(self, repo: str, revision: str) -> None:
         self._writer(repo)
@@ -464,6 +478,35 @@ class Handler(BaseHTTPRequestHandler):
         answer = {"casUrl": f"local://{self.hub.xet}", "exp": int(time.time()) + 3600, "accessToken": "xet"}
         names = {"casUrl": "X-Xet-Cas-Url", "exp": "X-Xet-Token-Expiration", "accessToken": "X-Xet-Access-Token"}
         self._json(answer, 200, {names[name]: str(value) for name, value in answer.items()})
+
+
+LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "odc-by", "llama3.1", "gemma", "other"}
+RELATIONS = {"adapter", "finetune", "merge", "quantized"}
+PIPELINES = {"sentence-similarity", "feature-extraction", "image-feature-extraction"}
+
+
+def card_errors(content: str) -> list[str]:
+    """What the Hub's rules for a card's metadata find wrong; the rules that its documentation states."""
+    parts = content.split("---\n")
+    try:
+        data = yaml.safe_load(parts[1]) if len(parts) > 2 else None
+    except yaml.YAMLError as error:
+        return [f"the metadata is no YAML: {error}"]
+    if not isinstance(data, dict):
+        return ["the metadata is no mapping"]
+    wrong = []
+    for name, known in (("license", LICENSES), ("base_model_relation", RELATIONS), ("pipeline_tag", PIPELINES)):
+        if name in data and data[name] not in known:
+            wrong.append(f"{name}: {data[name]!r} is not one of {sorted(known)}")
+    ids = [data.get("base_model"), *(data.get("datasets") or [])]
+    wrong += [f"{name!r} is no repository id" for name in ids if name and not re.fullmatch(r"[\w.-]+/[\w.-]+", name)]
+    for model in data.get("model-index") or []:
+        for result in model["results"]:
+            if not (
+                {"type"} <= set(result["task"]) and {"type", "name"} <= set(result["dataset"]) and result["metrics"]
+            ):
+                wrong.append("model-index: a result lacks its task, dataset or metrics")
+    return wrong
 
 
 def xet_files(store: Path | None) -> dict[str, str]:

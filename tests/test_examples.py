@@ -11,13 +11,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
-from hub_server import Hub
+from hub_server import Hub, point_client_at
 from smec_st import Compressor
 from tiny import tiny_bert, tiny_qwen2
 
@@ -121,21 +120,10 @@ def test_share(backbone, here, rng, capsys, monkeypatch):
     Compressor.fit(vectors, dims=(8, 4), method="pca").save("compressor")
     with Hub() as hub:
         hub.tokens = {"hf_owner": {"me"}}
-        settings = {
-            "ENDPOINT": hub.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_CACHE": str(here / "cache"),
-            "HF_HUB_DISABLE_XET": True,
-        }
-        for name, value in settings.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
-        monkeypatch.setenv("HF_TOKEN", "hf_owner")
+        point_client_at(hub, monkeypatch, here)
         example("share").main(["compressor", "me/small", "--model", str(backbone)])
         assert set(hub.repos["me/small"].branches) == {"main", "dim-8", "dim-4"}
         assert hub.repos["me/small"].private
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
     printed = capsys.readouterr().out
     assert "both are the same model: True" in printed
     assert "revision dim-4 gives 4 numbers of length 1" in printed

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard, snapshot_download
 
-from hub_server import Hub
+from hub_server import Hub, point_client_at
 from smec_st import Compressor, DataError
 from smec_st.cli import run
 from smec_st.hub.push import only_this
@@ -47,18 +47,7 @@ def hub(monkeypatch, tmp_path):
     """A Hub, and the client in this process set up for it as HF_ENDPOINT, HF_TOKEN and HF_HOME would."""
     with Hub(multipart=2000) as server:
         server.tokens = {TOKEN: {"org"}, "hf_stranger": {"someone"}}
-        settings = {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_XET": True,
-            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-        }
-        for name, value in settings.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        point_client_at(server, monkeypatch, tmp_path)
         yield server
 
 
