@@ -16,6 +16,7 @@ from hub_server import Hub
 from smec_st import Compressor, DataError
 from smec_st.cli import run
 from smec_st.hub.decoder import decoder_backbone, looks_both_ways
+from smec_st.hub.push import write_repository
 from smec_st.hub.serving import pool
 from smec_st.hub.verify import verify
 from tiny import tiny_bert, tiny_qwen2
@@ -192,6 +193,10 @@ def test_merged_adapters_give_what_the_reference_gives(qwen2, adapter, tmp_path)
         loaded = SentenceTransformer(str(tmp_path / name), device="cpu")
         assert np.abs(loaded.encode(TEXTS) - compressor.transform(merged.encode(TEXTS))).max() < 1e-5
         assert looks_both_ways(loaded)
+    checks = verify(tmp_path / "kept")
+    assert {check.way for check in checks if not check.is_good} == {"text-embeddings-inference", "vLLM"}
+    with pytest.raises(DataError, match="which is not on the Hub; merge it"):
+        write_repository(compressor, tmp_path / "pushed", "org/x", kept)
     assert not (tmp_path / "kept" / "model.safetensors").exists()
     assert (tmp_path / "kept" / "adapter_model.safetensors").is_file()
 

@@ -1,12 +1,14 @@
 """Publish a compressor on the Hugging Face Hub: folded into its backbone, or by itself.
 
-All files are written on this machine first. Each revision is then one commit, and the main branch moves last, so that
+The model is written on this machine first. Each revision is then one commit, and the main branch moves last, so that
 readers see the old model or the new one. What a failed push created is taken back, and the error says what remains.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
+from smec_st.hub.card import REPO_ID
 from smec_st.hub.errors import LOG_IN, explain, hub_errors
 
 if TYPE_CHECKING:
@@ -57,21 +60,21 @@ def push(
     with hub_errors(repo_id, revision):
         repo_id = _whole_id(api, repo_id)
         known = _look(api, repo_id, private, overwrite)
+
+    def write(folder: Path, size: int | None) -> Path:
+        write_repository(compressor, folder, repo_id, model, size, evidence=evidence, license=license)
+        return folder
+
     with tempfile.TemporaryDirectory(prefix="smec-st-push-") as work:
-        sizes = compressor.dims if per_size else ()
-        folders = {size: Path(work, f"dim-{size}") for size in sizes}
-        whole = Path(work, "main")
-        every: list[tuple[int | None, Path]] = [(None, whole), *folders.items()]
-        for size, folder in every:
-            write_repository(
-                compressor, folder, repo_id, model, dim if size is None else size, evidence=evidence, license=license
-            )
+        whole = write(Path(work, "main"), dim)
         publication = _Publication(api, repo_id, overwrite, message or f"Add {compressor!r}")
         with publication.taken_back_on_error():
             if not known:
                 publication.create(private)
-            for size, folder in folders.items():
-                publication.put(folder, f"dim-{size}", as_tag=per_size == "tags")
+            for size in compressor.dims if per_size else ():
+                folder = write(Path(work, f"dim-{size}"), size)
+                publication.put(folder, folder.name, as_tag=per_size == "tags")
+                shutil.rmtree(folder)  # it holds the backbone once more
             return publication.put(whole, revision or "main")
 
 
@@ -103,11 +106,23 @@ def write_repository(
     if model is not None:
         compressor.export(model, folder, dim)
         base = model if isinstance(model, str) else backbone_record(model)["model"]
+        _check_reference(folder)
     else:
         only_this(compressor, dim).save(folder)
     write_card(
         compressor, folder, repo_id, dim, head_only=model is None, evidence=evidence, license=license, base=base
     )
+
+
+def _check_reference(folder: Path) -> None:
+    """An adapter that refers to a folder on this machine would be of no use to others."""
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not REPO_ID.fullmatch(str(base)) or Path(str(base)).exists():
+            raise DataError(
+                f"the adapter refers to {base!r}, which is not on the Hub; merge it, or name the base's id."
+            )
 
 
 def only_this(compressor: Compressor, dim: int | None) -> Compressor:

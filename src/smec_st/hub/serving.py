@@ -45,6 +45,8 @@ def read_parts(folder: Path) -> Parts:
     Raises:
         DataError: If a server with a closed list of names could not read it: it would serve uncompressed vectors.
     """
+    if (folder / "adapter_config.json").is_file():
+        raise DataError("the backbone is kept as a PEFT reference, which servers do not resolve; merge the adapters.")
     modules = _json(folder / "modules.json")
     for module in modules:
         if module["type"] not in KNOWN_NAMES:
@@ -80,13 +82,13 @@ def token_vectors(folder: Path, texts: Sequence[str]) -> tuple[np.ndarray, np.nd
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     limits = _json(folder / "sentence_bert_config.json") if (folder / "sentence_bert_config.json").is_file() else {}
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(folder, dtype="auto").eval()
     inputs = tokenizer(
         list(texts), padding=True, truncation=True, max_length=limits.get("max_seq_length"), return_tensors="pt"
     )
     with torch.inference_mode():
         tokens = model(**inputs).last_hidden_state
-    return tokens.numpy(), inputs["attention_mask"].numpy()
+    return tokens.float().numpy(), inputs["attention_mask"].numpy()
 
 
 def pool(tokens: np.ndarray, mask: np.ndarray, mode: str) -> np.ndarray:
