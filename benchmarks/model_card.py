@@ -28,6 +28,7 @@ from smec_st.config import read_settings
 from smec_st.files import new_folder
 from smec_st.hub.card import write_card
 
+SOURCE = "SciFact (Wadden et al., EMNLP 2020) in BEIR's form; 81 of its 809 training queries are the dev split"
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--backbone", default=BACKBONE, help="the model whose vectors they are")
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--dataset", default="BeIR/scifact")
+    parser.add_argument("--source", default=SOURCE, help="where the data comes from, for the card")
     parser.add_argument("--license", default="apache-2.0", help="of the compressor, the Hub's short name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -62,12 +64,18 @@ def main(arguments: list[str] | None = None) -> None:
         progress=sys.stderr.isatty(),
         **{**settings, "seed": options.seed},
     )
-    shown = ["python", "benchmarks/model_card.py", f"DATA/{options.data.name}", "--out", options.out.name]
+    shown = [
+        "python",
+        "benchmarks/model_card.py",
+        f"DATA/{options.data.name}",
+        "--out",
+        f"model_cards/{options.out.name}",
+    ]
     evidence = dataclasses.replace(
         measure(compressor, data),
         dataset=options.dataset,
         data_license=about.get("licence"),
-        source=about.get("source"),
+        source=options.source,
         command=shlex.join([*shown, "--dims", options.dims, "--seed", str(options.seed)]),
     )
     with new_folder(options.out) as draft:

@@ -77,6 +77,7 @@ def model_card(
         "head_only": head_only,
         "has_compressor": folder is not None and (folder / "compressor").is_dir(),
         "size_of_files": _size_of(folder),
+        "attach_argument": f'"{base}"' if REPO_ID.fullmatch(base) else "backbone",
         "dim_argument": f", dim={dim}" if dim is not None else "",
         "truncate_argument": f", truncate_dim={sizes[-1]}" if len(sizes) > 1 else "",
         "activation_note": _activation_note(compressor),

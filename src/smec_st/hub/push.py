@@ -52,6 +52,8 @@ def push(
     """See :meth:`smec_st.compressor.Compressor.push_to_hub`."""
     from huggingface_hub import HfApi, get_token
 
+    from smec_st.data.embedding import load_model
+
     if per_size not in (None, *PER_SIZE):
         raise DataError(f"`per_size` must be {' or '.join(PER_SIZE)}, got {per_size!r}.")
     if token is None and get_token() is None:
@@ -61,8 +63,11 @@ def push(
         repo_id = _whole_id(api, repo_id)
         known = _look(api, repo_id, private, overwrite)
 
+    backbone = load_model(model) if isinstance(model, str) else model
+    base = model if isinstance(model, str) else None
+
     def write(folder: Path, size: int | None) -> Path:
-        write_repository(compressor, folder, repo_id, model, size, evidence=evidence, license=license)
+        write_repository(compressor, folder, repo_id, backbone, size, evidence=evidence, license=license, base=base)
         return folder
 
     with tempfile.TemporaryDirectory(prefix="smec-st-push-") as work:
@@ -82,11 +87,12 @@ def write_repository(
     compressor: Compressor,
     folder: Path,
     repo_id: str,
-    model: SentenceTransformer | str | None,
+    model: SentenceTransformer | None,
     dim: int | None = None,
     *,
     evidence: Evidence | None = None,
     license: str | None = None,
+    base: str | None = None,
 ) -> None:
     """The files of one revision: the exported model, or the compressor alone with a card.
 
@@ -98,14 +104,14 @@ def write_repository(
         dim: The one size to hold; all by default.
         evidence: Measurements for the card.
         license: Short name of the licence, for the card.
+        base: The backbone's id, where it is known better than the model does.
     """
     from smec_st.data.embedding import backbone_record
     from smec_st.hub.card import write_card
 
-    base = model
     if model is not None:
         compressor.export(model, folder, dim)
-        base = model if isinstance(model, str) else backbone_record(model)["model"]
+        base = base or backbone_record(model)["model"]
         _check_reference(folder)
     else:
         only_this(compressor, dim).save(folder)

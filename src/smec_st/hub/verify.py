@@ -58,7 +58,7 @@ def verify(model: str | Path, texts: Sequence[str] = TEXTS, tolerance: float | N
     Args:
         model: Folder, or id on the Hub.
         texts: What to embed.
-        tolerance: Greatest difference of a number that passes; by default 1e-4, and 2e-2 where the weights have 16 bits.
+        tolerance: Greatest difference of a number that passes; by default 1e-4, and 2e-2 for weights of 16 bits.
 
     Returns:
         A check per way and size: sentence-transformers; text-embeddings-inference, which knows a fixed list of module
