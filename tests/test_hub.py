@@ -176,6 +176,17 @@ def test_gated_missing_and_foreign_repositories_are_told_apart(hub, compressor):
     fails("holds no compressor", Compressor.from_pretrained, "org/head", revision="bare")
 
 
+def test_a_size_or_a_backbone_that_does_not_fit_is_refused_before_anything_is_made(
+    hub, compressor, tmp_path, backbone
+):
+    fails("`dim` must be one of 16, 8, 4, got 17", compressor.push_to_hub, "org/head", dim=17)
+    fails("`dim` must be one of 16, 8, 4, got 17", compressor.push_to_hub, "org/model", backbone, dim=17)
+    wide = tiny_bert(tmp_path / "wide", width=48)
+    fails("The backbone gives 48 numbers; this compressor reads 32", compressor.push_to_hub, "org/model", wide)
+    fails("`per_size` must be branches or tags", compressor.push_to_hub, "org/head", per_size="files")
+    assert hub.repos == {}
+
+
 def test_a_hub_that_is_not_there(hub, compressor, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     fails("cannot reach http://127.0.0.1:1", compressor.push_to_hub, "org/head")

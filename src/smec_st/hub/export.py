@@ -43,16 +43,20 @@ def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | 
     backbone = load_model(model) if isinstance(model, str) else model
     width = backbone.get_embedding_dimension()
     if width != compressor.width:
-        raise ValueError(f"The backbone gives {width} numbers; this compressor reads {compressor.width}.")
+        raise DataError(f"The backbone gives {width} numbers; this compressor reads {compressor.width}.")
+    try:
+        layers = compressor.map_for(compressor.nested_dims[0] if dim is None else dim).layers
+    except ValueError as error:
+        raise DataError(str(error)) from error
     dense: list[nn.Module] = []
-    for layer in compressor.map_for(compressor.nested_dims[0] if dim is None else dim).layers:
+    for layer in layers:
         activation = nn.Identity() if layer.activation is None else ACTIVATIONS[layer.activation]()
         out_features, in_features = layer.weight.shape
         weight = torch.from_numpy(layer.weight.copy())
         module = Dense(in_features, out_features, bias=False, activation_function=activation, init_weight=weight)
         dense.append(module)
     modules = list(backbone)
-    if not isinstance(modules[-1], Normalize) and any(layer.activation for layer in compressor.map_for(dim).layers):
+    if not isinstance(modules[-1], Normalize) and any(layer.activation for layer in layers):
         dense.insert(0, Normalize())  # the map was fitted on unit vectors, and a hidden layer does not ignore length
     result = SentenceTransformer(
         modules=[*modules, *dense, Normalize()],

@@ -135,6 +135,10 @@ def only_this(compressor: Compressor, dim: int | None) -> Compressor:
     """The compressor with one size alone; itself for None."""
     if dim is None:
         return compressor
+    try:
+        compressor.map_for(dim)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     return type(compressor)([(compressor.map_for(dim), (dim,))], compressor.info)
 
 
