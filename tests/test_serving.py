@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -154,7 +155,13 @@ def qwen2(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def adapter(qwen2, tmp_path_factory):
+def frank(tmp_path_factory):
+    """The same weights, with a config that says how it attends, so that a reference to it can say otherwise."""
+    return tiny_qwen2(tmp_path_factory.mktemp("frank"), is_causal=True)
+
+
+@pytest.fixture(scope="module")
+def adapter(frank, tmp_path_factory):
     """A LoRA adapter that changes something."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -163,8 +170,8 @@ def adapter(qwen2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(1)
     config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(AutoModel.from_pretrained(qwen2), config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(qwen2).save_pretrained(folder)
+    get_peft_model(AutoModel.from_pretrained(frank), config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(frank).save_pretrained(folder)
     return folder
 
 
@@ -181,9 +188,9 @@ def test_a_decoder_looks_both_ways_and_still_does_after_export(qwen2, tmp_path):
     assert [check for check in verify(tmp_path / "model") if not check.is_good] == []
 
 
-def test_merged_adapters_give_what_the_reference_gives(qwen2, adapter, tmp_path):
+def test_merged_adapters_give_what_the_reference_gives(qwen2, frank, adapter, tmp_path):
     merged = decoder_backbone(qwen2, [adapter], device="cpu")
-    kept = decoder_backbone(qwen2, [adapter], merge=False, device="cpu")
+    kept = decoder_backbone(frank, [adapter], merge=False, device="cpu")
     plain = decoder_backbone(qwen2, device="cpu")
     assert np.abs(merged.encode(TEXTS) - kept.encode(TEXTS)).max() < 1e-5
     assert np.abs(merged.encode(TEXTS) - plain.encode(TEXTS)).max() > 1e-3
@@ -201,7 +208,12 @@ def test_merged_adapters_give_what_the_reference_gives(qwen2, adapter, tmp_path)
     assert (tmp_path / "kept" / "adapter_model.safetensors").is_file()
 
 
-def test_adapters_that_do_not_fit_are_refused(qwen2, tmp_path):
+def test_adapters_that_do_not_fit_are_refused(qwen2, adapter, tmp_path):
+    silent = tmp_path / "adapter"
+    shutil.copytree(adapter, silent)
+    edit(silent / "adapter_config.json", base_model_name_or_path=str(qwen2))
+    with pytest.raises(DataError, match="does not state `is_causal`, so a reference to it would load causal"):
+        decoder_backbone(qwen2, [silent], merge=False)
     with pytest.raises(DataError, match="there must be one adapter, got 0"):
         decoder_backbone(qwen2, merge=False)
     with pytest.raises(DataError, match="cannot load the model"):
@@ -221,7 +233,7 @@ CLEAN = textwrap.dedent(
 
 
 @pytest.mark.slow
-def test_a_decoder_kept_as_a_reference_loads_from_the_hub_with_its_base(qwen2, adapter, tmp_path):
+def test_a_decoder_kept_as_a_reference_loads_from_the_hub_with_its_base(frank, adapter, tmp_path):
     """End to end: base, adapter and head on a Hub; the published repository holds no backbone."""
     settings = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_owner", "HF_HOME": str(tmp_path / "home")}
     script = textwrap.dedent(
@@ -246,7 +258,7 @@ def test_a_decoder_kept_as_a_reference_loads_from_the_hub_with_its_base(qwen2, a
         hub.tokens = {"hf_owner": {"org"}}
         settings |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
         found = []
-        for code, arguments in ((script, [str(qwen2), str(adapter)]), (CLEAN, ["org/llm2vec-smec-16"])):
+        for code, arguments in ((script, [str(frank), str(adapter)]), (CLEAN, ["org/llm2vec-smec-16"])):
             settings["HF_HOME"] += "x"
             command = [sys.executable, "-c", code, *arguments, json.dumps(TEXTS)]
             done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -61,8 +62,8 @@ def tiny_bert(folder: Path, width: int = 32, pooling: str = "mean"):
     return model
 
 
-def tiny_qwen2(folder: Path, width: int = 48):
-    """A random Qwen2 decoder with its tokenizer, as a folder of transformers."""
+def tiny_qwen2(folder: Path, width: int = 48, **more: object):
+    """A random Qwen2 decoder with its tokenizer, as a folder of transformers; ``more`` goes into its config.json."""
     from transformers import Qwen2Config, Qwen2Model
 
     torch.manual_seed(0)
@@ -81,4 +82,6 @@ def tiny_qwen2(folder: Path, width: int = 48):
         eos_token_id=3,
     )
     Qwen2Model(config).save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
     return folder

@@ -36,7 +36,8 @@ def decoder_backbone(
             contrastive training.
         merge: Merge the adapters into the weights: one model, which every server reads. False keeps the one adapter as
             a reference to ``model``: an export is then a few MB, needs ``peft`` where it is loaded, and is not for
-            vLLM or TEI.
+            vLLM or TEI. The ``config.json`` of ``model`` must then state ``is_causal`` (true or false): where it does
+            not, transformers 5 ignores the setting that a reference brings along.
         max_seq_length: Tokens read of each text.
         dtype: Of the weights: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         prompts: Instruction in front of each text, by name; ``query`` and ``document`` are the usual names.
@@ -57,6 +58,11 @@ def decoder_backbone(
         transformer = Transformer(name, max_seq_length=max_seq_length, **options)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"cannot load the model {model}: {one_line(error)}") from error
+    if not merge and getattr(transformer.auto_model.config, "is_causal", None) is not False:
+        raise DataError(
+            f"the config of {model} does not state `is_causal`, so a reference to it would load causal; merge the "
+            "adapters, or publish the base once with `is_causal` in its config.json."
+        )
     if merge and adapters:
         transformer.model = _merged(transformer.auto_model, adapters)
     transformer.auto_model.config.is_causal = False
