@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import gc
 import importlib.util
 import re
 import shlex
@@ -115,6 +116,9 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     """A folder with all that the pages speak of: a collection, arrays, a fitted compressor, a decoder."""
+    import sentence_transformers  # noqa: F401
+
+    gc.freeze()  # accelerate collects garbage twice a stage, which takes half a second with all the libraries loaded
     desk = tmp_path_factory.mktemp("desk")
     write_collection(desk / "scifact", documents=200, queries=120, width=384)
     (desk / "scifact" / "vectors.safetensors").rename(desk / "scifact.safetensors")
@@ -132,8 +136,16 @@ def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch)
     """Blocks marked python and shell, in order, in one namespace; fits are cut short, the Hub is on localhost."""
     shutil.copytree(desk, tmp_path / "desk")
     monkeypatch.chdir(tmp_path / "desk")
-    for name in ("steps", "selection_steps"):
-        monkeypatch.setitem(FitConfig.__init__.__kwdefaults__, name, 3)
+    quick = {
+        "steps": 3,
+        "selection_steps": 3,
+        "batch_size": 16,
+        "random_rows": 32,
+        "memory": 64,
+        "checkpoint_steps": 3,
+    }
+    for name, value in quick.items():
+        monkeypatch.setitem(FitConfig.__init__.__kwdefaults__, name, value)
     models = {"sentence-transformers/all-MiniLM-L6-v2": get_model_path(), "Qwen/Qwen2-7B-Instruct": "decoder"}
     if "Qwen" in page.read_text():
         tiny_qwen2(tmp_path / "desk" / "decoder")
