@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -130,6 +131,24 @@ def test_the_hub_takes_a_card_and_refuses_a_bad_one(fitted, tmp_path, monkeypatc
         for good, bad in (("apache-2.0", "free-for-all"), ("adapter", "cousin"), ("sentence-similarity", "magic")):
             with pytest.raises(ValueError, match=bad):
                 ModelCard(text.replace(f": {good}\n", f": {bad}\n")).validate()
+
+
+def test_one_script_fits_measures_and_writes_the_folder(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("model_card_script", CARDS.parent / "benchmarks" / "model_card.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder = write_collection(tmp_path / "toy")
+    (folder / "about.json").write_text('{"licence": "CC0"}')
+    (tmp_path / "quick.yaml").write_text("steps: 3\nselection_steps: 3\nbatch_size: 16\n")
+    more = ["--dims", "16,8", "--config", str(tmp_path / "quick.yaml"), "--dataset", "org/toy"]
+    script.main([str(folder), "--out", str(tmp_path / "card"), *more])
+    assert sorted(path.name for path in (tmp_path / "card").iterdir()) == [
+        "README.md", "compressor.json", "compressor.safetensors", "evidence.json", "quality.png",
+    ]  # fmt: skip
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert "Licence of the data: CC0." in text
+    assert str(tmp_path) not in text
+    assert Compressor.from_pretrained(tmp_path / "card").dims == (16, 8)
 
 
 def test_template_is_the_one_in_the_package():
