@@ -217,10 +217,11 @@ def test_a_broken_upload_to_a_new_repository_leaves_none(hub, compressor, method
 
 def test_a_broken_upload_that_cannot_be_taken_back_says_so(hub, compressor):
     hub.fail = lambda method, path: 413 if method in ("PUT", "DELETE") else None
-    fails("could not be removed and is incomplete: delete it on the Hub", compressor.push_to_hub, "org/head")
+    fails("could not be removed and is incomplete; delete on the Hub: the repo", compressor.push_to_hub, "org/head")
 
 
-def test_a_broken_upload_to_what_exists_changes_nothing(hub, compressor, backbone):
+@pytest.mark.parametrize("kind", ["branches", "tags"])
+def test_a_broken_upload_to_what_exists_changes_nothing(hub, compressor, backbone, kind):
     compressor.push_to_hub("org/model", backbone)
     before, branches = hub.files("org/model"), dict(hub.repos["org/model"].branches)
     commits = []
@@ -231,10 +232,11 @@ def test_a_broken_upload_to_what_exists_changes_nothing(hub, compressor, backbon
 
     hub.fail = fail
     other = Compressor.fit(np.random.default_rng(1).standard_normal((60, 32)).astype("f4"), dims=(16, 8), method="pca")
-    push = {"overwrite": True, "per_size": "branches"}
+    push = {"overwrite": True, "per_size": kind}
     fails("Nothing on the Hub has changed", other.push_to_hub, "org/model", backbone, **push)
     assert hub.files("org/model") == before
     assert hub.repos["org/model"].branches == branches
+    assert hub.repos["org/model"].tags == {}
 
 
 def test_someone_elses_commit_in_between_is_not_overwritten(hub, compressor):

@@ -172,6 +172,7 @@ class _Publication:
     message: str
     has_created: bool = False
     new_branches: list[str] = field(default_factory=list)
+    new_tags: list[str] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
 
     def create(self, private: bool | None) -> None:
@@ -184,12 +185,11 @@ class _Publication:
         is_new = branch != "main" and self._branch(branch)
         address, commit = self._commit(folder, branch)
         if as_tag:
-            if self.overwrite:
-                self._delete_tag(revision)
-            self.api.create_tag(self.repo_id, tag=revision, revision=commit)
+            self._tag(revision, commit)
             self.api.delete_branch(self.repo_id, branch=branch)
-            self.new_branches.remove(branch) if is_new else None
-        if not is_new:
+            if is_new:
+                self.new_branches.remove(branch)
+        elif not is_new:
             self.moved.append(revision)
         return address
 
@@ -201,9 +201,13 @@ class _Publication:
         self.new_branches.append(name)
         return True
 
-    def _delete_tag(self, name: str) -> None:
-        if name in {tag.name for tag in self.api.list_repo_refs(self.repo_id).tags}:
+    def _tag(self, name: str, commit: str) -> None:
+        if self.overwrite and name in {tag.name for tag in self.api.list_repo_refs(self.repo_id).tags}:
             self.api.delete_tag(self.repo_id, tag=name)
+            self.moved.append(name)
+        else:
+            self.new_tags.append(name)
+        self.api.create_tag(self.repo_id, tag=name, revision=commit)
 
     def _commit(self, folder: Path, branch: str) -> tuple[str, str]:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -238,13 +242,18 @@ class _Publication:
             if self.has_created:
                 self.api.delete_repo(self.repo_id, missing_ok=True)
                 return "The repository made for it was removed again."
+            left += [*self.new_branches, *self.new_tags]
             for branch in self.new_branches:
-                left.append(branch)
                 self.api.delete_branch(self.repo_id, branch=branch)
                 left.remove(branch)
+            there = {tag.name for tag in self.api.list_repo_refs(self.repo_id).tags}
+            for tag in self.new_tags:
+                if tag in there:
+                    self.api.delete_tag(self.repo_id, tag=tag)
+                left.remove(tag)
         except Exception:
-            kind = "the repository" if self.has_created else f"branch {', '.join(left)}"
-            return f"{kind.capitalize()} made for it could not be removed and is incomplete: delete it on the Hub."
+            kind = "the repository" if self.has_created else ", ".join(left)
+            return f"What was made for it could not be removed and is incomplete; delete on the Hub: {kind}."
         if self.moved:
             return f"Only {', '.join(self.moved)} hold the new files; push again."
         return "Nothing on the Hub has changed."
