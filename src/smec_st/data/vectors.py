@@ -83,7 +83,7 @@ def release(array: np.ndarray) -> None:
     while base is not None and not isinstance(base, np.memmap):
         base = getattr(base, "base", None)
     pages = getattr(base, "_mmap", None)
-    if pages is not None and base.mode != "c" and hasattr(pages, "madvise"):  # "c": changes live in this process alone
+    if base is not None and pages is not None and base.mode != "c" and hasattr(pages, "madvise"):  # "c" keeps changes
         pages.madvise(mmap.MADV_DONTNEED)
 
 
