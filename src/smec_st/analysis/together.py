@@ -66,10 +66,12 @@ class AllSizesLoss(nn.Module):
     def _losses(self) -> dict[int, SMECLoss]:
         return {int(dim): cast(SMECLoss, loss) for dim, loss in self.by_size.items()}
 
-    def begin_stage(self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0) -> None:
+    def begin_stage(
+        self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0, live: bool = False
+    ) -> None:
         """Begin it for each size; the size decides the share."""
         for dim, loss in self._losses().items():
-            loss.begin_stage(stage, adapter, dim / self.width)
+            loss.begin_stage(stage, adapter, dim / self.width, live)
 
     def begin_step(self, stage: int, step: int) -> None:
         """Begin it for each size."""
