@@ -12,7 +12,7 @@ import torch
 
 from smec_st import DataError, VectorTable
 from smec_st.data import table as table_module
-from smec_st.trainer import corpus_moment
+from smec_st.trainer import corpus_moments
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "memory_map.py"
 
@@ -75,10 +75,10 @@ def test_an_unchecked_table_keeps_rows_of_zeros_and_looks_at_shape_and_type(tmp_
 def test_moment_of_a_large_corpus_is_that_of_a_sample(rng):
     corpus = rng.standard_normal((4000, 8)) * np.arange(1, 9)
     table = VectorTable(corpus.astype(np.float32))
-    whole = corpus_moment(table, chunk=300)
+    whole = corpus_moments(table, chunk=300)[1]
     rows = table[torch.arange(4000)].double()
     assert torch.allclose(whole, rows.T @ rows / 4000, atol=1e-12)
-    sample = corpus_moment(table, chunk=300, most=2000)
+    sample = corpus_moments(table, chunk=300, most=2000)[1]
     assert (sample - whole).norm() / whole.norm() < 0.05
     assert not torch.equal(sample, whole)
     assert hasattr(mmap, "MADV_DONTNEED")

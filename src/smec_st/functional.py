@@ -189,7 +189,7 @@ def second_moment(vectors: Tensor, chunk: int = 65536) -> Tensor:
     return total / max(len(vectors), 1)
 
 
-def leftover_axes(moment: Tensor, taken: Tensor, count: int) -> Tensor:
+def leftover_axes(moment: Tensor, taken: Tensor, count: int, last: Tensor | None = None) -> Tensor:
     """Principal axes of what the ``taken`` directions leave over.
 
     The data is projected off the row space of ``taken``; the leading eigenvectors of what remains are new directions,
@@ -200,6 +200,9 @@ def leftover_axes(moment: Tensor, taken: Tensor, count: int) -> Tensor:
         moment: Uncentred second moment of the data, ``(D, D)``.
         taken: Directions already in use, one per row, ``(m, D)``; need not be orthogonal.
         count: How many axes to return, at most ``D - rank(taken)``.
+        last: A direction that comes after all others, ``(D,)``: what is left of it is the very last axis, and the
+            others are orthogonal to it. With the mean of the data here, the axes are nearly those of centred PCA, and
+            need no bias.
 
     Returns:
         Axes, one per row, float32, ``(count, D)``.
@@ -213,8 +216,14 @@ def leftover_axes(moment: Tensor, taken: Tensor, count: int) -> Tensor:
         basis = right[rank:].T  # (D, D - rank): all that is left
     if count > basis.shape[1]:
         raise ValueError(f"`count` must be at most {basis.shape[1]}, the directions left over, got {count}.")
+    behind = basis[:, :0]
+    if last is not None:
+        inside = basis.T @ last.to(moment)
+        if inside.norm() > 1e-6 * last.norm():
+            everything = torch.linalg.qr(inside.unsqueeze(1), mode="complete").Q
+            basis, behind = basis @ everything[:, 1:], basis @ everything[:, :1]
     _, vectors = torch.linalg.eigh(basis.T @ moment @ basis)
-    axes = (basis @ vectors.flip(1)[:, :count]).T
+    axes = torch.cat([basis @ vectors.flip(1), behind], dim=1)[:, :count].T
     peak = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     signed: Tensor = (axes * torch.sign(peak)).float()
     return signed

@@ -44,12 +44,12 @@ def fit_untrained(method: str, table: VectorTable, dims: Sequence[int]) -> Fitte
     import torch
 
     from smec_st.functional import leftover_axes
-    from smec_st.trainer import corpus_moment
+    from smec_st.trainer import corpus_moments
 
     dims = check_dims(dims, table.width)
     rows = np.eye(dims[0], table.width, dtype=np.float32)
     if method == "pca":
-        rows = leftover_axes(corpus_moment(table), torch.zeros(0, table.width), dims[0]).numpy()
+        rows = leftover_axes(corpus_moments(table)[1], torch.zeros(0, table.width), dims[0]).numpy()
     return Fitted(((FoldedMap((Layer(rows),)), dims),))
 
 
@@ -173,6 +173,7 @@ def _make_arguments(
     return SequentialTrainingArguments(
         output_dir=str(folder),
         start=config.start,
+        mean_last=config.mean_last,
         order=config.order,
         hidden_dim=config.hidden_dim,
         activation=config.activation,

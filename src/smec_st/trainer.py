@@ -45,6 +45,7 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
         order: ``grow`` or ``shrink``; see :class:`~smec_st.stages.Stage`.
         start: What adapters begin from: ``principal`` axes of the data (of what the frozen columns leave over), or the
             ``identity``, as published (``shrink`` only).
+        mean_last: In ``grow``, the direction of the corpus's mean, which tells documents apart least, comes last of all.
         hidden_dim: Width of each adapter's hidden layer; None for linear adapters.
         narrow_hidden_dim: The same for sizes of at most :data:`NARROW` of the width, in ``grow``, where ``hidden_dim``
             is None.
@@ -59,6 +60,7 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
     dims: list[int] | None = None
     order: str = "grow"
     start: str = "principal"
+    mean_last: bool = True
     hidden_dim: int | None = None
     narrow_hidden_dim: int | None = None
     activation: str = "relu"
@@ -170,7 +172,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.guard = guard
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
-        self._moment: Tensor | None = None
+        self._moments: tuple[Tensor, Tensor] | None = None
         self._max_steps = args.max_steps
         if args.fsdp or args.deepspeed:
             raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
@@ -380,9 +382,11 @@ class SequentialTrainer(SentenceTransformerTrainer):
         if self.args.start == "principal":
             linear = self._linear_map()
             if stage.order == "grow":
-                start = leftover_axes(self._data_moment(), linear[: stage.have], stage.candidates)
+                mean, moment = self._data_moments()
+                last = mean if self.args.mean_last else None
+                start = leftover_axes(moment, linear[: stage.have], stage.candidates, last)
             else:
-                moment = linear.double() @ self._data_moment() @ linear.double().T
+                moment = linear.double() @ self._data_moments()[1] @ linear.double().T
                 start = leftover_axes(moment, linear[:0, :0].reshape(0, stage.in_dim), stage.in_dim)
         return ResidualAdapter(
             stage.in_dim,
@@ -411,10 +415,10 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 rows = torch.cat([rows, kept]) if module.offset else kept
         return rows
 
-    def _data_moment(self) -> Tensor:
-        if self._moment is None:
-            self._moment = corpus_moment(self.table)
-        return self._moment
+    def _data_moments(self) -> tuple[Tensor, Tensor]:
+        if self._moments is None:
+            self._moments = corpus_moments(self.table)
+        return self._moments
 
     # -- trainer hooks ------------------------------------------------------------------------------------------------
 
@@ -565,8 +569,8 @@ def _trainable(module: nn.Module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def corpus_moment(table: VectorTable, chunk: int = 16384, most: int = 1 << 18) -> Tensor:
-    """Uncentred second moment of the corpus, ``(D, D)`` float64, read in chunks.
+def corpus_moments(table: VectorTable, chunk: int = 16384, most: int = 1 << 18) -> tuple[Tensor, Tensor]:
+    """Mean ``(D,)`` and uncentred second moment ``(D, D)`` of the corpus, float64, read in chunks.
 
     Of more than ``most`` documents a random sample of that size is read: it costs ``D^2`` a row, and the axes of a
     quarter of a million documents are those of ten million.
@@ -576,9 +580,12 @@ def corpus_moment(table: VectorTable, chunk: int = 16384, most: int = 1 << 18) -
         drawn = np.random.default_rng(0).choice(table.corpus_size, most, replace=False, shuffle=False)
         rows = torch.from_numpy(np.sort(drawn))
     moment = torch.zeros(table.width, table.width, dtype=torch.float64)
+    mean = torch.zeros(table.width, dtype=torch.float64)
     for part in rows.split(chunk):
-        moment += second_moment(table[part]) * len(part)
-    return moment / len(rows)
+        vectors = table[part]
+        moment += second_moment(vectors) * len(part)
+        mean += vectors.double().sum(dim=0)
+    return mean / len(rows), moment / len(rows)
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:

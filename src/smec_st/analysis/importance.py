@@ -39,10 +39,10 @@ def untrained_directions(data: TrainingData, dims: Sequence[int], importance: np
     import torch
 
     from smec_st.functional import leftover_axes
-    from smec_st.trainer import corpus_moment
+    from smec_st.trainer import corpus_moments
 
     one = np.eye(data.table.width)
-    axes = leftover_axes(corpus_moment(data.table), torch.zeros(0, data.table.width), max(dims)).numpy()
+    axes = leftover_axes(corpus_moments(data.table)[1], torch.zeros(0, data.table.width), max(dims)).numpy()
     by_variance = np.argsort(-data.corpus.var(axis=0, dtype=np.float64), kind="stable")
     return {
         IDEAL: {dim: one[most_important(importance, dim)] for dim in dims},

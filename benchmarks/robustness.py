@@ -1,0 +1,139 @@
+"""What becomes of the defaults where labels are few, misleading, or of another collection.
+
+    python benchmarks/robustness.py few        DATA/scifact
+    python benchmarks/robustness.py misleading DATA/xquad_r_en DATA/scifact
+    python benchmarks/robustness.py transfer   DATA/scifact DATA/medquad DATA/xquad_r_en
+
+few: 0, 20, 50, 100, 200 and all training queries (a fifth of them held out, no dev split), beside rivals.
+misleading: as they are; judgements that name another query's documents; 20 random pairs. Beside untrained methods.
+transfer: fitted on one collection, used on another, beside PCA fitted on the first.
+
+Writes benchmarks/results/robustness/NAME.json: nDCG@10 on test by size, one row per fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentence_transformers
+import torch
+
+from smec_st import __version__
+from smec_st.baselines import TrainingData
+from smec_st.compare import METHODS
+from smec_st.data import Collection, Qrels, VectorTable, load_collection
+from smec_st.metrics import evaluate_retrieval
+
+RESULTS = Path(__file__).parent / "results" / "robustness"
+UNTRAINED = ("truncate", "pca", "pca-centred")
+FEW = (0, 20, 50, 100, 200, None)
+
+
+def load(folder: Path) -> Collection:
+    (vectors,) = folder.glob("*.safetensors")
+    return load_collection(folder, vectors)
+
+
+def score(encoder: Any, collection: Collection, qrels: Qrels | None = None) -> dict[int, float]:
+    qrels = qrels or collection.judged("test")
+    scores = {}
+    for size in encoder.sizes:
+        sides = encoder.documents(collection.corpus, size), encoder.queries(collection.queries, size)
+        values = evaluate_retrieval(*sides, qrels, ("ndcg@10",), own_document=collection.own_document)
+        scores[size.dim] = round(float(values["ndcg@10"].mean()), 4)
+    return scores
+
+
+def fit(method: str, collection: Collection, train: Qrels | None, dims: tuple[int, ...], seed: int, dev: Any) -> Any:
+    table = VectorTable(collection.corpus, collection.queries, collection.own_document)
+    asked = collection.judged("train").query_rows
+    return METHODS[method]().fit(TrainingData(table, train, dev, asked), dims, seed)
+
+
+def few(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    for folder in folders:
+        collection = load(folder)
+        judged = collection.judged("train")
+        order = np.random.default_rng(seed).permutation(judged.query_rows)
+        for count in FEW:
+            chosen = None if count == 0 else judged.of_queries(order[:count])
+            train, dev = (None, None) if chosen is None else chosen.hold_out(0.2, seed)
+            for method in methods:
+                if chosen is None and METHODS[method]().needs_labels:
+                    continue
+                scores = score(fit(method, collection, train, dims, seed, dev), collection)
+                queries = len(order) if count is None else count
+                yield {"data": folder.name, "method": method, "queries": queries, "ndcg@10": scores}
+
+
+def misleading(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    for folder in folders:
+        collection = load(folder)
+        train, dev = collection.judged("train"), collection.qrels.get("dev")
+        rows = train.query_rows
+        other = dict(zip(rows.tolist(), rng.permutation(rows).tolist(), strict=True))
+        shuffled = Qrels(np.array([other[q] for q in train.queries.tolist()]), train.documents, train.grades)
+        picked = rng.choice(rows, 20, replace=False)
+        random = Qrels(picked, rng.integers(0, len(collection.corpus), 20), np.ones(20))
+        for method in UNTRAINED:
+            scores = score(fit(method, collection, None, dims, seed, None), collection)
+            yield {"data": folder.name, "method": method, "labels": "none", "ndcg@10": scores}
+        for name, labels, held_out in (
+            ("as they are", train, dev),
+            ("of another query", *shuffled.hold_out(0.1, seed)),
+            ("20 random pairs", *random.hold_out(0.1, seed)),
+        ):
+            for method in methods:
+                scores = score(fit(method, collection, labels, dims, seed, held_out), collection)
+                yield {"data": folder.name, "method": method, "labels": name, "ndcg@10": scores}
+
+
+def transfer(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    collections = {folder.name: load(folder) for folder in folders}
+    for source, collection in collections.items():
+        for method in ["pca", *methods]:
+            encoder = fit(method, collection, collection.judged("train"), dims, seed, collection.qrels.get("dev"))
+            for target, used in collections.items():
+                yield {"fitted_on": source, "used_on": target, "method": method, "ndcg@10": score(encoder, used)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["few", "misleading", "transfer"])
+    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("--dims", default="384,192,96,48,24")
+    parser.add_argument("--methods", default="smec")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dims = tuple(int(dim) for dim in options.dims.split(","))
+    rows = []
+    for seed in (int(seed) for seed in options.seeds.split(",")):
+        began = time.perf_counter()
+        for row in globals()[options.what](options.data, dims, options.methods.split(","), seed):
+            rows.append({**row, "seed": seed, "seconds": round(time.perf_counter() - began, 1)})
+            began = time.perf_counter()
+            print(rows[-1], flush=True)
+            record = {
+                "arguments": {name: str(value) for name, value in vars(options).items() if name != "data"},
+                "versions": {
+                    "smec_st": __version__,
+                    "sentence_transformers": sentence_transformers.__version__,
+                    "torch": torch.__version__,
+                },
+                "rows": rows,
+            }
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            (RESULTS / f"{options.what}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
