@@ -143,7 +143,8 @@ def best(rows: list[dict]) -> dict[str, dict[int, dict]]:
     chosen: dict[str, dict[int, dict]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         for budget in BUDGETS:
-            fitting = [row for row in rows if row["method"] == method and row["bytes"] <= budget]
+            own = [row for row in rows if row["method"] == method]
+            fitting = [row for row in own if row["bytes"] == budget or (method != "smec_st" and row["bytes"] < budget)]
             if fitting:
                 chosen.setdefault(method, {})[budget] = max(fitting, key=lambda row: row["dev"])
     return chosen
@@ -194,7 +195,8 @@ def main() -> None:
         original = score(data, "test", unit_rows(data.corpus), unit_rows(data.queries))
         entry = record["collections"].setdefault(folder.name, {"original_float32": original, "rows": [], "parts": []})
         ours = [f"ours-{budget}" for budget in BUDGETS]
-        for part in (name for part in options.parts.split(",") for name in (ours if part == "ours" else [part])):
+        parts = [name for part in options.parts.split(",") for name in (ours if part == "ours" else [part])]
+        for part in parts:
             if part in entry["parts"]:
                 continue
             began = time.perf_counter()
