@@ -186,7 +186,7 @@ def add_best(
     best = heads[winner][0]
     chosen = Head(best.folded, best.codec, best.has_own_map, info)
     kept_heads = [head for head in compressor.heads if head.info.get("for_bytes") != bytes]
-    return type(compressor)(compressor._maps, compressor.info, (*kept_heads, chosen))
+    return type(compressor)(compressor.maps, compressor.info, (*kept_heads, chosen))
 
 
 def _label(head: Head) -> dict[str, str | int]:
