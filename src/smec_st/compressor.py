@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from smec_st.config import FitConfig
+    from smec_st.hub.evidence import Evidence
 
 PLAIN = ("float32", "float16")
 
@@ -185,12 +186,78 @@ class Compressor:
         self._check_model(model)
         return attach(self, model, dim)
 
-    def export(self, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None) -> None:
-        """Save :meth:`attach` as a model folder that plain sentence-transformers, 5.2 or later, loads."""
+    def export(
+        self, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None, *, onnx: bool = False
+    ) -> None:
+        """Save :meth:`attach` as a model folder that plain sentence-transformers, 5.2 or later, loads.
+
+        Args:
+            model: The backbone whose vectors this was fitted on.
+            folder: New or empty folder.
+            dim: The one size to serve; all nested ones by default.
+            onnx: Write ``onnx/model.onnx`` as well, backbone and compressor in one graph.
+        """
         from smec_st.hub.export import export
 
         self._check_model(model)
-        export(self, model, folder, dim)
+        export(self, model, folder, dim, onnx)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        model: SentenceTransformer | str | None = None,
+        *,
+        dim: int | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        overwrite: bool = False,
+        revision: str | None = None,
+        per_size: str | None = None,
+        message: str | None = None,
+        evidence: Evidence | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Publish on the Hugging Face Hub: folded into its backbone, or by itself when no ``model`` is given.
+
+        Everything is safetensors. Each revision is one commit and ``main`` moves last; what a failed push has created
+        is removed again.
+
+        Args:
+            repo_id: ``owner/name``.
+            model: The backbone, to publish :meth:`export`'s model, which loads without this package. None publishes
+                the compressor alone, a few MB, for :meth:`from_pretrained`.
+            dim: The one size to publish; all nested ones by default (all, without a model).
+            private: Make a new repository private.
+            token: Access token; by default the one that is logged in.
+            overwrite: Whether a repository that holds something may be changed.
+            revision: Branch to publish on; ``main`` by default.
+            per_size: ``branches`` or ``tags``: a revision ``dim-48`` for each size as well, which holds that one size.
+            message: Of the commits.
+            evidence: Measurements for the model card.
+            license: The Hub's short name of the licence, for the card.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            DataError: If the Hub refuses or the upload breaks; the message says what to do and what remains there.
+        """
+        from smec_st.hub.push import push
+
+        return push(
+            self,
+            repo_id,
+            model,
+            dim=dim,
+            private=private,
+            token=token,
+            overwrite=overwrite,
+            revision=revision,
+            per_size=per_size,
+            message=message,
+            evidence=evidence,
+            license=license,
+        )
 
     def _check_model(self, model: SentenceTransformer | str) -> None:
         record = {"model": model} if isinstance(model, str) else backbone_record(model)
@@ -255,7 +322,7 @@ class Compressor:
             DataError: If the input cannot be used; the message says why.
         """
         from smec_st.config import METHODS, FitConfig
-        from smec_st.recipe import fit_stages, fit_untrained
+        from smec_st.recipe import fit_stages, fit_untrained, labels_are_classes
 
         if method not in METHODS:
             raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
@@ -271,6 +338,7 @@ class Compressor:
             raise DataError(str(error)) from error
         train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
         dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
+        recipe = recipe.for_labels(labels_are_classes(table, train))
         if train is not None and dev is None and recipe.guard:
             train, dev = train.hold_out(recipe.held_out_share, recipe.seed)
         if method in ("truncate", "pca"):
@@ -458,6 +526,34 @@ class Compressor:
     def write_into(self, folder: Path) -> None:
         """Write the two files into an existing folder."""
         write_files(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Compressor:
+        """Read a compressor from the Hugging Face Hub: a head-only repository, or a model that was published whole.
+
+        Args:
+            repo_id: ``owner/name``, or a folder.
+            revision: Branch, tag or commit.
+            token: Access token; by default the one that is logged in.
+            cache_dir: Where downloads are kept.
+            local_files_only: Use what is there; do not ask the Hub.
+
+        Raises:
+            DataError: If there is no such repository or revision, it may not be read, or it holds no compressor.
+        """
+        from smec_st.hub.load import from_pretrained
+
+        return from_pretrained(
+            cls, repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Compressor:

@@ -34,7 +34,7 @@ class _Form:
 
     def adapt(self, adapter: ResidualAdapter) -> _Form:
         start = adapter.start.detach().double().cpu()
-        learned = adapter.strength.double().cpu() * adapter.residual.weight.detach().double().cpu()
+        learned = adapter.scale * adapter.strength.double().cpu() * adapter.residual.weight.detach().double().cpu()
         if adapter.hidden is None:
             whole = start + learned
             return self._replace(whole @ self.linear, whole @ self.up, self.down, self.activation)

@@ -14,7 +14,8 @@ from smec_st.cli.options import FOLDER, refuse_existing, thinking
 @click.option("--model", required=True, help="The backbone whose vectors it was fitted on.")
 @click.option("--out", type=FOLDER, required=True, help="New folder for the model.")
 @click.option("--dim", type=int, help="Serve this one size; all nested sizes by default.")
-def export(compressor: Path, model: str, out: Path, dim: int | None) -> None:
+@click.option("--onnx", is_flag=True, help="Write onnx/model.onnx as well: backbone and compressor in one graph.")
+def export(compressor: Path, model: str, out: Path, dim: int | None, onnx: bool) -> None:
     """Save backbone and COMPRESSOR as one ordinary model that loads without this package."""
     refuse_existing(out)
     with thinking("reading"):
@@ -23,6 +24,6 @@ def export(compressor: Path, model: str, out: Path, dim: int | None) -> None:
 
         loaded = Compressor.load(compressor)
         backbone = load_model(model)
-    loaded.export(backbone, out, dim)
+    loaded.export(backbone, out, dim, onnx=onnx)
     sizes = dim or "/".join(map(str, loaded.nested_dims))
     click.echo(f'saved to {out}: SentenceTransformer("{out}") gives {sizes} dimensions')

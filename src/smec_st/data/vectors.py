@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,7 @@ def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
     Returns:
         The same rows as a numpy array; no copy of a numpy array is made.
     """
-    array = as_numpy(vectors)
-    if array.ndim != 2 or 0 in array.shape:
-        raise DataError(f"{what} vectors must be a table (rows, width), not empty, got shape {tuple(array.shape)}.")
-    if array.dtype.kind != "f":
-        raise DataError(f"{what} vectors must be floats, got {array.dtype}.")
+    array = as_vectors(vectors, what)
     for start in range(0, len(array), chunk):
         rows = array[start : start + chunk].astype(np.float32, copy=False)
         finite = np.isfinite(rows).all(axis=1)
@@ -32,12 +29,23 @@ def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
             raise DataError(
                 f"{what} vectors hold NaN or infinity in {_rows(start, ~finite)}. Remove or recompute them."
             )
+        release(array)
         zero = ~rows.any(axis=1)
         if zero.any():
             raise DataError(
                 f"{what} vectors are all zero in {_rows(start, zero)}, so they have no direction. "
                 "Remove these rows (often the embedding of an empty text)."
             )
+    return array
+
+
+def as_vectors(vectors: Any, what: str) -> np.ndarray:
+    """What :func:`check_vectors` gives, from a look at shape and type alone."""
+    array = as_numpy(vectors)
+    if array.ndim != 2 or 0 in array.shape:
+        raise DataError(f"{what} vectors must be a table (rows, width), not empty, got shape {tuple(array.shape)}.")
+    if array.dtype.kind != "f":
+        raise DataError(f"{what} vectors must be floats, got {array.dtype}.")
     return array
 
 
@@ -67,6 +75,16 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
         rows[extreme], length[extreme] = wide, 1.0
     unit: np.ndarray = rows / length
     return unit
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the pages of a memory map that were read: they stay in the system's cache, not in this process."""
+    base: Any = array
+    while base is not None and not isinstance(base, np.memmap):
+        base = getattr(base, "base", None)
+    pages = getattr(base, "_mmap", None)
+    if base is not None and pages is not None and base.mode != "c" and hasattr(pages, "madvise"):  # "c" keeps changes
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def check_widths(corpus: np.ndarray, queries: np.ndarray) -> None:

@@ -1,7 +1,1 @@
-"""Export to models that load anywhere."""
-
-from __future__ import annotations
-
-from smec_st.hub.export import attach, export
-
-__all__ = ["attach", "export"]
+"""Hand a compressor on: models that load anywhere, the Hugging Face Hub, serving, and model cards."""

@@ -17,6 +17,8 @@ from torch import nn
 
 from smec_st.data import DataError
 from smec_st.files import new_folder
+from smec_st.hub.card import write_card
+from smec_st.hub.load import INSIDE
 from smec_st.modules.adapter import ACTIVATIONS
 from smec_st.quiet import quiet_libraries
 
@@ -36,21 +38,25 @@ _POOLING_MODES = {
 
 def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | None = None) -> SentenceTransformer:
     """See :meth:`smec_st.compressor.Compressor.attach`."""
-    from smec_st.data.embedding import load_model
+    from smec_st.data.embedding import backbone_record, load_model
 
     backbone = load_model(model) if isinstance(model, str) else model
     width = backbone.get_embedding_dimension()
     if width != compressor.width:
-        raise ValueError(f"The backbone gives {width} numbers; this compressor reads {compressor.width}.")
+        raise DataError(f"The backbone gives {width} numbers; this compressor reads {compressor.width}.")
+    try:
+        layers = compressor.map_for(compressor.nested_dims[0] if dim is None else dim).layers
+    except ValueError as error:
+        raise DataError(str(error)) from error
     dense: list[nn.Module] = []
-    for layer in compressor.map_for(compressor.nested_dims[0] if dim is None else dim).layers:
+    for layer in layers:
         activation = nn.Identity() if layer.activation is None else ACTIVATIONS[layer.activation]()
         out_features, in_features = layer.weight.shape
         weight = torch.from_numpy(layer.weight.copy())
         module = Dense(in_features, out_features, bias=False, activation_function=activation, init_weight=weight)
         dense.append(module)
     modules = list(backbone)
-    if not isinstance(modules[-1], Normalize) and any(layer.activation for layer in compressor.map_for(dim).layers):
+    if not isinstance(modules[-1], Normalize) and any(layer.activation for layer in layers):
         dense.insert(0, Normalize())  # the map was fitted on unit vectors, and a hidden layer does not ignore length
     result = SentenceTransformer(
         modules=[*modules, *dense, Normalize()],
@@ -59,12 +65,17 @@ def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | 
         similarity_fn_name=backbone.similarity_fn_name,
         device=str(backbone.device),
     )
-    result.model_card_data.base_model = (compressor.info.get("backbone") or {}).get("model")
+    known = (compressor.info.get("backbone") or {}).get("model")
+    result.model_card_data.base_model = known or backbone_record(backbone)["model"]
     return result
 
 
 def export(
-    compressor: Compressor, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None
+    compressor: Compressor,
+    model: SentenceTransformer | str,
+    folder: str | Path,
+    dim: int | None = None,
+    onnx: bool = False,
 ) -> None:
     """See :meth:`smec_st.compressor.Compressor.export`."""
     with new_folder(folder) as draft:
@@ -72,8 +83,15 @@ def export(
         with quiet_libraries():
             attached.save_pretrained(str(draft), create_model_card=False)
         write_legacy_layout(draft)
+        _keep_attention(draft, attached)
         _mark_matryoshka(draft, compressor, dim)
-        (draft / "README.md").write_text(model_card(compressor, dim), encoding="utf-8")
+        if onnx:
+            from smec_st.hub.onnx import write_onnx
+
+            write_onnx(attached, draft)
+        (draft / INSIDE).mkdir()
+        compressor.write_into(draft / INSIDE)
+        write_card(compressor, draft, Path(folder).name, dim, base=attached.model_card_data.base_model)
 
 
 def write_legacy_layout(folder: Path) -> None:
@@ -144,53 +162,29 @@ _LEGACY_CONFIGS = {
 }
 
 
+def _keep_attention(folder: Path, model: SentenceTransformer) -> None:
+    """A decoder made to look both ways must do so after loading: in releases that can, and never silently in others.
+
+    A merged backbone says ``is_causal`` in its own config. One kept as a PEFT reference takes its config from the base
+    model, so the change goes where sentence-transformers passes settings on to that config.
+    """
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    if getattr(config, "is_causal", None) is not False:
+        return
+    if (folder / "adapter_config.json").is_file():
+        settings = _read(folder / "sentence_bert_config.json")
+        _write(folder / "sentence_bert_config.json", {**settings, "config_args": {"is_causal": False}})
+    path = folder / "config_sentence_transformers.json"
+    reason = "Older releases ignore `is_causal: false` and give other vectors."
+    _write(path, {**_read(path), "requirements": {"transformers": {"specifier": ">=5.2", "reason": reason}}})
+
+
 def _mark_matryoshka(folder: Path, compressor: Compressor, dim: int | None) -> None:
     """Tell servers which sizes may be asked for; only true of a nested map."""
     path = folder / "config.json"
     if dim is not None or len(compressor.nested_dims) < 2 or not path.is_file():
         return
     _write(path, {**_read(path), "is_matryoshka": True, "matryoshka_dimensions": sorted(compressor.nested_dims)})
-
-
-def model_card(compressor: Compressor, dim: int | None) -> str:
-    """A short card: what this is, its sizes, how to load it."""
-    info = compressor.info
-    base = (info.get("backbone") or {}).get("model")
-    sizes = [dim] if dim is not None else list(compressor.nested_dims)
-    head = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "tags:"]
-    head += [f"- {tag}" for tag in ("sentence-transformers", "smec-st", "embedding-compression")]
-    if len(sizes) > 1:
-        head.append("- matryoshka")
-    if base and "/" in str(base) and not str(base).startswith(("/", ".")):
-        head.append(f"base_model: {base}")
-    cut = "" if len(sizes) == 1 else f", truncate_dim={sizes[-1]}"
-    note = (
-        ""
-        if len(sizes) == 1
-        else "The first `m` numbers are the `m`-dimensional vector. Cutting happens after normalisation: compare cut "
-        "vectors by cosine, or pass `normalize_embeddings=True`.\n\n"
-    )
-    return "\n".join(
-        [
-            *head,
-            "---",
-            "",
-            f"# {base or 'Embedding model'}, compressed to {', '.join(map(str, sizes))} dimensions",
-            "",
-            f"Made with smec-st ({info.get('method')}), fingerprint `{compressor.fingerprint}`. The compressor "
-            "belongs to this one backbone and revision; do not mix its vectors with others in an index.",
-            "",
-            "```python",
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            f'model = SentenceTransformer("path-or-id"{cut})',
-            'vectors = model.encode(["some text"], normalize_embeddings=True)',
-            "```",
-            "",
-            note.strip(),
-            "",
-        ]
-    )
 
 
 def _read(path: Path) -> dict[str, Any]:

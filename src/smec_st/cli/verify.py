@@ -1,0 +1,40 @@
+"""``smec-st verify``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from smec_st.cli.options import FOLDER, thinking
+
+FAILED = 1
+
+
+@click.command()
+@click.argument("model")
+@click.option("--json", "json_file", type=FOLDER, help="Write the checks here as well.")
+def verify(model: str, json_file: Path | None) -> None:
+    """Load MODEL (a folder or an id on the Hub) the ways servers do, and compare the vectors.
+
+    Exit code 1 if they differ.
+    """
+    with thinking("loading"):
+        from smec_st.files import write_text
+        from smec_st.hub.verify import verify as check
+
+        checks = check(model)
+    if json_file is not None:
+        write_text(json_file, json.dumps([asdict(one) for one in checks], indent=1) + "\n")
+    for one in checks:
+        mark = "note" if one.is_note else "ok" if one.is_good else "WRONG"
+        figures = [
+            "" if one.difference is None else f"difference {one.difference:.1e}",
+            "" if one.length is None else f"length {one.length:.4f}",
+        ]
+        told = ", ".join(part for part in (*figures, one.problem or "") if part)
+        click.echo(f"{mark:5}  {one.way}, {one.dim} dims: {told}")
+    if not all(one.is_good for one in checks):
+        click.get_current_context().exit(FAILED)

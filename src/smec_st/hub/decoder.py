@@ -1,0 +1,102 @@
+"""Decoder language models as backbones, the LLM2Vec way: attention in both directions, mean pooling, LoRA adapters.
+
+BehnamGhader et al., *LLM2Vec: Large Language Models Are Secretly Powerful Text Encoders*, COLM 2024,
+https://arxiv.org/abs/2404.05961. transformers 5.2 and later turn the causal mask off by ``is_causal: false`` in the
+config, so the result is an ordinary model: no remote code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smec_st.data import DataError
+from smec_st.data.errors import one_line
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+def decoder_backbone(
+    model: str | Path,
+    adapters: Sequence[str | Path] = (),
+    *,
+    merge: bool = True,
+    max_seq_length: int = 512,
+    dtype: str = "auto",
+    prompts: Mapping[str, str] | None = None,
+    device: str | None = None,
+) -> SentenceTransformer:
+    """A decoder as a text encoder: both directions, mean pooling, unit length.
+
+    Args:
+        model: Causal language model, id or folder; its output head is not used.
+        adapters: LoRA adapters, ids or folders, applied in order. LLM2Vec has two: masked next token prediction, then
+            contrastive training.
+        merge: Merge the adapters into the weights: one model, which every server reads. False keeps the one adapter as
+            a reference to ``model``: an export is then a few MB, needs ``peft`` where it is loaded, and is not for
+            vLLM or TEI. The ``config.json`` of ``model`` must then state ``is_causal`` (true or false): where it does
+            not, transformers 5 ignores the setting that a reference brings along.
+        max_seq_length: Tokens read of each text.
+        dtype: Of the weights: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        prompts: Instruction in front of each text, by name; ``query`` and ``document`` are the usual names.
+        device: Where it runs.
+
+    Raises:
+        DataError: If the model cannot be loaded, its attention stays causal, or the adapters do not fit ``merge``.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    if not merge and len(adapters) != 1:
+        raise DataError(f"without merging there must be one adapter, got {len(adapters)}; merge them.")
+    options: dict[str, Any] = {"model_kwargs": {"dtype": dtype}, "config_kwargs": {"is_causal": False}}
+    try:
+        name = str(model if merge else adapters[0])
+        transformer = Transformer(name, max_seq_length=max_seq_length, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"cannot load the model {model}: {one_line(error)}") from error
+    if not merge and getattr(transformer.auto_model.config, "is_causal", None) is not False:
+        raise DataError(
+            f"the config of {model} does not state `is_causal`, so a reference to it would load causal; merge the "
+            "adapters, or publish the base once with `is_causal` in its config.json."
+        )
+    if merge and adapters:
+        transformer.model = _merged(transformer.auto_model, adapters)
+    transformer.auto_model.config.is_causal = False
+    if transformer.tokenizer.pad_token is None:
+        transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
+    made = SentenceTransformer(modules=[transformer, pooling, Normalize()], prompts=dict(prompts or {}), device=device)
+    if not looks_both_ways(made):
+        raise DataError(
+            f"{model} stays causal: its architecture does not know `is_causal: false`, or transformers is old."
+        )
+    made.model_card_data.base_model = str(model)
+    return made
+
+
+def _merged(backbone: Any, adapters: Sequence[str | Path]) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise DataError('adapters need an extra: pip install "smec-st[llm]".') from error
+    for adapter in adapters:
+        try:
+            backbone = PeftModel.from_pretrained(backbone, str(adapter)).merge_and_unload()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"cannot apply the adapter {adapter}: {one_line(error)}") from error
+    return backbone
+
+
+def looks_both_ways(model: SentenceTransformer) -> bool:
+    """Whether the first token's vector depends on the last token."""
+    import torch
+
+    backbone: Any = model[0]
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device)
+    with torch.inference_mode():
+        first = backbone.auto_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
+    return not torch.equal(first[0], first[1])

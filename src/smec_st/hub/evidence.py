@@ -1,0 +1,86 @@
+"""What was measured of a compressor, kept beside it for its model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from smec_st.data import DataError
+from smec_st.evaluation.report import Row
+from smec_st.files import write_text
+
+FILE = "evidence.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Scores by size, and where they come from.
+
+    Attributes:
+        rows: One per method and size; ``original`` among them. ``extra`` may hold ``original_difference``,
+            ``original_low`` and ``original_high``: the mean difference to the original and its 95 % interval over the
+            test queries.
+        collection: Name of the collection.
+        dataset: Its id on the Hub, if it is there.
+        split: What was scored.
+        queries: How many queries were scored.
+        documents: How many documents were searched.
+        data_license: Licence of the training data, in words.
+        source: Where the data comes from.
+        command: The command that made the figures.
+        versions: Library to version.
+    """
+
+    rows: Sequence[Row]
+    collection: str
+    dataset: str | None = None
+    split: str = "test"
+    queries: int | None = None
+    documents: int | None = None
+    data_license: str | None = None
+    source: str | None = None
+    command: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``evidence.json`` into a folder."""
+        named = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "rows"}
+        flat = {**named, "versions": dict(self.versions), "rows": [asdict(row) for row in self.rows]}
+        write_text(Path(folder, FILE), json.dumps(flat, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Evidence | None:
+        """What lies beside a compressor: ``evidence.json``, or the ``report.json`` of its fit; None for neither.
+
+        Raises:
+            DataError: If the file is damaged.
+        """
+        for name, read in ((FILE, cls._of_evidence), ("report.json", cls._of_report)):
+            path = Path(folder, name)
+            if path.is_file():
+                try:
+                    return read(json.loads(path.read_text(encoding="utf-8")), Path(folder).name)
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        return None
+
+    @classmethod
+    def _of_evidence(cls, content: dict[str, Any], _: str) -> Evidence:
+        return cls(**{**content, "rows": [Row(**row) for row in content["rows"]]})
+
+    @classmethod
+    def _of_report(cls, content: list[dict[str, Any]], name: str) -> Evidence:
+        plain = ("method", "dim", "bytes_per_vector", "collection")
+        rows = [
+            Row(
+                method=row["method"],
+                dim=row["dim"],
+                bytes_per_vector=row["bytes_per_vector"],
+                metrics={key: value for key, value in row.items() if key not in plain and isinstance(value, float)},
+            )
+            for row in content
+        ]
+        return cls(rows=rows, collection="the collection it was fitted on")

@@ -1,0 +1,159 @@
+"""Read an exported model the way servers do, from its files alone, without sentence-transformers.
+
+Each reader follows one server's rules as its source states them: which names in ``modules.json`` it knows, which
+activations, what it leaves out, and when it cuts. They are slow, plain, and there to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smec_st.data import DataError, unit_rows
+
+LEGACY = "sentence_transformers.models."
+KNOWN_NAMES = tuple(LEGACY + name for name in ("Transformer", "Pooling", "Dense", "Normalize"))
+TEI_ACTIVATIONS = ("torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh")
+POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a server takes from the files.
+
+    Attributes:
+        pooling: ``cls``, ``mean`` or ``last``.
+        dense: Weight ``(out, in)`` and activation of each Dense module, in order.
+    """
+
+    pooling: str
+    dense: tuple[tuple[np.ndarray, str], ...]
+
+
+def read_parts(folder: Path) -> Parts:
+    """Read ``modules.json`` and what it names.
+
+    Raises:
+        DataError: If a server with a closed list of names could not read it: it would serve uncompressed vectors.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise DataError("the backbone is kept as a PEFT reference, which servers do not resolve; merge the adapters.")
+    modules = _json(folder / "modules.json")
+    for module in modules:
+        if module["type"] not in KNOWN_NAMES:
+            raise DataError(f"modules.json names {module['type']}, which servers do not know.")
+    by_kind: dict[str, list[Path]] = {}
+    for module in modules:
+        by_kind.setdefault(module["type"].removeprefix(LEGACY), []).append(folder / module["path"])
+    if len(by_kind.get("Transformer", [])) != 1 or len(by_kind.get("Pooling", [])) != 1:
+        raise DataError("modules.json must name one Transformer and one Pooling.")
+    config = _json(by_kind["Pooling"][0] / "config.json")
+    modes = [name for flag, name in POOLINGS.items() if config.get(flag)]
+    if len(modes) != 1:
+        raise DataError(
+            f"servers pool by one of {', '.join(POOLINGS.values())}; this model asks for {modes or 'another'}."
+        )
+    return Parts(modes[0], tuple(_dense(path) for path in by_kind.get("Dense", [])))
+
+
+def _dense(folder: Path) -> tuple[np.ndarray, str]:
+    from smec_st.data import read_safetensors
+
+    config = _json(folder / "config.json")
+    if config.get("bias"):
+        raise DataError(f"{folder.name} has a bias, which our maps never have.")
+    weight = read_safetensors(folder / "model.safetensors", ["linear.weight"])["linear.weight"]
+    return weight.astype(np.float32), str(config["activation_function"])
+
+
+def token_vectors(folder: Path, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The backbone's output: ``(n, length, width)``, and which tokens count, ``(n, length)``."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    limits = _json(folder / "sentence_bert_config.json") if (folder / "sentence_bert_config.json").is_file() else {}
+    model = AutoModel.from_pretrained(folder, dtype="auto").eval()
+    inputs = tokenizer(
+        list(texts), padding=True, truncation=True, max_length=limits.get("max_seq_length"), return_tensors="pt"
+    )
+    with torch.inference_mode():
+        tokens = model(**inputs).last_hidden_state
+    return tokens.float().numpy(), inputs["attention_mask"].numpy()
+
+
+def pool(tokens: np.ndarray, mask: np.ndarray, mode: str) -> np.ndarray:
+    """``(n, length, width)`` to ``(n, width)``."""
+    if mode == "mean":
+        weights = mask[:, :, None] / mask.sum(axis=1)[:, None, None]
+        return np.asarray((tokens * weights).sum(axis=1), dtype=np.float32)
+    place = mask.argmax(axis=1) if mode == "cls" else mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+    return np.asarray(tokens[np.arange(len(tokens)), place], dtype=np.float32)
+
+
+def as_tei(folder: Path, texts: Sequence[str]) -> np.ndarray:
+    """text-embeddings-inference: pooled, every Dense in turn, and normalised at the end; ``(n, dim)``.
+
+    It reads no Normalize between modules, and knows few activations.
+    """
+    parts = read_parts(folder)
+    for _, activation in parts.dense:
+        if activation not in TEI_ACTIVATIONS:
+            raise DataError(f"text-embeddings-inference does not know the activation {activation.rpartition('.')[2]}.")
+    return unit_rows(_projected(parts, pool(*token_vectors(folder, texts), parts.pooling)))
+
+
+def as_vllm(folder: Path, texts: Sequence[str], dim: int) -> np.ndarray:
+    """vLLM: pooled, every Dense in turn, cut to ``dimensions``, and only then normalised; ``(n, dim)``.
+
+    A request for ``dimensions`` is refused unless the root config says which there are.
+    """
+    parts = read_parts(folder)
+    vectors = _projected(parts, pool(*token_vectors(folder, texts), parts.pooling))
+    config = _json(folder / "config.json")
+    if dim != vectors.shape[1]:
+        allowed = config.get("matryoshka_dimensions")
+        if not config.get("is_matryoshka") or (allowed and dim not in allowed):
+            raise DataError(f"vLLM refuses `dimensions: {dim}`: config.json does not offer it.")
+    return unit_rows(vectors[:, :dim])
+
+
+def as_onnx(folder: Path, texts: Sequence[str]) -> np.ndarray:
+    """ONNX Runtime on ``onnx/model.onnx``, with the tokenizer of the folder; ``(n, dim)``."""
+    from transformers import AutoTokenizer
+
+    from smec_st.hub.onnx import FILE, VECTOR
+
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DataError('reading ONNX needs an extra: pip install "smec-st[onnx]".') from error
+    session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
+    inputs = AutoTokenizer.from_pretrained(folder)(list(texts), padding=True, truncation=True, return_tensors="np")
+    named = {node.name: inputs[node.name].astype(np.int64) for node in session.get_inputs()}
+    (vectors,) = session.run([VECTOR], named)
+    return np.asarray(vectors, dtype=np.float32)
+
+
+def _projected(parts: Parts, vectors: np.ndarray) -> np.ndarray:
+    import torch
+
+    for weight, activation in parts.dense:
+        kind = getattr(torch.nn, activation.rpartition(".")[2])()
+        vectors = kind(torch.from_numpy(vectors @ weight.T)).numpy()
+    return vectors
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path.name} is missing; this is no exported sentence-transformers model.")
+    return json.loads(path.read_text(encoding="utf-8"))
