@@ -35,12 +35,14 @@ from smec_st.quantization.codecs import Binary
 from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation, sample_rows
 
 BUDGETS = (384, 96, 48, 32, 24, 16, 12, 6)
-GROUPS = (2, 4, 8, 16)
+WIDEST_GROUP = 16  # of product codes; any for the original's own width
 RABITQ_FACTORS = 8
 Floats = Callable[[np.ndarray, int], np.ndarray]
 
 
-def quantised(documents: np.ndarray, queries: np.ndarray, budget: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def quantised(
+    documents: np.ndarray, queries: np.ndarray, budget: int, widest: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Every way to store these floats in so many bytes: name, decoded documents, queries."""
     dim = documents.shape[1]
     rows = documents[sample_rows(len(documents), 0, 8000)]
@@ -54,8 +56,11 @@ def quantised(documents: np.ndarray, queries: np.ndarray, budget: int) -> Iterat
     if dim == 8 * budget:
         codec = Binary(random_rotation(dim, 0))
         yield "binary", codec.decode(codec.encode(documents)), queries
-    if dim % budget == 0 and dim // budget in GROUPS:
-        for rotate in (False, True) if budget <= 24 else (False,):
+    padded = -(-dim // budget) * budget  # zeros, where the bytes do not divide the width
+    if 1 < padded // budget <= widest:
+        spare = ((0, 0), (0, padded - dim))
+        rows, documents, queries = np.pad(rows, spare), np.pad(documents, spare), np.pad(queries, spare)
+        for rotate in (False, True) if budget <= 48 else (False,):
             rotation, codec = product_codes(rows, budget, 0, rotate)
             turned = (documents, queries) if rotation is None else (documents @ rotation, queries @ rotation)
             yield "opq" if rotate else "pq", codec.decode(codec.encode(turned[0])), turned[1]
@@ -85,8 +90,9 @@ def rows_of(data: Collection, name: str, floats: Floats, dims: tuple[int, ...]) 
     for dim in dims:
         documents, queries = floats(data.corpus, dim), floats(data.queries, dim)
         base = {"method": name, "dim": dim}
+        widest = dim if name == "original" else WIDEST_GROUP
         for budget in BUDGETS:
-            for precision, stored, asked in quantised(documents, queries, budget):
+            for precision, stored, asked in quantised(documents, queries, budget, widest):
                 scores = {split: score(data, split, stored, asked) for split in ("dev", "test")}
                 yield {**base, "precision": precision, "bytes": budget, **scores}
         scores = {split: score_ranking(data, split, documents, queries) for split in ("dev", "test")}
@@ -137,7 +143,8 @@ def best(rows: list[dict]) -> dict[str, dict[int, dict]]:
     chosen: dict[str, dict[int, dict]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         for budget in BUDGETS:
-            fitting = [row for row in rows if row["method"] == method and row["bytes"] <= budget]
+            own = [row for row in rows if row["method"] == method]
+            fitting = [row for row in own if row["bytes"] == budget or (method != "smec_st" and row["bytes"] < budget)]
             if fitting:
                 chosen.setdefault(method, {})[budget] = max(fitting, key=lambda row: row["dev"])
     return chosen
@@ -187,8 +194,9 @@ def main() -> None:
         compressor = Compressor.load(saved)
         original = score(data, "test", unit_rows(data.corpus), unit_rows(data.queries))
         entry = record["collections"].setdefault(folder.name, {"original_float32": original, "rows": [], "parts": []})
-        ours = ",".join(f"ours-{budget}" for budget in BUDGETS)
-        for part in options.parts.replace("ours", ours).split(","):
+        ours = [f"ours-{budget}" for budget in BUDGETS]
+        parts = [name for part in options.parts.split(",") for name in (ours if part == "ours" else [part])]
+        for part in parts:
             if part in entry["parts"]:
                 continue
             began = time.perf_counter()

@@ -80,12 +80,12 @@ def transform_part(folder: Path, rows: int, repeats: int) -> list[dict]:
 
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from smec_st.streaming import Job, transform_files
 transform_files(Job(sys.argv[1], sys.argv[2], dim=96), Path(sys.argv[3]))
-anonymous = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, int(anonymous[0].split()[1]))
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(status["VmHWM"].split()[0], status["RssAnon"].split()[0])
 """
 
 

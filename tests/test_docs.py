@@ -41,6 +41,7 @@ LAYERS = [
         "text",
         "quantization",
         "onnx_export",
+        "saved",
         "streaming",
         "upkeep",
     },

@@ -160,7 +160,7 @@ def test_heads_are_saved_and_float_vectors_have_the_same_fingerprint_with_and_wi
     assert {(head.precision, head.dim) for head in again.heads} == {
         (p, d) for p in ("int8", "binary") for d in (16, 8, 4)
     }
-    assert Compressor(fitted._maps, fitted.info).fingerprint == again.fingerprint
+    assert Compressor(fitted.maps, fitted.info).fingerprint == again.fingerprint
 
 
 def test_codes_of_another_compressor_are_refused(fitted, tmp_path):

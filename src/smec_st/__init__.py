@@ -28,6 +28,7 @@ _HOME = {
     "VectorTable": "smec_st.data",
     "load_collection": "smec_st.data",
     "load_vectors": "smec_st.data",
+    "open_vectors": "smec_st.data",
 }
 
 __all__ = [
@@ -48,12 +49,13 @@ __all__ = [
     "VectorTable",
     "load_collection",
     "load_vectors",
+    "open_vectors",
 ]
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
     from smec_st.config import FitConfig
-    from smec_st.data import Collection, DataError, Qrels, VectorTable, load_collection, load_vectors
+    from smec_st.data import Collection, DataError, Qrels, VectorTable, load_collection, load_vectors, open_vectors
     from smec_st.losses import SMECLoss
     from smec_st.memory import SelectableCrossBatchMemory
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter

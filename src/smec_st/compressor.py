@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from smec_st import __version__
-from smec_st.data import DataError, VectorTable, as_numpy, as_qrels, read_safetensors
+from smec_st.data import DataError, VectorTable, as_numpy, as_qrels
 from smec_st.data.embedding import backbone_record, embed_if_texts
-from smec_st.data.errors import some
 from smec_st.files import new_folder
-from smec_st.maps import FoldedMap, Layer
+from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
-from smec_st.quantization.storage import head_entries, head_tensors, read_heads
+from smec_st.saved import CONFIG_FILE, read_files, write_files
 from smec_st.space import check_backbone
 from smec_st.stages import check_dims, default_dims
 
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from smec_st.config import FitConfig
     from smec_st.hub.evidence import Evidence
 
-CONFIG_FILE = "compressor.json"
-WEIGHTS_FILE = "compressor.safetensors"
-FORMAT = 1
 PLAIN = ("float32", "float16")
 
 Vectors = TypeVar("Vectors", np.ndarray, "Tensor")
@@ -90,10 +85,15 @@ class Compressor:
     def fingerprint(self) -> str:
         """A short hash of backbone and weights: vectors of different fingerprints must not meet in one index."""
         digest = hashlib.sha256(json.dumps(self.info.get("backbone") or {}, sort_keys=True).encode())
-        for name, weight in sorted(self._tensors().items()):
+        for name, weight in sorted(self.tensors().items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(weight).tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def maps(self) -> tuple[tuple[FoldedMap, tuple[int, ...]], ...]:
+        """Folded maps and the sizes each serves."""
+        return self._maps
 
     def __repr__(self) -> str:
         sizes = "/".join(map(str, self.dims))
@@ -504,7 +504,8 @@ class Compressor:
 
     # -- keep ---------------------------------------------------------------------------------------------------------
 
-    def _tensors(self) -> dict[str, np.ndarray]:
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The weights of the maps by name, ``MAP.LAYER.weight``."""
         return {
             f"{m}.{n}.weight": layer.weight
             for m, (folded, _) in enumerate(self._maps)
@@ -524,25 +525,7 @@ class Compressor:
 
     def write_into(self, folder: Path) -> None:
         """Write the two files into an existing folder."""
-        from safetensors.numpy import save_file
-
-        config = {
-            "format": FORMAT,
-            "smec_st_version": __version__,
-            "fingerprint": self.fingerprint,
-            "width": self.width,
-            "dims": list(self.dims),
-            "nested_dims": list(self.nested_dims),
-            "maps": [
-                {"dims": list(sizes), "layers": [{"activation": layer.activation} for layer in folded.layers]}
-                for folded, sizes in self._maps
-            ],
-            "heads": head_entries(self.heads),
-            **self.info,
-        }
-        tensors = {**self._tensors(), **head_tensors(self.heads)}
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_files(self, folder)
 
     @classmethod
     def from_pretrained(
@@ -579,42 +562,9 @@ class Compressor:
         Raises:
             DataError: If the folder holds no compressor, a newer format, or weights that do not fit.
         """
-        folder = Path(folder)
-        path = folder / CONFIG_FILE
-        if not path.is_file():
-            raise DataError(f"{folder} holds no compressor (no {CONFIG_FILE}).")
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            if config["format"] > FORMAT:
-                raise DataError(
-                    f"{path} was written by a newer smec-st ({config['smec_st_version']}); upgrade to read it."
-                )
-            names = [
-                [f"{m}.{n}.weight" for n in range(len(entry["layers"]))] for m, entry in enumerate(config["maps"])
-            ]
-            tensors = read_safetensors(folder / WEIGHTS_FILE, None)
-            missing = [name for group in names for name in group if name not in tensors]
-            if missing:
-                raise DataError(f"{folder / WEIGHTS_FILE} lacks the tensor {some(missing)}.")
-            maps = [
-                (
-                    FoldedMap(
-                        tuple(
-                            Layer(tensors[name], layer["activation"])
-                            for name, layer in zip(group, entry["layers"], strict=True)
-                        )
-                    ),
-                    tuple(entry["dims"]),
-                )
-                for group, entry in zip(names, config["maps"], strict=True)
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
-        own = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps", "heads")
-        compressor = cls(maps, {name: value for name, value in config.items() if name not in own})
-        if compressor.fingerprint != config.get("fingerprint"):
+        maps, info, fingerprint, read_codes = read_files(Path(folder))
+        compressor = cls(maps, info)
+        if compressor.fingerprint != fingerprint:
             raise DataError(f"{folder}: weights and {CONFIG_FILE} do not belong together (fingerprints differ).")
-        compressor.heads = read_heads(config.get("heads", []), tensors, compressor.map_for, path)
+        compressor.heads = read_codes(compressor.map_for)
         return compressor

@@ -119,8 +119,9 @@ def candidates(compressor: Compressor, corpus: np.ndarray, bytes: int, seed: int
     if serves(8 * bytes):
         folded = compressor.map_for(8 * bytes)
         yield _rotated(folded, itq_rotation(folded.compress(corpus), seed), Binary(None, 8 * bytes))
-    for dim in sorted({*compressor.dims, *nested}):
-        if dim % bytes == 0 and 1 < dim // bytes <= WIDEST_GROUP:
+    whole = {dim - dim % bytes for dim in compressor.dims}  # a prefix, where the bytes do not divide a size
+    for dim in sorted(whole):
+        if 1 < dim // bytes <= WIDEST_GROUP and serves(dim):
             folded = compressor.map_for(dim)
             rows = folded.compress(corpus)
             for rotate in (False, True) if bytes <= MOST_ROTATED else (False,):
@@ -185,7 +186,7 @@ def add_best(
     best = heads[winner][0]
     chosen = Head(best.folded, best.codec, best.has_own_map, info)
     kept_heads = [head for head in compressor.heads if head.info.get("for_bytes") != bytes]
-    return type(compressor)(compressor._maps, compressor.info, (*kept_heads, chosen))
+    return type(compressor)(compressor.maps, compressor.info, (*kept_heads, chosen))
 
 
 def _label(head: Head) -> dict[str, str | int]:

@@ -120,7 +120,8 @@ class MilvusBackend:
 
     def compressor(self) -> Compressor:
         """The one that was stored in the database."""
-        from smec_st.compressor import CONFIG_FILE, WEIGHTS_FILE, Compressor
+        from smec_st.compressor import Compressor
+        from smec_st.saved import CONFIG_FILE, WEIGHTS_FILE
 
         with tempfile.TemporaryDirectory() as folder, calls(self.uri, "reading the compressor"):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
