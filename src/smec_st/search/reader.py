@@ -41,7 +41,7 @@ class FaissReader:
         return np.packbits(mask, bitorder="little")
 
     def head(
-        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None
+        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None, then: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`~smec_st.search.backend.Reader`; keys are rows."""
         rows, head = self.rows, self.faiss_head
