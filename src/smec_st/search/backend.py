@@ -100,7 +100,13 @@ class Batch:
 
 
 class Reader(Protocol):
-    """One state of an index. Keys are its own names for rows."""
+    """One state of an index. Keys are its own names for rows.
+
+    Attributes:
+        remote: Whether every search costs a round trip, so that tuning had better be done in few.
+    """
+
+    remote: bool
 
     def __len__(self) -> int: ...
 

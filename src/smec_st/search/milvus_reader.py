@@ -27,6 +27,8 @@ class MilvusReader:
         count: Rows, at least about.
     """
 
+    remote = True
+
     def __init__(self, uri: str, client: Any, settings: Settings, count: int) -> None:
         self.uri, self.settings = uri, settings
         self._client, self._count = client, count

@@ -24,6 +24,8 @@ class FaissReader:
         head: Over the same rows in the same order; it may lag behind, or hold rows that came later.
     """
 
+    remote = False
+
     def __init__(self, settings: Settings, rows: Rows, head: Head) -> None:
         self.settings, self.rows, self.faiss_head = settings, rows, head
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from smec_st.search.funnel import FunnelIndex, Progress
 
 LEAST_EFFORT = 32
+REMOTE_EFFORT = 256  # next to a round trip, searching the graph costs nothing
 NEAR = 1.15  # an effort within this factor of one that is too little is settled on
 STRETCHES = (1.0, 1.5, 2.25, 3.5, 5.0)  # of the shortlists that would do for an exact head
 GROW = 1.5  # shortlists grow by this until they reach the target
@@ -87,12 +88,13 @@ def measured(
 
     def settled(schedule: Schedule, cheapest: float) -> Schedule:
         """With the least effort that will do; given up when it cannot become cheaper than that."""
-        effort, failed = min(most, max(LEAST_EFFORT, schedule.steps[0].keep)), 0
+        least = REMOTE_EFFORT if reader.remote else LEAST_EFFORT
+        effort, failed = min(most, max(least, schedule.steps[0].keep)), 0
         result = tried(schedule, effort or None)
         while not reaches(result, target) and effort < most and price(result, kind, most, len(reader)) < cheapest:
             failed, effort = effort, min(most, effort * 2)
             result = tried(schedule, effort)
-        while reaches(result, target) and failed and effort > failed * NEAR:
+        while reaches(result, target) and failed and effort > failed * NEAR and not reader.remote:
             middle = round((failed * effort) ** 0.5)
             easier = tried(schedule, middle)
             if reaches(easier, target):
@@ -107,7 +109,7 @@ def measured(
         own = price(candidate, kind, most, len(reader))
         if reaches(candidate, target) and own < cheapest:
             best, cheapest = candidate, own
-        if not most and reaches(candidate, target):
+        if (reader.remote or not most) and reaches(candidate, target):
             break
     while not reaches(best, target):
         best = settled(longer(candidate, GROW, len(reader)), math.inf)
