@@ -34,14 +34,14 @@ def add(pipe, uri):
 
 
 def build_and_die(pipe, uri, stage, done):
-    """Build in batches of 100, and be killed at a stage."""
-    build.ADD_ROWS = 100
+    """Build in batches of 40, and be killed at a stage."""
+    build.ADD_ROWS = 40
 
     def watch(now, rows, total):
         if now == stage and rows >= done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    build.build(uri, compressor(), clustered(4000)[:300], sizes=(4,), progress=watch)
+    build.build(uri, compressor(), clustered(4000)[:120], sizes=(4,), progress=watch)
 
 
 def hold(pipe, uri):

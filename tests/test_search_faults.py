@@ -58,7 +58,7 @@ def test_kill_during_add_keeps_every_batch_that_was_acknowledged(uri):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "done"), [("adding", 200), ("choosing the schedule", 300)])
+@pytest.mark.parametrize(("stage", "done"), [("adding", 80), ("choosing the schedule", 120)])
 def test_a_killed_build_is_not_opened_and_continues(uri, stage, done):
     killed, _ = search_children.start(search_children.build_and_die, uri, stage, done)
     killed.join()
@@ -66,9 +66,9 @@ def test_a_killed_build_is_not_opened_and_continues(uri, stage, done):
     with pytest.raises(DataError, match="was interrupted while it was built"):
         FunnelIndex.open(uri)
     with pytest.raises(DataError, match="unfinished index of other vectors"):
-        FunnelIndex.build(uri, compressor(), clustered(300, seed=9), sizes=(4,))
-    FunnelIndex.build(uri, compressor(), clustered(4000)[:300], sizes=(4,)).close()
-    holds(uri, 300)
+        FunnelIndex.build(uri, compressor(), clustered(120, seed=9), sizes=(4,))
+    FunnelIndex.build(uri, compressor(), clustered(4000)[:120], sizes=(4,)).close()
+    holds(uri, 120)
 
 
 # -- full disk --------------------------------------------------------------------------------------------------------

@@ -53,13 +53,13 @@ def exact(index, k):
 
 
 def test_build_reaches_its_target_on_queries_it_has_not_seen(uri):
-    corpus, queries = clustered(1200), clustered(150, seed=2)
-    with FunnelIndex.build(uri, compressor(), corpus, queries=clustered(150, seed=1), target=0.97) as index:
-        assert index.schedule.recall_low >= 0.97
-        assert index.schedule.steps[0].keep < 600
+    corpus, queries = clustered(600), clustered(80, seed=2)
+    with FunnelIndex.build(uri, compressor(), corpus, queries=clustered(80, seed=1), target=0.95) as index:
+        assert index.schedule.recall_low >= 0.95
+        assert index.schedule.steps[0].keep < 300
         assert index.schedule.sizes[-1] == WIDTH
         hits = index.search(queries)
-        assert recall(hits.ids, naive(corpus, queries, 10)) >= 0.97
+        assert recall(hits.ids, naive(corpus, queries, 10)) >= 0.95
         cosine = np.take_along_axis(unit(queries) @ unit(corpus).T, hits.ids, axis=1)
         assert np.allclose(hits.scores, cosine, atol=1e-5)
         assert (np.diff(hits.scores, axis=1) <= 0).all()
@@ -113,13 +113,13 @@ def test_narrow_queries_stop_at_their_own_size(uri):
 
 
 def test_tuning_works_for_an_index_that_was_filled_by_hand(uri):
-    corpus, queries = clustered(800), clustered(60, seed=1)
+    corpus, queries = clustered(400), clustered(40, seed=1)
     with FunnelIndex.create(uri, compressor()) as index:
         index.add(corpus)
         assert index.schedule.recall is None
         chosen = index.tune(queries, target=0.9, k=5)
         assert chosen.recall_low >= 0.9
-        assert (chosen.k, chosen.rows, chosen.target) == (5, 800, 0.9)
+        assert (chosen.k, chosen.rows, chosen.target) == (5, 400, 0.9)
     with FunnelIndex.open(uri) as index:
         assert index.schedule == chosen
 
@@ -296,11 +296,11 @@ def test_what_cannot_be_made_or_opened_says_so_in_one_line(uri, tmp_path):
 
 @pytest.mark.slow
 def test_a_server_differs_from_a_file_by_its_uri_alone(tmp_path):
-    corpus, queries = clustered(600), clustered(20, seed=1)
+    corpus, queries, asked = clustered(600), clustered(20, seed=1), clustered(40, seed=2)
     with milvus_server(tmp_path / "data") as server:
         found = []
         for uri in (server, str(tmp_path / "file.db")):
-            with FunnelIndex.build(uri, compressor(), corpus, fields={"n": list(range(600))}) as index:
+            with FunnelIndex.build(uri, compressor(), corpus, queries=asked, fields={"n": list(range(600))}) as index:
                 index.delete([5, 6])
                 found.append(index.search(queries, where={"n": {"$lt": 400}}).ids)
         assert np.array_equal(*found)

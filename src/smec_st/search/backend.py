@@ -100,12 +100,18 @@ class Batch:
 
 
 class Reader(Protocol):
-    """One state of an index. Keys are its own names for rows."""
+    """One state of an index. Keys are its own names for rows.
+
+    Attributes:
+        remote: Whether every search costs a round trip, so that tuning had better be done in few.
+    """
+
+    remote: bool
 
     def __len__(self) -> int: ...
 
     def head(
-        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None
+        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None, then: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Search everything at the smallest size.
 
@@ -114,6 +120,7 @@ class Reader(Protocol):
             keep: Candidates per query.
             where: Filter.
             effort: See :class:`Schedule`.
+            then: The table that :meth:`scores` will be asked for next: a remote engine sends its vectors along.
 
         Returns:
             Keys ``(Q, n)`` with ``n <= keep`` and scores; a score of -inf marks a place with no candidate.

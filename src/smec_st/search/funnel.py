@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 ADD_ROWS = 65536  # written and committed together
-QUERY_BLOCK_BYTES = 64 << 20  # of candidate vectors compared at a time
+QUERY_BLOCK_BYTES = 16 << 20  # of candidate vectors compared at a time
 KEEP_ORIGINALS = ("float32", "float16")
 
 Progress = Callable[[int], object]

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from smec_st.data import DataError
 from smec_st.data.errors import some
 from smec_st.search.backend import Batch, Settings
 from smec_st.search.connection import calls, connect, disconnect, is_local
-from smec_st.search.filters import Where, milvus_expression
+from smec_st.search.milvus_reader import IDS_AT_A_TIME, REQUEST_BYTES, MilvusReader
 from smec_st.search.milvus_schema import (
     HEADS,
-    LISTS,
     MOST_TEXT,
     PREFIX,
     SETTINGS,
@@ -38,14 +37,12 @@ from smec_st.search.milvus_schema import (
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
-MOST_KEPT = 16_384  # results of one search, by Milvus's own limit
-REQUEST_BYTES = 16 << 20
-IDS_AT_A_TIME = 4096
+COUNT_SECONDS = 30.0  # for so long a count of rows is good enough to scale shortlists by
 PARTLY = "Some rows of this batch may be there: add it again with replace."
 
 
 class MilvusBackend:
-    """Rows in a Milvus collection; made by :meth:`create` or :meth:`open`. Keys are ids.
+    """Rows in a Milvus collection; made by :meth:`create` or :meth:`open`.
 
     Args:
         uri: Of the file or server.
@@ -59,6 +56,7 @@ class MilvusBackend:
         self._name = PREFIX + settings.fingerprint
         self._writing = threading.RLock()  # writes to one collection of Milvus Lite must come one by one
         self._unflushed = False
+        self._count, self._counted = 0, -math.inf
 
     # -- open and close -----------------------------------------------------------------------------------------------
 
@@ -155,7 +153,7 @@ class MilvusBackend:
                 if not replace and done and not self._take_back(done):
                     raise DataError(f"{error} {PARTLY}") from error
                 raise
-            self._unflushed = True
+            self._unflushed, self._counted = True, -math.inf
 
     def _take_back(self, ids: Sequence[Any]) -> bool:
         """Remove what a failed batch left behind; whether that worked."""
@@ -194,7 +192,7 @@ class MilvusBackend:
             with calls(self.uri, "deleting"):
                 for start in range(0, len(there), IDS_AT_A_TIME):
                     self._client.delete(self._name, ids=there[start : start + IDS_AT_A_TIME])
-            self._unflushed = self._unflushed or bool(there)
+            self._unflushed, self._counted = self._unflushed or bool(there), -math.inf
         return len(there)
 
     def flush(self) -> None:
@@ -220,110 +218,21 @@ class MilvusBackend:
         changed, self.settings = newest != self.settings, newest
         return changed
 
-    def reader(self) -> MilvusBackend:
-        """Itself: the engine keeps searches and writes apart."""
+    def reader(self) -> MilvusReader:
+        """The engine keeps searches and writes apart; a reader remembers what one search fetched."""
         if self._unflushed and is_local(self.uri):  # rows that are not flushed are searched many times slower
             self.flush()
-        return self
+        if time.monotonic() > self._counted + COUNT_SECONDS:
+            self._count, self._counted = len(self), time.monotonic()
+        return MilvusReader(self.uri, self._client, self.settings, self._count)
 
     def __len__(self) -> int:
         with calls(self.uri, "counting"):
             return int(self._client.query(self._name, filter="", output_fields=["count(*)"])[0]["count(*)"])
 
-    def head(
-        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`~smec_st.search.backend.Reader`."""
-        keep = min(keep, MOST_KEPT)
-        kind = HEADS[self.settings.head]
-        knob = {"ef": max(effort or 2 * keep, keep)} if kind.startswith("HNSW") else {}
-        if kind.startswith("IVF"):
-            knob = {"nprobe": min(LISTS, effort or LISTS // 8)}
-        with calls(self.uri, "searching"):
-            hits = self._client.search(
-                self._name,
-                data=list(np.ascontiguousarray(queries, dtype=np.float32)),
-                anns_field=field(self.settings.sizes[0]),
-                limit=keep,
-                filter=milvus_expression(where, self.settings.fields) if where else "",
-                search_params={"metric_type": "IP", "params": knob},
-                output_fields=["id"],
-            )
-        widest = max((len(found) for found in hits), default=0)
-        keys = np.full((len(queries), widest), self._none, dtype=self._key_type)
-        scores = np.full(keys.shape, -np.inf, dtype=np.float32)
-        for row, found in enumerate(hits):
-            keys[row, : len(found)] = [hit["id"] for hit in found]
-            scores[row, : len(found)] = [hit["distance"] for hit in found]
-        return keys, scores
-
-    @property
-    def _none(self) -> Any:
-        return "" if self.settings.id_type == "str" else -1
-
-    @property
-    def _key_type(self) -> Any:
-        return object if self.settings.id_type == "str" else np.int64
-
-    def scores(self, table: int, queries: np.ndarray, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Fetch the candidates of all queries once, and compare here."""
-        out = np.full(keys.shape, -np.inf, dtype=np.float32)
-        wanted = sorted(set(keys[found].tolist()))
-        if not wanted:
-            return out
-        width = self.settings.widths[table]
-        step = min(IDS_AT_A_TIME, max(1, REQUEST_BYTES // (4 * width)))
-        place: dict[Any, int] = {}
-        vectors = np.empty((len(wanted), width), dtype=np.float32)
-        with calls(self.uri, "fetching vectors"):
-            for start in range(0, len(wanted), step):
-                part = wanted[start : start + step]
-                for row in self._client.get(self._name, ids=part, output_fields=["id", field(table)]):
-                    vectors[len(place)] = row[field(table)]
-                    place[row["id"]] = len(place)
-        for query in range(len(keys)):
-            here = [
-                place.get(key, -1) if ok else -1 for key, ok in zip(keys[query].tolist(), found[query], strict=True)
-            ]
-            rows = np.array(here)  # a row may have been deleted since
-            out[query, rows >= 0] = vectors[rows[rows >= 0]] @ queries[query]
-        return out
-
-    def ids(self, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Keys are ids."""
-        return np.where(found, keys, np.array(self._none, dtype=self._key_type))
-
-    def fields(self, keys: np.ndarray) -> dict[str, list[Any]]:
-        """See :class:`~smec_st.search.backend.Reader`."""
-        names, rows = list(self.settings.fields), {}
-        with calls(self.uri, "reading fields"):
-            for start in range(0, len(keys), IDS_AT_A_TIME):
-                part = keys[start : start + IDS_AT_A_TIME].tolist()
-                rows.update({r["id"]: r for r in self._client.get(self._name, ids=part, output_fields=["id", *names])})
-        return {name: [rows[key][name] for key in keys.tolist()] for name in names}
-
-    def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
-        """See :class:`~smec_st.search.backend.Reader`; in the order of ids."""
-        width = sum(self.settings.widths[table] for table in tables)
-        size = int(min(MOST_KEPT, max(64, REQUEST_BYTES // (8 * width))))
-        names = [field(table) for table in tables]
-        with calls(self.uri, "reading all rows"):
-            rows = self._client.query_iterator(self._name, batch_size=size, output_fields=["id", *names])
-            try:
-                while part := rows.next():
-                    keys = np.array([row["id"] for row in part], dtype=self._key_type)
-                    yield keys, {t: np.array([row[field(t)] for row in part], dtype=np.float32) for t in tables}
-            finally:
-                rows.close()
-
-    def most_effort(self) -> int:
-        """See :class:`~smec_st.search.backend.Reader`."""
-        kind = HEADS[self.settings.head]
-        return min(len(self), MOST_KEPT) if kind.startswith("HNSW") else LISTS if kind.startswith("IVF") else 0
-
     def verify(self) -> None:
         """Every row can be read, and there are as many as there should be."""
-        seen = sum(len(keys) for keys, _ in self.scan(tuple(self.settings.widths)))
+        seen = sum(len(keys) for keys, _ in self.reader().scan(tuple(self.settings.widths)))
         if seen != len(self):
             raise DataError(f"{self.uri} is damaged: {seen} of {len(self)} rows can be read.")
 

@@ -24,6 +24,8 @@ class FaissReader:
         head: Over the same rows in the same order; it may lag behind, or hold rows that came later.
     """
 
+    remote = False
+
     def __init__(self, settings: Settings, rows: Rows, head: Head) -> None:
         self.settings, self.rows, self.faiss_head = settings, rows, head
 
@@ -41,7 +43,7 @@ class FaissReader:
         return np.packbits(mask, bitorder="little")
 
     def head(
-        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None
+        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None, then: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`~smec_st.search.backend.Reader`; keys are rows."""
         rows, head = self.rows, self.faiss_head

@@ -114,7 +114,7 @@ def head_cost(kind: str, rows: int) -> Cost:
     A model, not a measurement, so that the same data gives the same schedule on any machine.
     """
     if kind.startswith("hnsw"):
-        return lambda size, keep: 16.0 * max(keep, 64) * (size + JUMP)  # about 16 new vectors for each one kept
+        return lambda size, keep: 16.0 * max(keep, 32) * (size + JUMP)  # about 16 new vectors for each one kept
     if kind.startswith("ivf"):
         return lambda size, keep: (0.05 * rows + 4 * math.sqrt(rows)) * size
     return lambda size, keep: float(rows * size)

@@ -41,7 +41,8 @@ def run(
         effort: Of the head.
     """
     table, step = steps[0]
-    keys, scores = reader.head(queries[table], step.keep, where, effort)
+    then = steps[1][0] if len(steps) > 1 else None
+    keys, scores = reader.head(queries[table], step.keep, where, effort, then)
     for table, step in steps[1:]:
         found = scores > -np.inf
         scores = reader.scores(table, queries[table], keys, found)

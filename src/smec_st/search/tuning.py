@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +13,17 @@ from smec_st.data import DataError, check_vectors
 from smec_st.search.backend import FULL
 from smec_st.search.calibration import Truth, exact_neighbours, neighbour_ranks, recall
 from smec_st.search.encoding import encode, steps_for
-from smec_st.search.schedule import Schedule, Step, choose_schedule, head_cost, lower_bound
+from smec_st.search.schedule import JUMP, Schedule, Step, choose_schedule, head_cost, lower_bound
 from smec_st.search.steps import run
 
 if TYPE_CHECKING:
     from smec_st.search.funnel import FunnelIndex, Progress
 
-TRIES = 24
+LEAST_EFFORT = 32
+REMOTE_EFFORT = 256  # next to a round trip, searching the graph costs nothing
 NEAR = 1.15  # an effort within this factor of one that is too little is settled on
-GROW = 1.5  # shortlists grow by this when a harder search no longer helps
+STRETCHES = (1.0, 1.5, 2.25, 3.5, 5.0)  # of the shortlists that would do for an exact head
+GROW = 1.5  # shortlists grow by this until they reach the target
 
 
 def tune(
@@ -72,8 +76,7 @@ def measured(
     reader = index._backend.reader()
     target = schedule.target or 0.0
     known = reader.ids(truth.keys, np.ones(truth.keys.shape, dtype=bool))
-    most = reader.most_effort()
-    effort = min(most, max(64, schedule.steps[0].keep)) if most else None
+    most, kind = reader.most_effort(), index.settings.head
 
     def tried(schedule: Schedule, effort: int | None) -> Schedule:
         steps = steps_for(index.settings, schedule, schedule.k, len(reader), queries)
@@ -83,34 +86,59 @@ def measured(
         low = lower_bound(share)
         return replace(schedule, effort=effort, recall=float(share.mean()), recall_low=low, queries=len(share))
 
-    before, failed = -1.0, 0
-    for _ in range(TRIES):
-        schedule = tried(schedule, effort)
-        low = schedule.recall_low or 0.0
-        if low >= target:
-            break
-        if effort is not None and effort < most and low > before + (target - low) / 10:
+    def settled(schedule: Schedule, cheapest: float) -> Schedule:
+        """With the least effort that will do; given up when it cannot become cheaper than that."""
+        least = REMOTE_EFFORT if reader.remote else LEAST_EFFORT
+        effort, failed = min(most, max(least, schedule.steps[0].keep)), 0
+        result = tried(schedule, effort or None)
+        while not reaches(result, target) and effort < most and price(result, kind, most, len(reader)) < cheapest:
             failed, effort = effort, min(most, effort * 2)
-        elif schedule.steps[0].keep < len(reader):
-            schedule = longer(schedule, len(reader))
-        elif effort is not None and effort < most:
-            failed, effort = effort, min(most, effort * 2)
-        else:
+            result = tried(schedule, effort)
+        while reaches(result, target) and failed and effort > failed * NEAR and not reader.remote:
+            middle = round((failed * effort) ** 0.5)
+            easier = tried(schedule, middle)
+            if reaches(easier, target):
+                result, effort = easier, middle
+            else:
+                failed = middle
+        return result
+
+    best, cheapest = schedule, math.inf
+    for stretch in STRETCHES:  # longer lists forgive a head that searches less hard
+        candidate = settled(longer(schedule, stretch, len(reader)), cheapest)
+        own = price(candidate, kind, most, len(reader))
+        if reaches(candidate, target) and own < cheapest:
+            best, cheapest = candidate, own
+        if (reader.remote or not most) and reaches(candidate, target):
             break
-        before = low
-    while failed and effort is not None and effort > failed * NEAR:  # between too little and enough
-        middle = round((failed * effort) ** 0.5)
-        easier = tried(schedule, middle)
-        if (easier.recall_low or 0.0) >= target:
-            schedule, effort = easier, middle
-        else:
-            failed = middle
-    return schedule
+    while not reaches(best, target):
+        best = settled(longer(candidate, GROW, len(reader)), math.inf)
+        if candidate.steps == best.steps:
+            break  # everything is rescored already
+        candidate = best
+    return best
 
 
-def longer(schedule: Schedule, rows: int) -> Schedule:
+def reaches(schedule: Schedule, target: float) -> bool:
+    """Whether a measured schedule keeps its word."""
+    return schedule.recall_low is not None and schedule.recall_low >= target
+
+
+def price(schedule: Schedule, kind: str, most: int, rows: int) -> float:
+    """Multiply-adds of a schedule with its effort, by the same model that lists are chosen by."""
+    first = schedule.steps[0]
+    if kind.startswith("ivf") and most:
+        price = ((schedule.effort or most) / most * rows + most) * first.size
+    else:
+        price = head_cost(kind, rows)(first.size, max(first.keep, schedule.effort or 0))
+    for step, wider in pairwise(schedule.steps):
+        price += step.keep * (wider.size + JUMP)
+    return price
+
+
+def longer(schedule: Schedule, factor: float, rows: int) -> Schedule:
     """The same with longer shortlists."""
-    steps = [Step(step.size, min(rows, int(step.keep * GROW) + 1)) for step in schedule.steps[:-1]]
+    steps = [Step(step.size, min(rows, math.ceil(step.keep * factor))) for step in schedule.steps[:-1]]
     return replace(schedule, steps=(*steps, schedule.steps[-1]))
 
 
