@@ -5,14 +5,18 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import gc
 import json
 
 import numpy as np
 import pytest
+import sentence_transformers  # noqa: F401
 import torch
 from safetensors.numpy import save_file
 
 torch.set_num_threads(1)
+gc.collect()
+gc.freeze()  # each stage collects twice: half a second each time over all that the libraries hold
 
 LATENT = 6  # dimensions that link a query to its documents
 NUISANCE = 5  # louder dimensions that link nothing

@@ -127,8 +127,8 @@ def write_truncated_npy(path):
         ("a.npy", lambda path: np.save(path, np.array([{"a": 1}], dtype=object)), "a.npy is not a readable .npy file"),
         ("a.safetensors", write_truncated_safetensors, r"not a readable safetensors file \(truncated\?\)"),
         ("a.safetensors", lambda path: path.write_bytes(b""), r"not a readable safetensors file"),
-        ("a.txt", lambda path: path.write_text("1 2"), "read from .safetensors or .npy files, not .txt"),
-        ("a", lambda path: path.write_text("1 2"), "read from .safetensors or .npy files, not this"),
+        ("a.txt", lambda path: path.write_text("1 2"), "read from files ending in .*, not .txt"),
+        ("a", lambda path: path.write_text("1 2"), "read from files ending in .*, not this"),
     ],
 )
 def test_load_vectors_rejects_a_bad_file(tmp_path, file, write, match):

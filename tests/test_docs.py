@@ -29,11 +29,22 @@ PACKAGE = ROOT / "src" / "smec_st"
 
 # A module may import those of its own layer or lower ones.
 LAYERS = [
-    {"functional", "files", "quiet", "data", "stages", "__init__"},
-    {"config", "metrics", "memory", "modules", "sampler"},
+    {"functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
+    {"config", "metrics", "memory", "modules", "overlap", "sampler"},
     {"losses", "folding", "baselines", "evaluation"},
-    {"trainer", "callbacks", "recipe", "hub", "compressor"},
-    {"compare"},
+    {
+        "trainer",
+        "callbacks",
+        "recipe",
+        "hub",
+        "compressor",
+        "text",
+        "quantization",
+        "onnx_export",
+        "streaming",
+        "upkeep",
+    },
+    {"compare", "search"},
     {"analysis"},
     {"cli"},
     {"__main__"},
@@ -48,7 +59,7 @@ def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch):
     np.save("queries.npy", vectors["queries"])
     np.save("relevant.npy", np.stack([np.arange(120), source], axis=1))
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     for block in blocks:
         exec(block.replace("sentence-transformers/all-MiniLM-L6-v2", str(get_model_path())), names)

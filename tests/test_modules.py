@@ -166,7 +166,7 @@ def test_residual_adapter_strength_walks_from_start_to_result(x, start, hidden_d
 def test_residual_adapter_equals_its_formula(x, start, activation):
     adapter = trained(ResidualAdapter(8, 5, hidden_dim=6, activation=activation, start=start))
     hidden = getattr(nn.functional, activation)(x @ adapter.hidden.weight.T)
-    torch.testing.assert_close(embed(adapter, x), x @ start.T + hidden @ adapter.residual.weight.T)
+    torch.testing.assert_close(embed(adapter, x), x @ start.T + hidden @ adapter.residual.weight.T / 6**0.5)
 
 
 def test_residual_adapter_reads_the_source_however_far_behind(x, start):

@@ -24,7 +24,10 @@ from smec_st.trainer import STRENGTHS, SequentialTrainer, SequentialTrainingArgu
 WIDTH, DIMS = 16, [8, 4]
 
 
-def make_trainer(folder: Path, *, order: str = "grow", memory: int = 64, judged: bool = True, **arguments):
+def make_trainer(
+    folder: Path, *, order: str = "grow", memory: int = 64, judged: bool = True, guarded: bool = True, **arguments
+):
+    own = {name: arguments.pop(name) for name in ("evaluator", "callbacks") if name in arguments}
     rng = np.random.default_rng(0)
     signal_, nuisance = rng.standard_normal((120, 5)), 2 * rng.standard_normal((120, 11))
     corpus = np.concatenate([signal_, nuisance], axis=1).astype(np.float32)
@@ -61,8 +64,9 @@ def make_trainer(folder: Path, *, order: str = "grow", memory: int = 64, judged:
         table=table,
         loss=loss,
         train_dataset=Dataset.from_dict(columns),
-        guard=HeldOutEvaluator(table, Qrels(held, held, np.ones(20))).score,
+        guard=HeldOutEvaluator(table, Qrels(held, held, np.ones(20))).score if guarded else None,
         distinct=judged,
+        **own,
     )
 
 

@@ -17,6 +17,7 @@ _HOME = {
     "DataError": "smec_st.data",
     "EmbeddingInput": "smec_st.modules",
     "FitConfig": "smec_st.config",
+    "FunnelIndex": "smec_st.search",
     "Qrels": "smec_st.data",
     "ResidualAdapter": "smec_st.modules",
     "SMECLoss": "smec_st.losses",
@@ -36,6 +37,7 @@ __all__ = [
     "DataError",
     "EmbeddingInput",
     "FitConfig",
+    "FunnelIndex",
     "Qrels",
     "ResidualAdapter",
     "SMECLoss",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from smec_st.memory import SelectableCrossBatchMemory
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
     from smec_st.sampler import SpreadPairSampler
+    from smec_st.search import FunnelIndex
     from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
 
 

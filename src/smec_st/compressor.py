@@ -7,14 +7,20 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from smec_st import __version__
-from smec_st.data import DataError, VectorTable, as_numpy, as_qrels, read_safetensors, unit_rows
-from smec_st.data.embedding import embed_if_texts
+from smec_st.data import DataError, VectorTable, as_numpy, as_qrels, read_safetensors
+from smec_st.data.embedding import backbone_record, embed_if_texts
+from smec_st.data.errors import some
 from smec_st.files import new_folder
+from smec_st.maps import FoldedMap, Layer
+from smec_st.quantization.codecs import Plain
+from smec_st.quantization.head import Head
+from smec_st.quantization.storage import head_entries, head_tensors, read_heads
+from smec_st.space import check_backbone
 from smec_st.stages import check_dims, default_dims
 
 if TYPE_CHECKING:
@@ -22,12 +28,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from smec_st.config import FitConfig
-    from smec_st.folding import FoldedMap
     from smec_st.hub.evidence import Evidence
 
 CONFIG_FILE = "compressor.json"
 WEIGHTS_FILE = "compressor.safetensors"
 FORMAT = 1
+PLAIN = ("float32", "float16")
 
 Vectors = TypeVar("Vectors", np.ndarray, "Tensor")
 
@@ -41,14 +47,21 @@ class Compressor:
     Args:
         maps: Folded maps and the sizes each serves.
         info: What is known of the fit: backbone, method, settings, stages.
+        heads: Ways to store documents in fewer bytes per number.
     """
 
-    def __init__(self, maps: Sequence[tuple[FoldedMap, Sequence[int]]], info: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        maps: Sequence[tuple[FoldedMap, Sequence[int]]],
+        info: Mapping[str, Any] | None = None,
+        heads: Sequence[Head] = (),
+    ) -> None:
         self._maps = tuple((folded, tuple(sizes)) for folded, sizes in maps)
         self._by_dim = {dim: folded for folded, sizes in self._maps for dim in sizes}
         if not self._by_dim or len({folded.in_dim for folded, _ in self._maps}) != 1:
             raise ValueError("A compressor needs at least one map, all reading the same width.")
         self.info: dict[str, Any] = dict(info or {})
+        self.heads = tuple(heads)
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -102,7 +115,39 @@ class Compressor:
 
     # -- use ----------------------------------------------------------------------------------------------------------
 
-    def transform(self, vectors: Vectors, dim: int | None = None, chunk: int = 65536) -> Vectors:
+    def head(self, dim: int | None = None, precision: str | None = None, bytes: int | None = None) -> Head:
+        """A way to store documents: what encodes them, and what queries are compared with.
+
+        Args:
+            dim: Size; the widest that fits the rest by default.
+            precision: "float32", "float16", "int8", "binary" or "pq". By default that of the head with so many
+                ``bytes``, or float32.
+            bytes: Bytes per document.
+
+        Raises:
+            DataError: If there is no such head; the message names those there are.
+        """
+        if precision in PLAIN or (precision is None and bytes is None):
+            plain = Plain(0, precision or "float32")
+            wanted = dim if dim is not None or bytes is None else bytes // np.dtype(plain.precision).itemsize
+            folded = self.map_for(wanted)
+            found = [Head(folded, dataclasses.replace(plain, dim=folded.out_dim))]
+        else:
+            found = [head for head in self.heads if dim in (None, head.dim) and precision in (None, head.precision)]
+        found = [head for head in found if bytes in (None, head.bytes)]
+        if not found:
+            have = ", ".join(f"{head.precision} of {head.dim} numbers ({head.bytes} bytes)" for head in self.heads)
+            asked = [f"{dim} numbers" if dim else "", precision or "", f"{bytes} bytes" if bytes else ""]
+            wanted_words = " ".join(word for word in asked if word)
+            raise DataError(
+                f"this compressor has no codes of {wanted_words}; it has {have or 'none'}. "
+                "`Compressor.quantize` adds more."
+            )
+        return max(found, key=lambda head: (bytes is not None and "for_bytes" in head.info, head.dim))
+
+    def transform(
+        self, vectors: Vectors, dim: int | None = None, chunk: int = 65536, precision: str = "float32"
+    ) -> Vectors:
         """Compress vectors.
 
         Args:
@@ -110,9 +155,10 @@ class Compressor:
                 matter.
             dim: Size wanted: one of :attr:`dims`, or any prefix of a nested compressor. The widest by default.
             chunk: Rows mapped at a time, to bound memory.
+            precision: How documents are stored, see :meth:`head`. Queries stay float32.
 
         Returns:
-            ``(n, dim)`` or ``(dim,)`` float32 of length 1; a tensor for a tensor, otherwise numpy.
+            ``(n, dim)`` or ``(dim,)`` float32 of length 1, or codes; a tensor for a tensor, otherwise numpy.
 
         Raises:
             ValueError: If the width is not :attr:`width`, or a row is zero, NaN or infinite.
@@ -120,24 +166,10 @@ class Compressor:
         if hasattr(vectors, "detach"):
             import torch
 
-            compressed: Any = torch.from_numpy(self.transform(as_numpy(vectors), dim, chunk))
+            compressed: Any = torch.from_numpy(self.transform(as_numpy(vectors), dim, chunk, precision))
             return compressed.to(vectors.device)  # type: ignore[no-any-return]
-        rows = np.asarray(vectors)
-        if rows.ndim not in (1, 2) or rows.shape[-1] != self.width:
-            raise ValueError(f"Vectors must be {self.width} wide, got shape {tuple(rows.shape)}.")
-        if rows.dtype.kind != "f":
-            raise ValueError(f"Vectors must be floats, got {rows.dtype}.")
-        folded = self.map_for(dim)
-        table = rows.reshape(-1, self.width)
-        out = np.empty((len(table), folded.out_dim), dtype=np.float32)
-        for start in range(0, len(table), chunk):
-            part = unit_rows(table[start : start + chunk])
-            length = np.linalg.norm(part, axis=1)
-            wrong = np.flatnonzero(~(np.abs(length - 1) < 1e-3))
-            if len(wrong):
-                raise ValueError(f"Row {start + wrong[0]} is zero, NaN or infinite: it has no direction.")
-            out[start : start + chunk] = unit_rows(folded(part))
-        return cast(Vectors, out.reshape(*rows.shape[:-1], folded.out_dim))
+        codes: Any = self.head(dim, precision).encode(np.asarray(vectors), chunk)
+        return codes  # type: ignore[no-any-return]
 
     def attach(self, model: SentenceTransformer | str, dim: int | None = None) -> SentenceTransformer:
         """An ordinary sentence-transformers model: the backbone's modules, then stock ``Dense`` and ``Normalize``.
@@ -147,10 +179,11 @@ class Compressor:
             dim: Size to serve. By default the widest nested size, to be cut by ``truncate_dim``.
 
         Raises:
-            ValueError: If the backbone's width is not :attr:`width`.
+            ValueError: If the backbone's width is not :attr:`width`, or it is known to be another model or revision.
         """
         from smec_st.hub.export import attach
 
+        self._check_model(model)
         return attach(self, model, dim)
 
     def export(
@@ -166,6 +199,7 @@ class Compressor:
         """
         from smec_st.hub.export import export
 
+        self._check_model(model)
         export(self, model, folder, dim, onnx)
 
     def push_to_hub(
@@ -225,6 +259,20 @@ class Compressor:
             license=license,
         )
 
+    def _check_model(self, model: SentenceTransformer | str) -> None:
+        record = {"model": model} if isinstance(model, str) else backbone_record(model)
+        check_backbone(self.info.get("backbone") or {}, record, "the model")
+
+    def to_onnx(self, path: str | Path, dim: int | None = None) -> None:
+        """Write one size as a tiny ONNX model: ``vectors`` ``(n, D)`` float32 to ``embedding`` ``(n, dim)``.
+
+        Raises:
+            DataError: If the package onnx is missing.
+        """
+        from smec_st.onnx_export import write_onnx
+
+        write_onnx(self, Path(path), dim)
+
     # -- make ---------------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -243,6 +291,8 @@ class Compressor:
         progress: bool = False,
         unlabelled_queries: Sequence[int] | np.ndarray | None = None,
         own_document: Sequence[int] | np.ndarray | None = None,
+        backbone: Mapping[str, Any] | None = None,
+        bytes: int | None = None,
         **settings: Any,
     ) -> Compressor:
         """Fit on a corpus, better with queries, best with judgements.
@@ -263,20 +313,23 @@ class Compressor:
             unlabelled_queries: Without labels, which query rows to train on beside the corpus; all by default.
             own_document: Corpus row that is the query itself, ``(Q,)``, -1 for none (duplicate questions, images among
                 images): it counts neither as relevant nor as irrelevant.
+            backbone: What is known of the model that made the vectors (``model``, ``revision``, ``prompt``), when they
+                come without it.
+            bytes: Also find the best pair of size and precision for documents of so many bytes; see :meth:`quantize`.
             **settings: Fields of :class:`~smec_st.config.FitConfig`.
 
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
         from smec_st.config import METHODS, FitConfig
-        from smec_st.recipe import fit_stages, fit_untrained
+        from smec_st.recipe import fit_stages, fit_untrained, labels_are_classes
 
         if method not in METHODS:
             raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
         settings = {**({} if config is None else config.to_dict()), **METHODS[method], **settings}
         if dims is not None:
             settings["dims"] = tuple(dims)
-        corpus, queries, backbone = embed_if_texts(corpus, queries, model, progress)
+        corpus, queries, known = embed_if_texts(corpus, queries, model, progress)
         table = VectorTable(corpus, queries, own_document)
         try:
             settings["dims"] = check_dims(settings.get("dims") or default_dims(table.width), table.width)
@@ -285,6 +338,7 @@ class Compressor:
             raise DataError(str(error)) from error
         train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
         dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
+        recipe = recipe.for_labels(labels_are_classes(table, train))
         if train is not None and dev is None and recipe.guard:
             train, dev = train.hold_out(recipe.held_out_share, recipe.seed)
         if method in ("truncate", "pca"):
@@ -301,7 +355,7 @@ class Compressor:
             )
         info = {
             "method": method,
-            "backbone": backbone or {"width": table.width},
+            "backbone": {**(known or {"width": table.width}), **(backbone or {})},
             "settings": recipe.to_dict(),
             "data": {
                 "documents": table.corpus_size,
@@ -310,7 +364,74 @@ class Compressor:
             },
             "stages": [report.to_dict() for report in fitted.reports],
         }
-        return cls(fitted.maps, info)
+        compressor = cls(fitted.maps, info).calibrate(table.documents())
+        if bytes is None:
+            return compressor
+        from smec_st.quantization.choice import add_best
+
+        asking = unlabelled_queries if train is None else None
+        return add_best(compressor, table, train, dev, bytes, recipe.seed, asking)
+
+    def calibrate(self, corpus: np.ndarray) -> Compressor:
+        """Ranges for int8 and rotations for binary codes at every size; what is there already stays.
+
+        How well neighbours are kept is recorded as well, for ``smec-st check``.
+
+        Args:
+            corpus: ``(N, D)`` vectors; a sample of them is looked at.
+        """
+        from smec_st.overlap import POOLS, drawn, kept_neighbors
+        from smec_st.quantization.starts import untrained_heads
+
+        kept = {
+            str(pool): {
+                str(dim): kept_neighbors(corpus[drawn(len(corpus), pool)], self.map_for(dim)) for dim in self.dims
+            }
+            for pool in POOLS
+            if pool <= len(corpus)
+        }
+        heads = (*self.heads, *untrained_heads(self, corpus))
+        return type(self)(self._maps, {**self.info, "kept_neighbors": kept}, heads)
+
+    def quantize(
+        self,
+        corpus: Any,
+        queries: Any | None = None,
+        qrels: Any | None = None,
+        *,
+        bytes: int,
+        dev_qrels: Any | None = None,
+        own_document: Sequence[int] | np.ndarray | None = None,
+        seed: int = 0,
+    ) -> Compressor:
+        """Add the best way to store documents in so many bytes.
+
+        Every size that this compressor has is tried with every precision that takes so many bytes; the best is
+        trained through the rounding; held-out queries choose, or without judgements how well the neighbours of full
+        width are found again. Float vectors, and codes that were there, stay as they are.
+
+        Args:
+            corpus: As for :meth:`fit`.
+            queries: As for :meth:`fit`.
+            qrels: As for :meth:`fit`.
+            bytes: Bytes per document.
+            dev_qrels: As for :meth:`fit`.
+            own_document: As for :meth:`fit`.
+            seed: Of everything random.
+
+        Raises:
+            DataError: If no size of this compressor fits, or the input cannot be used.
+        """
+        from smec_st.quantization.choice import add_best
+
+        table = VectorTable(corpus, queries, own_document)
+        if table.width != self.width:
+            raise DataError(f"the vectors are {table.width} wide; this compressor reads {self.width}.")
+        train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
+        dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
+        if train is not None and dev is None:
+            train, dev = train.hold_out(0.1, seed)
+        return add_best(self, table, train, dev, bytes, seed, None)
 
     def extend(
         self,
@@ -379,7 +500,7 @@ class Compressor:
             maps.append((fitted.maps[-1][0], (dim,)))
             have.append(dim)
             reports += [report.to_dict() for report in fitted.reports]
-        return type(self)(maps, {**self.info, "stages": reports})
+        return type(self)(maps, {**self.info, "stages": reports}, self.heads).calibrate(table.documents())
 
     # -- keep ---------------------------------------------------------------------------------------------------------
 
@@ -416,9 +537,11 @@ class Compressor:
                 {"dims": list(sizes), "layers": [{"activation": layer.activation} for layer in folded.layers]}
                 for folded, sizes in self._maps
             ],
+            "heads": head_entries(self.heads),
             **self.info,
         }
-        save_file({k: np.ascontiguousarray(v) for k, v in self._tensors().items()}, folder / WEIGHTS_FILE)
+        tensors = {**self._tensors(), **head_tensors(self.heads)}
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / WEIGHTS_FILE)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -456,8 +579,6 @@ class Compressor:
         Raises:
             DataError: If the folder holds no compressor, a newer format, or weights that do not fit.
         """
-        from smec_st.folding import FoldedMap, Layer
-
         folder = Path(folder)
         path = folder / CONFIG_FILE
         if not path.is_file():
@@ -471,7 +592,10 @@ class Compressor:
             names = [
                 [f"{m}.{n}.weight" for n in range(len(entry["layers"]))] for m, entry in enumerate(config["maps"])
             ]
-            tensors = read_safetensors(folder / WEIGHTS_FILE, [name for group in names for name in group])
+            tensors = read_safetensors(folder / WEIGHTS_FILE, None)
+            missing = [name for group in names for name in group if name not in tensors]
+            if missing:
+                raise DataError(f"{folder / WEIGHTS_FILE} lacks the tensor {some(missing)}.")
             maps = [
                 (
                     FoldedMap(
@@ -488,8 +612,9 @@ class Compressor:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
-        own = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps")
+        own = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps", "heads")
         compressor = cls(maps, {name: value for name, value in config.items() if name not in own})
         if compressor.fingerprint != config.get("fingerprint"):
             raise DataError(f"{folder}: weights and {CONFIG_FILE} do not belong together (fingerprints differ).")
+        compressor.heads = read_heads(config.get("heads", []), tensors, compressor.map_for, path)
         return compressor

@@ -19,6 +19,11 @@ CHOICES = {
 }
 
 
+#: What None stands for. Classes as labels overwhelm the pull to neighbourhoods, and need smaller steps.
+PAIR_DEFAULTS = {"learning_rate": 1e-2, "alignment_weight": 6.0, "narrow_hidden": 4.0}
+CLASS_DEFAULTS = {"learning_rate": 2e-3, "alignment_weight": 0.5, "narrow_hidden": 0.0}
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Settings of a fit; names as in a ``--config`` file (JSON or YAML).
@@ -28,16 +33,19 @@ class FitConfig:
         order: ``grow`` (smallest first, nested) or ``shrink`` (as published, a layer per size).
         start: ``principal`` or ``identity``; see :class:`~smec_st.trainer.SequentialTrainingArguments`.
         hidden_dim: Width of each adapter's hidden layer; None for linear maps.
+        narrow_hidden: With labels and the order ``grow``, sizes of a 24th of the width and less get a hidden layer of
+            this many times the width, 2,048 at most, where ``hidden_dim`` names none; 0 for linear maps at every size.
+            None for 4, and 0 where labels are classes.
         activation: Of the hidden layer.
         selection_ratio: Directions that ADS chooses from per direction kept.
         selection_steps: Steps of the choice.
         steps: Steps of each stage.
         batch_size: Pairs per step.
-        learning_rate: Of the map.
+        learning_rate: Of the map; None for 1e-2, and 2e-3 where labels are classes.
         rank: Supervised term: ``contrastive`` or ``pairwise``.
         alignment: Unsupervised term: ``kl`` or ``l1``.
         rank_weight: Weight of the supervised term.
-        alignment_weight: Weight of the unsupervised term.
+        alignment_weight: Weight of the unsupervised term; None for 6, and 0.5 where labels are classes.
         reconstruction_weight: Weight of the pull towards the start.
         wide_weight: Weight of the stage's terms before selection (``shrink``).
         tau: Temperature of the contrastive term.
@@ -58,16 +66,17 @@ class FitConfig:
     order: str = "grow"
     start: str = "principal"
     hidden_dim: int | None = None
+    narrow_hidden: float | None = None
     activation: str = "relu"
     selection_ratio: float = 2.0
     selection_steps: int = 120
     steps: int = 250
     batch_size: int = 256
-    learning_rate: float = 1e-2
+    learning_rate: float | None = None
     rank: str = "contrastive"
     alignment: str = "kl"
     rank_weight: float = 1.0
-    alignment_weight: float = 6.0
+    alignment_weight: float | None = None
     reconstruction_weight: float = 0.0
     wide_weight: float = 0.0
     tau: float = 0.12
@@ -97,8 +106,11 @@ class FitConfig:
         if self.order == "grow" and self.start == "identity":
             raise DataError("the order `grow` starts from principal axes; `start: identity` is for `shrink`.")
         for name in ("tau", "alignment_tau", "narrow_alignment_tau", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise DataError(f"`{name}` must be above 0 and finite, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise DataError(f"`{name}` must be above 0 and finite, got {value}.")
+        if self.narrow_hidden is not None and not 0 <= self.narrow_hidden < float("inf"):
+            raise DataError(f"`narrow_hidden` must be 0 or more and finite, got {self.narrow_hidden}.")
         if not 0 <= self.held_out_share < 1:
             raise DataError(f"`held_out_share` must be in [0, 1), got {self.held_out_share}.")
 
@@ -114,13 +126,23 @@ class FitConfig:
                 raise DataError(f"setting `{name}` must be of the kind of {_example(name, fields)!r}, got {value!r}.")
         return cls(**settings)
 
+    def for_labels(self, are_classes: bool) -> FitConfig:
+        """The same with a number wherever None leaves the choice to the kind of labels.
+
+        Args:
+            are_classes: Whether all documents of a class are relevant to each other, the queries among them.
+        """
+        defaults = CLASS_DEFAULTS if are_classes else PAIR_DEFAULTS
+        missing: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able settings."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
 
 def _example(name: str, fields: dict[str, dataclasses.Field[Any]]) -> Any:
-    return {"dims": [192, 96], "hidden_dim": 64}.get(name, fields[name].default)
+    return {"dims": [192, 96], "hidden_dim": 64, **PAIR_DEFAULTS}.get(name, fields[name].default)
 
 
 def _is_of_the_kind(value: Any, name: str, default: Any) -> bool:
@@ -130,6 +152,8 @@ def _is_of_the_kind(value: Any, name: str, default: Any) -> bool:
         return value is None or (isinstance(value, list | tuple) and all(type(dim) is int for dim in value))
     if name == "hidden_dim":
         return value is None or whole
+    if name in PAIR_DEFAULTS:
+        return value is None or whole or isinstance(value, float)
     if isinstance(default, float):
         return whole or isinstance(value, float)
     return whole if type(default) is int else isinstance(value, type(default))
@@ -157,12 +181,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "smec-published": {
         "order": "shrink",
         "start": "identity",
+        "learning_rate": 1e-2,
         "rank": "pairwise",
         "alignment": "l1",
         "alignment_weight": 0.5,
         "wide_weight": 1.0,
         "memory": 5000,
         "random_rows": 1,
+        "narrow_hidden": 0.0,
         "guard": False,
     },
     "truncate": {},

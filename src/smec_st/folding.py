@@ -7,58 +7,14 @@ allowed satisfy ``a(z) - a(-z) = z``: ``L x + U a(V x) = [U, I, -I] a([V; L; -L]
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from smec_st.maps import FoldedMap, Layer
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-from smec_st.modules.adapter import ACTIVATIONS
 
-
-@dataclass(frozen=True)
-class Layer:
-    """``x -> a(W x)``.
-
-    Attributes:
-        weight: ``(out, in)`` float32.
-        activation: A name in :data:`~smec_st.modules.adapter.ACTIVATIONS`, or None.
-    """
-
-    weight: np.ndarray
-    activation: str | None = None
-
-
-@dataclass(frozen=True)
-class FoldedMap:
-    """A short stack of bias-free dense layers, the last one linear: all there is to apply."""
-
-    layers: tuple[Layer, ...]
-
-    @property
-    def in_dim(self) -> int:
-        """Width it reads."""
-        return int(self.layers[0].weight.shape[1])
-
-    @property
-    def out_dim(self) -> int:
-        """Width it writes."""
-        return int(self.layers[-1].weight.shape[0])
-
-    def first(self, dim: int) -> FoldedMap:
-        """The map to the first ``dim`` outputs."""
-        if not 1 <= dim <= self.out_dim:
-            raise ValueError(f"`dim` must be in [1, {self.out_dim}], got {dim}.")
-        return FoldedMap((*self.layers[:-1], Layer(self.layers[-1].weight[:dim])))
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """``(n, in_dim)`` to ``(n, out_dim)``, float32, not normalised."""
-        for layer in self.layers:
-            x = x @ layer.weight.T
-            if layer.activation is not None:
-                x = ACTIVATIONS[layer.activation]()(torch.from_numpy(x)).numpy()
-        return x
+__all__ = ["FoldedMap", "Layer", "fold"]
 
 
 class _Form:
@@ -78,7 +34,7 @@ class _Form:
 
     def adapt(self, adapter: ResidualAdapter) -> _Form:
         start = adapter.start.detach().double().cpu()
-        learned = adapter.strength.double().cpu() * adapter.residual.weight.detach().double().cpu()
+        learned = adapter.scale * adapter.strength.double().cpu() * adapter.residual.weight.detach().double().cpu()
         if adapter.hidden is None:
             whole = start + learned
             return self._replace(whole @ self.linear, whole @ self.up, self.down, self.activation)

@@ -8,12 +8,20 @@ https://arxiv.org/abs/2310.08750).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 NEVER = -1e9  # a logit that takes no part in a softmax, yet stays finite in float32
+Mean = Callable[[Tensor, Tensor], Tensor]  # from a sum and a count
+
+
+def mean_of(amount: Tensor, count: Tensor) -> Tensor:
+    """``amount / count``, 0 for a count of 0. The ranks of a distributed run put theirs together instead."""
+    return amount / count.clamp_min(1)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -21,7 +29,7 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 
-def contrastive_loss(similarity: Tensor, grades: Tensor, tau: Tensor | float) -> Tensor:
+def contrastive_loss(similarity: Tensor, grades: Tensor, tau: Tensor | float, mean: Mean = mean_of) -> Tensor:
     """Graded InfoNCE: each relevant document against all irrelevant ones, never against another relevant one.
 
     ``mean_i sum_j w_ij log(1 + sum_{k: y_ik = 0} exp((s_ik - s_ij) / tau))`` with ``w_ij = y_ij / sum_j y_ij``. With
@@ -31,6 +39,7 @@ def contrastive_loss(similarity: Tensor, grades: Tensor, tau: Tensor | float) ->
         similarity: Cosine of queries and candidates, ``(B, C)``.
         grades: Relevance ``y >= 0`` of each candidate, ``(B, C)``; 0 is irrelevant (or unjudged).
         tau: Temperature, above 0.
+        mean: How the sum over queries and their count make a mean.
 
     Returns:
         A scalar; 0 when no query has a relevant candidate. Queries without one do not count.
@@ -42,10 +51,16 @@ def contrastive_loss(similarity: Tensor, grades: Tensor, tau: Tensor | float) ->
     total = grades.sum(dim=1)
     weights = grades[rows, columns] / total[rows]
     margins = irrelevant[rows] - logits[rows, columns]
-    return (weights * F.softplus(margins)).sum() / (total > 0).sum().clamp_min(1)
+    return mean((weights * F.softplus(margins)).sum(), (total > 0).sum())
 
 
-def rank_loss(similarity: Tensor, grades: Tensor, most: int = 1024) -> Tensor:
+def rank_loss(
+    similarity: Tensor,
+    grades: Tensor,
+    most: int = 1024,
+    mean: Mean = mean_of,
+    position: tuple[int, int] | None = None,
+) -> Tensor:
     """The pairwise ranking loss of Search-Adaptor, MA and SMEC.
 
     ``mean over (i, j, k) with y_ij > y_ik of (y_ij - y_ik) log(1 + exp(s_ik - s_ij))``: MA Eq. (5), with the mean in
@@ -56,36 +71,41 @@ def rank_loss(similarity: Tensor, grades: Tensor, most: int = 1024) -> Tensor:
         grades: Relevance of each candidate, ``(B, C)``.
         most: Relevant pairs (i, j) that count, at most; of more, evenly spaced ones, to bound memory where a query has
             hundreds (classes as labels).
+        mean: How the sum over triples and their count make a mean.
+        position: Where these pairs stand among those of all ranks, and how many there are; None when these are all.
 
     Returns:
         A scalar; 0 when nothing is ranked above anything.
     """
     rows, columns = torch.nonzero(grades > 0, as_tuple=True)
-    if len(rows) == 0:
-        return similarity.sum() * 0.0
-    every = -(-len(rows) // most)
-    rows, columns = rows[::every], columns[::every]
+    before, pairs = position or (0, len(rows))
+    every = max(1, -(-pairs // most))
+    first = -before % every
+    rows, columns = rows[first::every], columns[first::every]
     above = (grades[rows, columns].unsqueeze(1) - grades[rows]).clamp_min(0)  # (P, C)
     margin = similarity[rows] - similarity[rows, columns].unsqueeze(1)
-    return (above * F.softplus(margin)).sum() / (above > 0).sum().clamp_min(1)
+    return mean((above * F.softplus(margin)).sum(), (above > 0).sum())
 
 
-def alignment_l1(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+def alignment_l1(student: Tensor, teacher: Tensor, mask: Tensor, mean: Mean = mean_of) -> Tensor:
     """Mean absolute change of similarity over the chosen pairs: MA Eq. (2); SMEC's unsupervised loss over the memory.
 
     Args:
         student: Similarities at the narrow width, ``(B, C)``.
         teacher: The same pairs at full width, ``(B, C)``.
         mask: True where a pair counts (the top-k of the memory), ``(B, C)``.
+        mean: How the sum over pairs and their count make a mean.
 
     Returns:
         A scalar in ``[0, 2]``.
     """
     change = (student - teacher).abs() * mask
-    return change.sum() / mask.sum().clamp_min(1)
+    return mean(change.sum(), mask.sum())
 
 
-def alignment_kl(student: Tensor, teacher: Tensor, tau: float, mask: Tensor | None = None) -> Tensor:
+def alignment_kl(
+    student: Tensor, teacher: Tensor, tau: float, mask: Tensor | None = None, mean: Mean = mean_of
+) -> Tensor:
     """How far the narrow neighbourhood is from the full-width one.
 
     ``mean_i KL(softmax(t_i / tau) || softmax(s_i / tau))``. A softmax weighs each pair by how near it is, so the far
@@ -97,6 +117,7 @@ def alignment_kl(student: Tensor, teacher: Tensor, tau: float, mask: Tensor | No
         teacher: The same pairs at full width, ``(B, C)``; no gradient flows into it.
         tau: Temperature of both, above 0.
         mask: True where a pair counts, ``(B, C)``; None for all. A row with no True counts 0.
+        mean: How the sum over rows and their count make a mean.
 
     Returns:
         A scalar, at least 0.
@@ -107,7 +128,8 @@ def alignment_kl(student: Tensor, teacher: Tensor, tau: float, mask: Tensor | No
     log_target = target.log_softmax(dim=1)
     target = log_target.exp()
     negative_entropy = (target * log_target).sum()
-    return (F.cross_entropy(given, target, reduction="sum") + negative_entropy) / len(student)
+    divergence = F.cross_entropy(given, target, reduction="sum") + negative_entropy
+    return mean(divergence, torch.tensor(len(student), device=student.device))
 
 
 def reconstruction_l1(start: Tensor, result: Tensor) -> Tensor:

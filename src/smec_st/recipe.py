@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 PAIRS_PER_QUERY = 16
+MOST_HIDDEN = 2048
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def fit_stages(
     from smec_st.modules import EmbeddingInput
     from smec_st.trainer import SequentialTrainer
 
+    config = config.for_labels(labels_are_classes(table, qrels))
     _check_corpus(table, config)
     stages = stages or plan_stages(
         table.width,
@@ -102,6 +104,9 @@ def fit_stages(
                 model.append(module.to(model.device))
         loss = make_loss(config, model, table, qrels)
         arguments = _make_arguments(config, folder, batch_size, keep=work_dir is not None, progress=progress)
+        if qrels is not None and base is None:  # a finished map can only be continued when it is linear
+            hidden = round((config.narrow_hidden or 0) * table.width)
+            arguments.narrow_hidden_dim = min(hidden, MOST_HIDDEN) or None
         neighbors = None
         if qrels is not None and config.hard_neighbors > 0:
             neighbors = _nearest_pairs(table, columns["anchor"], config.hard_neighbors)
@@ -121,11 +126,23 @@ def fit_stages(
     return Fitted(_maps_of(modules, stages, config, base), tuple(reports))
 
 
+def labels_are_classes(table: VectorTable, qrels: Qrels | None) -> bool:
+    """Whether queries are documents themselves, and each has many relevant ones: all others of its class."""
+    if qrels is None or len(qrels.pairs) <= 4 * len(qrels.query_rows):
+        return False
+    import torch
+
+    own = table.own(torch.from_numpy(table.query_ids(qrels.query_rows)))
+    return bool((own >= 0).float().mean() > 0.5)
+
+
 def make_loss(config: FitConfig, model: Any, table: VectorTable, qrels: Qrels | None) -> SMECLoss:
     """The loss that the settings describe, with a memory of its own."""
     from smec_st.losses import Relevance, SMECLoss
     from smec_st.memory import SelectableCrossBatchMemory
 
+    config = config.for_labels(labels_are_classes(table, qrels))
+    assert config.alignment_weight is not None
     return SMECLoss(
         model,
         table,
@@ -152,6 +169,7 @@ def _make_arguments(
 ) -> SequentialTrainingArguments:
     from smec_st.trainer import SequentialTrainingArguments
 
+    assert config.learning_rate is not None
     return SequentialTrainingArguments(
         output_dir=str(folder),
         start=config.start,

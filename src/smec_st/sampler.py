@@ -19,11 +19,12 @@ class SpreadPairSampler(DefaultBatchSampler):
       Where queries share too many (classes as labels), pass ``distinct=False`` and let the loss mask them.
     * With ``neighbors``, pairs whose queries are near each other in the frozen space are placed together.
 
-    Batches depend on (seed, epoch) alone, so every rank and every resumed run sees the same ones.
+    Batches depend on (seed, epoch) alone, so every rank and every resumed run sees the same ones. With ``parts`` each
+    batch is handed out in that many consecutive parts, one per rank: together the ranks see what one process would.
 
     Args:
         dataset: Anything with a length: one entry per pair.
-        batch_size: Largest batch.
+        batch_size: Largest batch, over all parts.
         drop_last: As many batches as the pairs fill, at least one; pairs left over wait for another epoch. Batches
             are full unless pairs are too few or share too many documents.
         valid_label_columns: Unused; part of the interface.
@@ -32,6 +33,7 @@ class SpreadPairSampler(DefaultBatchSampler):
         pairs: Query and document of each pair, ``(P, 2)`` integers.
         neighbors: For each pair, other pairs to place beside it, nearest first, ``(P, n)``; None to spread only.
         distinct: Keep queries that share a relevant document out of each other's batches.
+        parts: Into how many parts of nearly equal size each batch is cut.
     """
 
     def __init__(
@@ -46,11 +48,12 @@ class SpreadPairSampler(DefaultBatchSampler):
         pairs: np.ndarray,
         neighbors: np.ndarray | None = None,
         distinct: bool = True,
+        parts: int = 1,
     ) -> None:
         if len(pairs) != len(dataset) or len(pairs) == 0:
             raise ValueError(f"`pairs` must name one pair per row of the dataset ({len(dataset)}), got {len(pairs)}.")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        if not 1 <= parts <= batch_size:
+            raise ValueError(f"`batch_size` must be at least 1, and a row per part, got {batch_size} for {parts}.")
         super().__init__(
             range(len(pairs)),
             batch_size=batch_size,
@@ -60,7 +63,9 @@ class SpreadPairSampler(DefaultBatchSampler):
             seed=seed,
         )
         self.neighbors = neighbors
-        self._seed, self._size = seed, int(batch_size)
+        self._seed, self._size, self._parts = seed, int(batch_size), parts
+        if parts > 1:
+            self.batch_size = None  # says to accelerate that lengths differ; else it passes over short parts
         self._documents = np.unique(pairs[:, 1], return_inverse=True)[1]
         self._repeats = np.bincount(self._documents)
         self._conflicts = _SharedDocuments(pairs) if distinct else None
@@ -71,10 +76,12 @@ class SpreadPairSampler(DefaultBatchSampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._batches
+        return self._batches * self._parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        yield from self._plan(self.epoch)
+        for batch in self._plan(self.epoch):
+            enough = np.resize(batch, max(len(batch), self._parts))  # no part may be empty
+            yield from (part.tolist() for part in np.array_split(enough, self._parts))
 
     def _fewest_batches(self) -> int:
         """The number of batches of every epoch: the least that the first epoch's pairs fit into without a conflict."""
@@ -99,16 +106,16 @@ class SpreadPairSampler(DefaultBatchSampler):
         """Spread the pairs over ``count`` batches; None when some pair fits nowhere."""
         order = self._spread_order(rng)
         if self.neighbors is not None:
-            order = _gather_neighbors(order, self.neighbors, self.batch_size)
+            order = _gather_neighbors(order, self.neighbors, self._size)
         if self.drop_last:
-            full = order[: count * self.batch_size]
-            home = np.arange(len(order)) // self.batch_size
+            full = order[: count * self._size]
+            home = np.arange(len(order)) // self._size
             home[len(full) :] = count - 1  # the rest may fill a gap
         else:
             full, home = order, np.arange(len(order)) * count // len(order)
         if self._conflicts is None:
             return [part.tolist() for part in np.split(full, np.searchsorted(home[: len(full)], np.arange(1, count)))]
-        return self._conflicts.settle(order, home, count, self.batch_size, must_fit=not self.drop_last)
+        return self._conflicts.settle(order, home, count, self._size, must_fit=not self.drop_last)
 
     def _spread_order(self, rng: np.random.Generator) -> np.ndarray:
         """Pairs by time: repeat ``j`` of a document with ``c`` pairs comes at ``(j + u) / c``, ``u`` random."""

@@ -13,21 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from smec_st.callbacks import LOSS_STATE, PlanProgress, StepCallback
-from smec_st.data import VectorTable
+from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
+from smec_st.data import EncodedTable, VectorTable
 from smec_st.functional import leftover_axes, second_moment
 from smec_st.losses import SMECLoss
-from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
+from smec_st.losses.ranks import same_on_all_ranks, total, world_size
+from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, LiveBackbone, ResidualAdapter
 from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 
 REPORT = "stage.json"
+NARROW = 1 / 24
+BACKBONE = "backbone.safetensors"
+LIVE = "backbone."  # how names of a training backbone's tensors begin
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
@@ -41,22 +46,27 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
         start: What adapters begin from: ``principal`` axes of the data (of what the frozen columns leave over), or the
             ``identity``, as published (``shrink`` only).
         hidden_dim: Width of each adapter's hidden layer; None for linear adapters.
+        narrow_hidden_dim: The same for sizes of at most :data:`NARROW` of the width, in ``grow``, where ``hidden_dim``
+            is None.
         activation: Of the hidden layer.
         selection_ratio: Directions that ADS chooses from per direction kept, in ``grow``.
         selection_steps: Steps of a ``select`` stage.
         selection_learning_rate: Learning rate of the selection's logits.
         selection_tau: Temperature of the selection at the first and the last step, falling linearly.
+        backbone_learning_rate: Learning rate of a backbone that trains with the first stage.
     """
 
     dims: list[int] | None = None
     order: str = "grow"
     start: str = "principal"
     hidden_dim: int | None = None
+    narrow_hidden_dim: int | None = None
     activation: str = "relu"
     selection_ratio: float = 2.0
     selection_steps: int = 120
     selection_learning_rate: float = 0.05
     selection_tau: list[float] = field(default_factory=lambda: [1.0, 0.1])
+    backbone_learning_rate: float = 2e-5
     max_steps: int = 250
     learning_rate: float = 1e-2
     lr_scheduler_type: str = "cosine"
@@ -68,7 +78,9 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
     dataloader_pin_memory: bool = False
 
     def __post_init__(self) -> None:
+        drop_last: bool = self.dataloader_drop_last  # type: ignore[has-type]
         super().__post_init__()
+        self.dataloader_drop_last = drop_last  # the parent forces it with several ranks; our sampler gives all as many
         if self.start not in ("principal", "identity"):
             raise ValueError(f"`start` must be principal or identity, got {self.start!r}.")
         if self.order == "grow" and self.start == "identity":
@@ -81,21 +93,29 @@ class VectorCollator(SentenceTransformerDataCollator):
 
     Args:
         table: Vectors by row id.
+        live: Whether a backbone trains: then what it takes comes in place of vectors.
     """
 
     table: VectorTable | None = None
+    live: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Rows to ``anchor_sentence_embedding`` ``(B, D)``, the same for ``document``, and ``label`` ``(B, 2)``."""
-        assert self.table is not None
         anchors = torch.tensor([row["anchor"] for row in features])
-        batch = {"anchor_sentence_embedding": self.table[anchors]}
+        batch = self._column("anchor", anchors, "query")
         documents = torch.full_like(anchors, -1)
         if "document" in features[0]:
             documents = torch.tensor([row["document"] for row in features])
-            batch["document_sentence_embedding"] = self.table[documents]
+            batch.update(self._column("document", documents, "document"))
         batch["label"] = torch.stack([anchors, documents], dim=1)
         return batch
+
+    def _column(self, name: str, rows: Tensor, side: str) -> dict[str, Any]:
+        assert self.table is not None
+        if not self.live:
+            return {f"{name}_sentence_embedding": self.table[rows]}
+        assert isinstance(self.table, EncodedTable)
+        return {f"{name}_{key}": value for key, value in self.table.inputs(rows, side).items()}
 
 
 class SequentialTrainer(SentenceTransformerTrainer):
@@ -108,7 +128,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
     continues from its last complete checkpoint, bit for bit.
 
     Args:
-        model: A model whose first module is :class:`~smec_st.modules.EmbeddingInput`; finished stages may follow.
+        model: A model whose first module is :class:`~smec_st.modules.EmbeddingInput`; finished stages may follow. Or
+            :class:`~smec_st.modules.LiveBackbone`, with an :class:`~smec_st.data.EncodedTable` of the same backbone:
+            then what is trainable of it trains with the first stage, and is frozen with it.
         args: :class:`SequentialTrainingArguments`.
         table: Frozen vectors by row id; its rows are what the dataset's columns name.
         stages: A plan of one's own, for continual compression; None to follow ``args.dims`` and ``args.order``.
@@ -150,14 +172,23 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.stage = self.plan[0]
         self._moment: Tensor | None = None
         self._max_steps = args.max_steps
+        if args.fsdp or args.deepspeed:
+            raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
         model.model_card_data.generate_widget_examples = False
+        self._backbone: LiveBackbone | None = model[0] if isinstance(model[0], LiveBackbone) else None
+        if self._backbone is not None and not isinstance(table, EncodedTable):
+            raise ValueError("A backbone trains on texts or images: `table` must be an EncodedTable of it.")
+        self._backbone_trains = [] if self._backbone is None else _trainable(self._backbone)
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(StepCallback(self))
+        self.diagnostics = Diagnostics(self)
+        self.add_callback(self.diagnostics)
+        self.progress = PlanProgress(self)
         if not args.disable_tqdm:
-            self.add_callback(PlanProgress(self))
+            self.add_callback(self.progress)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -170,6 +201,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             **kwargs: Passed on.
         """
         root = Path(self.args.output_dir)
+        self._one_run_for_all_stages(root)
         finished = self._load_finished(root) if resume_from_checkpoint else 0
         try:
             for stage in self.plan[finished:]:
@@ -177,13 +209,27 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 checkpoint = _last_complete_checkpoint(Path(self.args.output_dir)) if resume_from_checkpoint else None
                 began = time.perf_counter()
                 outcome = super().train(checkpoint, *args, **kwargs)
+                self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # stages end in full precision
                 seconds = time.perf_counter() - began
                 report = self._end_stage(stage, outcome.training_loss, outcome.global_step, seconds)
                 self.reports.append(report)
                 self._save_stage(root / stage.name, report)
         finally:
             self.args.output_dir, self.args.max_steps = str(root), self._max_steps
+            self.progress.close()
         return self.reports
+
+    def _one_run_for_all_stages(self, root: Path) -> None:
+        """Experiment trackers take each ``train()`` of the parent for a run: give all the same name and folder."""
+        self.args.run_name = self.args.run_name or root.name
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(root / "runs")
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps of all finished stages."""
+        return sum(report.steps for report in self.reports)
 
     def steps_of(self, stage: Stage) -> int:
         """Optimizer steps of a stage; -1 when epochs decide."""
@@ -200,11 +246,20 @@ class SequentialTrainer(SentenceTransformerTrainer):
                     part.requires_grad_(True)
         if stage.phase != "adapt":
             selection.logits.requires_grad_(True)
+        is_live = self._is_live
+        if self._backbone is not None and is_live:
+            for name, parameter in self._backbone.named_parameters():
+                parameter.requires_grad_(name in self._backbone_trains)
+            self._freeze_unused(self._backbone)
+        self.data_collator.live = is_live
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience_counter = 0  # each stage has its own patience
         self.optimizer, self.lr_scheduler = None, None  # else the last stage's optimizer goes on, over frozen weights
         self.accelerator.free_memory()
         self.model_wrapped = self.model  # else DDP keeps the last stage's parameter list
         self.loss.model = self.model  # else the loss calls the last stage's wrapper
-        self.loss.begin_stage(stage.index, adapter, stage.out_dim / self.table.width)
+        self.loss.begin_stage(stage.index, adapter, stage.out_dim / self.table.width, live=is_live)
         self.args.output_dir, self.args.max_steps = str(root / stage.name), self.steps_of(stage)
 
     def _end_stage(self, stage: Stage, loss: float, steps: int, seconds: float) -> StageReport:
@@ -213,6 +268,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
             raise FloatingPointError(
                 f"{stage.name} diverged (its weights are no longer finite); lower `learning_rate`."
             )
+        loss = float(total(torch.tensor(loss, device=self.args.device))) / world_size()  # each knows its own rows'
+        if self._is_live:
+            self._freeze_backbone()
         report = StageReport(stage=stage.name, dim=stage.out_dim, steps=steps, seconds=seconds, loss=loss)
         if stage.phase != "adapt":
             chosen = selection.freeze()
@@ -224,7 +282,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
             selection.freeze()
         self.model.requires_grad_(False)
         if stage.phase != "select":
-            report.strength, report.held_out = self._guard(adapter)
+            report.strength, report.held_out = same_on_all_ranks(self._guard(adapter))
+            adapter.strength.fill_(report.strength)
         return report
 
     @torch.no_grad()
@@ -239,6 +298,60 @@ class SequentialTrainer(SentenceTransformerTrainer):
         chosen = best_strength(scores)
         adapter.strength.fill_(chosen)
         return chosen, {f"{strength:g}": score for strength, score in scores.items()}
+
+    # -- a backbone that trains ---------------------------------------------------------------------------------------
+
+    @property
+    def _is_live(self) -> bool:
+        return isinstance(self.model[0], LiveBackbone)
+
+    def _freeze_unused(self, backbone: LiveBackbone) -> None:
+        """DDP waits for every trainable weight: freeze what no output depends on (a pooler that is not read)."""
+        assert isinstance(self.table, EncodedTable)
+        for rows, side in ((torch.tensor([0]), "document"), (torch.tensor([self.table.corpus_size]), "query")):
+            if int(rows) < len(self.table):
+                inputs = self.table.inputs(rows, side)
+                features = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+                backbone(features)["sentence_embedding"].sum().backward()
+        for parameter in backbone.parameters():
+            if parameter.grad is None:
+                parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def _freeze_backbone(self) -> None:
+        """The backbone is done: the stages to come read its vectors, made anew, once each."""
+        assert self._backbone is not None
+        assert isinstance(self.table, EncodedTable)
+        self._backbone.eval()
+        self._backbone.requires_grad_(False)
+        self.model[0] = EmbeddingInput(self.table.width)
+        self.table.forget()
+        self._moment = None
+
+    @property
+    def trained_backbone(self) -> bool:
+        """Whether a backbone trains, or trained, with the first stage."""
+        return bool(self._backbone_trains)
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """What a training backbone has learned so far, by name; empty without one, and when it is done."""
+        return self._learned() if self._is_live else {}
+
+    def _learned(self) -> dict[str, Tensor]:
+        if self._backbone is None:
+            return {}
+        state = self._backbone.state_dict()
+        buffers = {name for name, _ in self._backbone.named_buffers()}
+        kept = [name for name in state if name in buffers or name in self._backbone_trains]
+        return {LIVE + name: state[name].detach().clone() for name in kept}
+
+    def _load_backbone(self, path: Path) -> None:
+        assert self._backbone is not None
+        state = {name.removeprefix(LIVE): v for name, v in load_file(path).items() if name.startswith(LIVE)}
+        missing = {name.removeprefix(LIVE) for name in self._learned()} - set(state)
+        if missing:
+            raise ValueError(f"{path} lacks {len(missing)} weights of this backbone, {sorted(missing)[0]} among them.")
+        self._backbone.load_state_dict(state, strict=False)
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
@@ -274,12 +387,16 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return ResidualAdapter(
             stage.in_dim,
             stage.candidates,
-            hidden_dim=self.args.hidden_dim,
+            hidden_dim=self._hidden_dim(stage),
             activation=self.args.activation,
             reads="source_embedding" if stage.order == "grow" else "sentence_embedding",
             writes="candidate_embedding",
             start=start,
         )
+
+    def _hidden_dim(self, stage: Stage) -> int | None:
+        is_narrow = stage.order == "grow" and stage.out_dim <= NARROW * self.table.width
+        return self.args.hidden_dim or (self.args.narrow_hidden_dim if is_narrow else None)
 
     def _linear_map(self) -> Tensor:
         """Directions that the frozen columns look along, ``(m, D)``; of non-linear adapters, their linear part."""
@@ -310,12 +427,14 @@ class SequentialTrainer(SentenceTransformerTrainer):
         generator: torch.Generator | None = None,
         seed: int = 0,
     ) -> SpreadPairSampler:
-        """The sampler that knows of the memory; every stage draws other batches."""
-        anchors = np.asarray(dataset["anchor"])
-        documents = np.asarray(dataset["document"]) if "document" in dataset.column_names else anchors
+        """The sampler that knows of the memory; every stage draws other batches, and cuts them for the ranks."""
+        ranks = self.args.world_size
+        columns = dataset.with_format("numpy")[:]  # a column alone would come row by row, through Python
+        anchors = columns["anchor"]
+        documents = columns.get("document", anchors)
         return SpreadPairSampler(
             dataset,
-            batch_size,
+            batch_size * ranks,
             drop_last,
             valid_label_columns,
             generator,
@@ -323,6 +442,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             pairs=np.stack([anchors, documents], axis=1),
             neighbors=self.neighbors,
             distinct=self.distinct,
+            parts=ranks,
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
@@ -332,18 +452,35 @@ class SequentialTrainer(SentenceTransformerTrainer):
             kwargs = {
                 name: value for name, value in kwargs.items() if name not in ("params", "model", "optimizer_dict")
             }
-            logits = [p for n, p in self.loss.named_parameters() if p.requires_grad and n.endswith(".logits")]
-            others = [p for n, p in self.loss.named_parameters() if p.requires_grad and not n.endswith(".logits")]
-            groups: list[dict[str, Any]] = [{"params": others, "weight_decay": self.args.weight_decay}]
-            if logits:
-                groups.append({"params": logits, "weight_decay": 0.0, "lr": self.args.selection_learning_rate})
+            trained = {name: value for name, value in self.loss.named_parameters() if value.requires_grad}
+            logits = {name for name in trained if name.endswith(".logits")}
+            backbone = {name for name in trained if name.startswith("model.0.backbone.")}
+            rates = (
+                (set(trained) - logits - backbone, self.args.learning_rate, self.args.weight_decay),
+                (logits, self.args.selection_learning_rate, 0.0),
+                (backbone, self.args.backbone_learning_rate, self.args.weight_decay),
+            )
+            groups = [
+                {"params": [trained[name] for name in trained if name in names], "lr": rate, "weight_decay": decay}
+                for names, rate, decay in rates
+                if names
+            ]
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the stage and a step that never goes back."""
-        done = sum(report.steps for report in self.reports)
-        super().log({**logs, "stage": self.stage.index, "total_step": done + self.state.global_step}, start_time)
+        """Add the stage, its diagnostics, and a step that never goes back; trackers draw over that step."""
+        if "loss" in logs:
+            logs = {**logs, **self.diagnostics.take()}
+        own = self.state.global_step
+        total_step = self.steps_done + own
+        try:
+            self.state.global_step = total_step
+            super().log(
+                {**logs, "stage": self.stage.index, "dim": self.stage.out_dim, "total_step": total_step}, start_time
+            )
+        finally:
+            self.state.global_step = own
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """None: the stock card would print whole vectors as examples; the compressor writes its own."""
@@ -357,6 +494,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         draft = folder / "final.partial"
         shutil.rmtree(draft, ignore_errors=True)
         self.model.save_pretrained(str(draft), create_model_card=False)
+        if self._backbone is not None:
+            save_file(self._learned(), draft / BACKBONE)
         (draft / REPORT).write_text(json.dumps(report.to_dict(), indent=1))
         os.replace(draft, folder / "final")
         for checkpoint in folder.glob("checkpoint-*"):
@@ -370,6 +509,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
             if not path.is_file():
                 break
             self.reports.append(StageReport(**json.loads(path.read_text())))
+        if self.reports and self._backbone is not None:
+            self._load_backbone(root / self.reports[-1].stage / "final" / BACKBONE)
+            self._freeze_backbone()
         if self.reports:
             loaded = self._load_modules(root / self.reports[-1].stage / "final")
             while len(self.model):
@@ -380,13 +522,20 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     def _load_modules(self, folder: Path) -> SentenceTransformer:
         ours = (EmbeddingInput, ResidualAdapter, AdaptiveDimensionSelection)
-        classes = {f"{cls.__module__}.{cls.__name__}": cls for cls in ours}
+        classes: dict[str, Any] = {f"{cls.__module__}.{cls.__name__}": cls for cls in ours}
+        classes[f"{LiveBackbone.__module__}.{LiveBackbone.__name__}"] = _Placeholder
         return SentenceTransformer._load_with_module_classes(str(folder), classes, device="cpu")
 
     def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
         """Weights of the model, and the state of the loss, which the parent knows nothing of."""
-        self.model.load_state_dict(self._load_modules(Path(checkpoint_path)).state_dict())
-        self.loss.load_training_state(load_file(os.path.join(checkpoint_path, LOSS_STATE)))
+        folder = Path(checkpoint_path)
+        if self._is_live:
+            self._load_backbone(folder / LOSS_STATE)
+        loaded = self._load_modules(folder)
+        for own, saved in zip(list(self.model)[1:], list(loaded)[1:], strict=True):
+            own.load_state_dict(saved.state_dict())
+        state = load_file(folder / LOSS_STATE)
+        self.loss.load_training_state({name: value for name, value in state.items() if not name.startswith(LIVE)})
 
 
 def best_strength(scores: Mapping[float, float]) -> float:
@@ -405,13 +554,31 @@ def best_strength(scores: Mapping[float, float]) -> float:
     return strengths[int(smoothed.argmax())]
 
 
-def corpus_moment(table: VectorTable, chunk: int = 65536) -> Tensor:
-    """Uncentred second moment of the corpus, ``(D, D)`` float64, read in chunks."""
-    total = torch.zeros(table.width, table.width, dtype=torch.float64)
-    for start in range(0, table.corpus_size, chunk):
-        rows = table[torch.arange(start, min(start + chunk, table.corpus_size))]
-        total += second_moment(rows) * len(rows)
-    return total / table.corpus_size
+class _Placeholder(EmbeddingInput):
+    """Where a checkpoint had a training backbone; its weights are in the trainer's state."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
+def _trainable(module: nn.Module) -> list[str]:
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def corpus_moment(table: VectorTable, chunk: int = 16384, most: int = 1 << 18) -> Tensor:
+    """Uncentred second moment of the corpus, ``(D, D)`` float64, read in chunks.
+
+    Of more than ``most`` documents a random sample of that size is read: it costs ``D^2`` a row, and the axes of a
+    quarter of a million documents are those of ten million.
+    """
+    rows = torch.arange(table.corpus_size)
+    if table.corpus_size > most:
+        drawn = np.random.default_rng(0).choice(table.corpus_size, most, replace=False, shuffle=False)
+        rows = torch.from_numpy(np.sort(drawn))
+    moment = torch.zeros(table.width, table.width, dtype=torch.float64)
+    for part in rows.split(chunk):
+        moment += second_moment(table[part]) * len(part)
+    return moment / len(rows)
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:

@@ -18,7 +18,7 @@ from smec_st.folding import FoldedMap, fold
 from smec_st.losses import SMECLoss
 from smec_st.modules import EmbeddingInput, ResidualAdapter
 from smec_st.quiet import quiet_libraries
-from smec_st.recipe import make_loss
+from smec_st.recipe import labels_are_classes, make_loss
 from smec_st.stages import Stage
 from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
 
@@ -66,10 +66,12 @@ class AllSizesLoss(nn.Module):
     def _losses(self) -> dict[int, SMECLoss]:
         return {int(dim): cast(SMECLoss, loss) for dim, loss in self.by_size.items()}
 
-    def begin_stage(self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0) -> None:
+    def begin_stage(
+        self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0, live: bool = False
+    ) -> None:
         """Begin it for each size; the size decides the share."""
         for dim, loss in self._losses().items():
-            loss.begin_stage(stage, adapter, dim / self.width)
+            loss.begin_stage(stage, adapter, dim / self.width, live)
 
     def begin_step(self, stage: int, step: int) -> None:
         """Begin it for each size."""
@@ -120,7 +122,7 @@ def fit_together(data: TrainingData, dims: Sequence[int], config: FitConfig) -> 
                 start=config.start,
                 max_steps=config.steps,
                 per_device_train_batch_size=min(config.batch_size, len(pairs)),
-                learning_rate=config.learning_rate,
+                learning_rate=cast(float, config.for_labels(labels_are_classes(table, data.train)).learning_rate),
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,

@@ -19,11 +19,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from smec_st.cli.analyze import analyze
 from smec_st.cli.card import card
+from smec_st.cli.check import check
 from smec_st.cli.compare import compare
 from smec_st.cli.evaluate import evaluate
 from smec_st.cli.export import export
 from smec_st.cli.fit import fit
+from smec_st.cli.index import index
+from smec_st.cli.migrate import migrate
 from smec_st.cli.push import push
+from smec_st.cli.search import search
+from smec_st.cli.transform import transform
 from smec_st.cli.verify import verify
 
 USAGE, INTERRUPTED = 2, 130
@@ -47,7 +52,7 @@ def app() -> None:
     """Make the vectors of any embedding model many times smaller."""
 
 
-for command in (fit, evaluate, compare, analyze, export, card, push, verify):
+for command in (fit, evaluate, compare, analyze, export, transform, check, migrate, index, search, card, push, verify):
     app.add_command(command)
 
 

@@ -44,6 +44,7 @@ def score(compressor: Compressor, collection: Collection, split: str) -> list[Ro
     from smec_st import baselines
     from smec_st.data import DataError
     from smec_st.evaluation import sweep
+    from smec_st.quantization.scoring import score_codes
 
     if collection.corpus.shape[1] != compressor.width:
         raise DataError(
@@ -55,11 +56,16 @@ def score(compressor: Compressor, collection: Collection, split: str) -> list[Ro
         "pca": baselines.pca(collection.corpus),
     }
     methods.setdefault(str(compressor.info.get("method", "compressor")), compressor.transform)
-    return sweep(
+    judged = collection.judged(split)
+    rows = sweep(
         collection.corpus,
         collection.queries,
-        collection.judged(split),
+        judged,
         methods,
         compressor.dims,
         own_document=collection.own_document,
     )
+    chosen = [head for head in compressor.heads if "for_bytes" in head.info]
+    return rows + [
+        score_codes(head, collection.corpus, collection.queries, judged, collection.own_document) for head in chosen
+    ]

@@ -18,7 +18,9 @@ from smec_st.cli.evaluate import score
 from smec_st.cli.options import FOLDER, collection_options, refuse_existing, thinking, whole_numbers
 
 if TYPE_CHECKING:
-    from smec_st.data import Collection
+    from smec_st.data import Collection, Qrels
+
+FAILED = 1
 
 
 @click.command()
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 @click.option("--method", default="smec", show_default=True, help="smec, smec-published, pca or truncate.")
 @click.option("--no-labels", is_flag=True, help="Do not use the training judgements.")
 @click.option("--seed", type=int, help="Of everything random.")
+@click.option("--bytes", "bytes_", type=int, help="Also find the best size and precision for so many bytes a vector.")
+@click.option("--target", help="Find the smallest size that holds: lossless, or 'ndcg@10 >= 0.99 original'.")
 @click.option("--config", type=FOLDER, help="JSON or YAML file of settings.")
 def fit(
     data: Path,
@@ -38,29 +42,42 @@ def fit(
     method: str,
     no_labels: bool,
     seed: int | None,
+    bytes_: int | None,
+    target: str | None,
     config: Path | None,
 ) -> None:
-    """Fit a compressor on a collection's vectors, score it, and save it."""
+    """Fit a compressor on a collection's vectors, score it, and save it.
+
+    With --target, the dev queries (a fifth of the training queries where there are none) are kept for choosing the
+    size, and the fit sees nothing of them.
+    """
     keep_freed_memory()
     settings = _settings(config, dims, seed)
     refuse_existing(out)
     with thinking("reading"):
+        from smec_st.compare import Target, choose_size
         from smec_st.compressor import Compressor
         from smec_st.data import load_collection
         from smec_st.evaluation import print_rows, write_report
         from smec_st.files import new_folder
 
         collection = load_collection(data, vectors, model)
-        train = collection.judged("train")
-    with _work_dir(out, _run_key(collection, method, no_labels, settings)) as work:
+        train, dev = collection.judged("train"), collection.qrels.get("dev")
+        aim = None if target is None else Target.parse(target)
+        if aim is not None:
+            train, kept = _keep_for_target(train, dev)
+            dev = None
+    with _work_dir(out, _run_key(collection, method, no_labels, {**settings, "target": target})) as work:
         compressor = Compressor.fit(
             collection.corpus,
             collection.queries,
             None if no_labels else train,
             model=model,
-            dev_qrels=None if no_labels else collection.qrels.get("dev"),
+            dev_qrels=None if no_labels else dev,
             unlabelled_queries=train.query_rows,
             own_document=collection.own_document,
+            backbone=collection.backbone,
+            bytes=bytes_,
             method=method,
             work_dir=work,
             progress=sys.stderr.isatty(),
@@ -69,11 +86,33 @@ def fit(
         split = next((name for name in ("test", "dev") if name in collection.qrels), "train")
         title = f"{collection.name} ({split})"
         rows = score(compressor, collection, split)
+        if aim is not None:
+            choice = choose_size(aim, compressor, collection, kept)
+            compressor.info["target"] = choice.to_dict()
         with new_folder(out) as draft:
             compressor.write_into(draft)
             write_report(rows, draft, title)
     print_rows(rows, title)
+    if bytes_ is not None:
+        head = compressor.head(bytes=bytes_)
+        click.echo(f"best in {bytes_} bytes: {head.precision} of {head.dim} numbers")
+    if aim is not None:
+        click.echo("\n".join(map(str, (*choice.tests, choice))))
     click.echo(f"{compressor}\nsaved to {out}")
+    if aim is not None and choice.dim is None:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _keep_for_target(train: Qrels, dev: Qrels | None) -> tuple[Qrels, Qrels]:
+    """Training judgements, and those of the queries that will choose the size."""
+    from smec_st.data import DataError
+
+    if dev is not None:
+        return train, dev
+    rest, kept = train.hold_out(0.2, seed=0)
+    if kept is None:
+        raise DataError(f"--target needs more than {len(train.query_rows)} judged queries to choose a size by.")
+    return rest, kept
 
 
 def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from smec_st.compare.proxy import Calibration, Recommendation, calibrate, correl
 from smec_st.compare.registry import METHODS, Factory, choose
 from smec_st.compare.runner import Outcome, run_cells
 from smec_st.compare.statistics import Interval, Lossless, lossless, paired_interval, sign_flip_p
+from smec_st.compare.target import Choice, SizeTest, Target, choose_size
 
 __all__ = [
     "METHODS",
     "SMEC",
     "Calibration",
+    "Choice",
     "Comparison",
     "Factory",
     "Interval",
@@ -21,9 +23,12 @@ __all__ = [
     "Outcome",
     "Plan",
     "Recommendation",
+    "SizeTest",
     "Source",
+    "Target",
     "calibrate",
     "choose",
+    "choose_size",
     "compare",
     "correlations",
     "lossless",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -45,3 +45,12 @@ class SMEC:
             **{**self.settings, "seed": seed},
         )
         return FloatEncoder(compressor.transform, compressor.dims)
+
+
+@dataclass(frozen=True)
+class ResidualSMEC(SMEC):
+    """The same with a hidden layer as wide as the vectors: the residual reading of the published layers."""
+
+    def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
+        """See :class:`~smec_st.baselines.Method`."""
+        return SMEC.fit(replace(self, settings={**self.settings, "hidden_dim": data.table.width}), data, dims, seed)

@@ -50,12 +50,9 @@ def _with_faiss(name: str, **settings: Any) -> Factory:
     return Factory("smec_st.baselines.quantizers", name, settings, package="faiss", extra="search")
 
 
-def _ours(**settings: Any) -> Factory:
-    return Factory("smec_st.compare.ours", "SMEC", settings)
+def _ours(name: str = "SMEC", **settings: Any) -> Factory:
+    return Factory("smec_st.compare.ours", name, settings)
 
-
-#: SMEC as published, with the residual reading of its layers.
-RESIDUAL = {"hidden_dim": 384, "learning_rate": 3e-3}
 
 METHODS: dict[str, Factory] = {
     "original": _baseline("projections", "Original"),
@@ -80,7 +77,7 @@ METHODS: dict[str, Factory] = {
     "dive": _baseline("dive", "DIVE"),
     "smec-published": _ours(method="smec-published"),
     "smec-published-one-term": _ours(method="smec-published", settings={"wide_weight": 0.0}),
-    "smec-published-residual": _ours(method="smec-published", settings=RESIDUAL),
+    "smec-published-residual": _ours("ResidualSMEC", method="smec-published", settings={"learning_rate": 3e-3}),
     "matryoshka-adaptor": _baseline("matryoshka_adaptor", "MatryoshkaAdaptor"),
     "smec": _ours(),
 }

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from smec_st.data.collection import SPLITS, Collection
+from smec_st.data.encoded_table import EncodedTable
 from smec_st.data.errors import DataError
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.load import load_collection
+from smec_st.data.pairs import NumberedPairs, number_pairs
 from smec_st.data.qrels import Qrels, as_qrels
+from smec_st.data.safetensors import read_safetensors
+from smec_st.data.sources import Batch, VectorSource, load_vectors, open_vectors
 from smec_st.data.table import VectorTable
-from smec_st.data.vectors import as_numpy, check_vectors, load_vectors, read_safetensors, unit_rows
+from smec_st.data.vectors import as_numpy, check_vectors, unit_rows
 
 __all__ = [
     "SPLITS",
+    "Batch",
     "Collection",
     "DataError",
+    "EncodedTable",
+    "NumberedPairs",
     "Qrels",
+    "VectorSource",
     "VectorTable",
     "as_numpy",
     "as_qrels",
     "check_vectors",
     "load_collection",
     "load_vectors",
+    "number_pairs",
+    "open_vectors",
     "read_jsonl",
     "read_safetensors",
     "unit_rows",

@@ -62,7 +62,7 @@ class Side:
 
 def load_beir(folder: Path, vectors: Path | None, model: str | None) -> Collection:
     """Read a folder with ``corpus.jsonl``, ``queries.jsonl`` (each line with ``_id``) and ``qrels/SPLIT.tsv``."""
-    judged = {path.stem: _read_qrels(path) for path in sorted((folder / "qrels").glob("*.tsv"))}
+    judged = {path.stem: read_qrels(path) for path in sorted((folder / "qrels").glob("*.tsv"))}
     return beir_collection(
         folder.name, read_jsonl(folder / "corpus.jsonl"), read_jsonl(folder / "queries.jsonl"), judged, vectors, model
     )
@@ -112,7 +112,8 @@ def beir_collection(
     return Collection(name, corpus_vectors, query_vectors, corpus.ids, queries.ids, qrels, own)
 
 
-def _read_qrels(path: Path) -> Iterator[Triple]:
+def read_qrels(path: Path) -> Iterator[Triple]:
+    """Lines of a ``qrels/SPLIT.tsv``."""
     with path.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
             if not row or (number == 1 and row[0] == "query-id"):

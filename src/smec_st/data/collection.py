@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +36,7 @@ class Collection:
             document, as it cannot be found.
         own_document: Corpus row that is the query itself, which no search may return, -1 for none, ``(Q,)`` int64;
             all -1 when left out.
+        backbone: What the files of vectors say of the model that made them; empty when they say nothing.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Collection:
     query_ids: list[str]
     qrels: dict[str, Qrels] = field(default_factory=dict)
     own_document: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    backbone: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = self.own_document if len(self.own_document) else None

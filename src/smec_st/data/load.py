@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from smec_st.data.beir import load_beir
+from smec_st.data.blackbox import is_vector_folder, load_vector_folder, with_backbone
 from smec_st.data.collection import Collection
 from smec_st.data.errors import DataError
 from smec_st.data.fashion200k import LABELS, TASKS, load_fashion200k
@@ -30,7 +31,9 @@ def load_collection(
     - a folder in BEIR layout: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/SPLIT.tsv``;
     - the id of a BEIR collection on the Hugging Face Hub, for instance ``BeIR/scifact``;
     - class-labelled images: a folder with ``images.jsonl``, or with the images as ``SPLIT/CLASS/NAME.jpg``;
-    - Products-10K and Fashion-200K as their archives unpack.
+    - Products-10K and Fashion-200K as their archives unpack;
+    - a folder of vectors alone: ``corpus`` and ``queries`` in any format of :func:`~smec_st.data.open_vectors`, and
+      ``qrels/SPLIT.tsv``. It needs neither ``vectors`` nor ``model``.
 
     Args:
         folder: Folder, or id on the Hub; a folder of that name wins.
@@ -42,15 +45,18 @@ def load_collection(
     Raises:
         DataError: If a file is missing or broken, or files do not fit each other.
     """
-    if (vectors is None) == (model is None):
-        raise DataError("give either a file of vectors or a model that makes them.")
     path, source = Path(folder), None if vectors is None else Path(vectors)
     read = _reader(path)
+    if read is load_vector_folder and vectors is None and model is None:
+        return with_backbone(read(path, None, None), path, None)
+    if (vectors is None) == (model is None):
+        raise DataError("give either a file of vectors or a model that makes them.")
     if read is load_fashion200k:
         return load_fashion200k(path, source, model, task or TASKS[0])
     if task is not None:
         raise DataError(f"only Fashion-200K has a choice of tasks, and {path} is something else.")
-    return read(path, source, model)
+    collection = read(path, source, model)
+    return collection if source is None else with_backbone(collection, path, source)
 
 
 def _reader(path: Path) -> Callable[[Path, Path | None, str | None], Collection]:
@@ -68,6 +74,8 @@ def _reader(path: Path) -> Callable[[Path, Path | None, str | None], Collection]
         return load_fashion200k
     if any(image_files(path)):
         return load_image_folder
+    if is_vector_folder(path):
+        return load_vector_folder
     if (path / "corpus").is_dir() and (path / "queries").is_dir():
         return load_hub
     raise DataError(

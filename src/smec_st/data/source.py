@@ -9,7 +9,8 @@ import numpy as np
 
 from smec_st.data.embedding import Items, embed_tables
 from smec_st.data.errors import DataError
-from smec_st.data.vectors import check_vectors, check_widths, load_tables
+from smec_st.data.sources import load_tables
+from smec_st.data.vectors import check_vectors, check_widths
 
 SINGULAR = {"corpus": "corpus", "queries": "query", "images": "image"}
 

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data.own import as_own_document
-from smec_st.data.vectors import check_vectors, check_widths, unit_rows
+from smec_st.data.vectors import as_vectors, check_vectors, check_widths, release, unit_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+ROWS_BETWEEN_RELEASES = 1 << 16  # each may hold a page or two of a memory map in this process
 
 
 class VectorTable:
@@ -24,6 +27,8 @@ class VectorTable:
         queries: ``(Q, D)`` or None.
         own_document: Document row of each query that is itself a document, -1 for the others, ``(Q,)``; None for none.
         in_memory_bytes: Largest float32 table to hold in memory.
+        check: Whether to read all vectors once and refuse what has no direction. False trusts tables that were checked
+            before: rows of zeros then stay zeros, and are like nothing.
     """
 
     def __init__(
@@ -32,13 +37,15 @@ class VectorTable:
         queries: Any | None = None,
         own_document: Any | None = None,
         in_memory_bytes: int = 2 << 30,
+        check: bool = True,
     ) -> None:
         import torch
 
-        corpus = check_vectors(corpus, "corpus")
+        sound = check_vectors if check else as_vectors
+        corpus = sound(corpus, "corpus")
         parts = [corpus]
         if queries is not None and len(queries):
-            queries = check_vectors(queries, "query")
+            queries = sound(queries, "query")
             check_widths(corpus, queries)
             parts.append(queries)
         self.width = int(corpus.shape[1])
@@ -48,6 +55,7 @@ class VectorTable:
         self._own = torch.from_numpy(np.concatenate([np.arange(self.corpus_size), own]))
         self._parts = parts
         self._table: Tensor | None = None
+        self._read_since_release = 0
         if len(self) * self.width * 4 <= in_memory_bytes:
             self._table = torch.from_numpy(np.concatenate([unit_rows(part) for part in parts]))
 
@@ -66,7 +74,16 @@ class VectorTable:
         out[document] = self._parts[0][ids[document]]
         if self.query_size:
             out[~document] = self._parts[1][ids[~document] - self.corpus_size]
+        self._read_since_release += len(ids)
+        if self._read_since_release > ROWS_BETWEEN_RELEASES:
+            self._read_since_release = 0
+            for part in self._parts:
+                release(part)
         return torch.from_numpy(unit_rows(out))
+
+    def documents(self) -> np.ndarray:
+        """The corpus as it was given, or unit rows where the table is in memory. ``(N, D)``."""
+        return self._parts[0] if self._table is None else self._table[: self.corpus_size].numpy()
 
     def own(self, rows: Tensor) -> Tensor:
         """The document that is the same item as each of these rows: itself, a query's own document, or -1.

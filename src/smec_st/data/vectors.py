@@ -1,14 +1,13 @@
-"""Tables of vectors: read, check and normalise them."""
+"""Tables of vectors: check and normalise them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import mmap
 from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line, some
+from smec_st.data.errors import DataError, some
 
 
 def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
@@ -22,11 +21,7 @@ def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
     Returns:
         The same rows as a numpy array; no copy of a numpy array is made.
     """
-    array = as_numpy(vectors)
-    if array.ndim != 2 or 0 in array.shape:
-        raise DataError(f"{what} vectors must be a table (rows, width), not empty, got shape {tuple(array.shape)}.")
-    if array.dtype.kind != "f":
-        raise DataError(f"{what} vectors must be floats, got {array.dtype}.")
+    array = as_vectors(vectors, what)
     for start in range(0, len(array), chunk):
         rows = array[start : start + chunk].astype(np.float32, copy=False)
         finite = np.isfinite(rows).all(axis=1)
@@ -34,12 +29,23 @@ def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
             raise DataError(
                 f"{what} vectors hold NaN or infinity in {_rows(start, ~finite)}. Remove or recompute them."
             )
+        release(array)
         zero = ~rows.any(axis=1)
         if zero.any():
             raise DataError(
                 f"{what} vectors are all zero in {_rows(start, zero)}, so they have no direction. "
                 "Remove these rows (often the embedding of an empty text)."
             )
+    return array
+
+
+def as_vectors(vectors: Any, what: str) -> np.ndarray:
+    """What :func:`check_vectors` gives, from a look at shape and type alone."""
+    array = as_numpy(vectors)
+    if array.ndim != 2 or 0 in array.shape:
+        raise DataError(f"{what} vectors must be a table (rows, width), not empty, got shape {tuple(array.shape)}.")
+    if array.dtype.kind != "f":
+        raise DataError(f"{what} vectors must be floats, got {array.dtype}.")
     return array
 
 
@@ -71,46 +77,14 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return unit
 
 
-def load_vectors(path: str | Path, name: str | None = None) -> np.ndarray:
-    """Read one table of vectors.
-
-    Args:
-        path: A ``.safetensors`` file or a ``.npy`` file (memory-mapped). Pickled arrays are refused.
-        name: Which tensor of a safetensors file; needed when it holds several.
-
-    Returns:
-        ``(N, D)``, in the type of the file.
-
-    Raises:
-        DataError: If the file is missing, broken, or lacks the tensor.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    if path.suffix == ".npy":
-        try:
-            table: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-            return table
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path} is not a readable .npy file: {one_line(error)}") from error
-    if path.suffix == ".safetensors":
-        tensors = read_safetensors(path, None if name is None else (name,))
-        if len(tensors) != 1:
-            raise DataError(f"{path} holds {some(sorted(tensors), 6)}; say which one is meant.")
-        return next(iter(tensors.values()))
-    raise DataError(f"{path}: vectors are read from .safetensors or .npy files, not {path.suffix or 'this'}.")
-
-
-def load_tables(path: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """The named tables of a collection: a safetensors file with these tensors, or a folder with ``NAME.npy`` each."""
-    if path.is_dir():
-        return [load_vectors(path / f"{name}.npy") for name in names]
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    if path.suffix != ".safetensors":
-        raise DataError(f"{path}: a collection's vectors are one .safetensors file or a folder of .npy files.")
-    tensors = read_safetensors(path, names)
-    return [tensors[name] for name in names]
+def release(array: np.ndarray) -> None:
+    """Let go of the pages of a memory map that were read: they stay in the system's cache, not in this process."""
+    base: Any = array
+    while base is not None and not isinstance(base, np.memmap):
+        base = getattr(base, "base", None)
+    pages = getattr(base, "_mmap", None)
+    if base is not None and pages is not None and base.mode != "c" and hasattr(pages, "madvise"):  # "c" keeps changes
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def check_widths(corpus: np.ndarray, queries: np.ndarray) -> None:
@@ -120,20 +94,3 @@ def check_widths(corpus: np.ndarray, queries: np.ndarray) -> None:
             f"queries are {queries.shape[1]} wide and the corpus {corpus.shape[1]}; "
             "both must come from the same model."
         )
-
-
-def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.ndarray]:
-    """The named tensors of a file, or all; :class:`DataError` when the file is broken or lacks one."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            have = set(file.keys())
-            wanted = have if names is None else set(names)
-            if wanted - have:
-                raise DataError(
-                    f"{path} lacks the tensor {some(sorted(wanted - have))}; it holds {some(sorted(have), 6)}."
-                )
-            return {name: as_numpy(file.get_tensor(name)) for name in sorted(wanted)}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a readable safetensors file (truncated?): {one_line(error)}") from error

@@ -19,6 +19,7 @@ from smec_st.functional import (
     reconstruction_l1,
     unit,
 )
+from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, share_of_mean, total, world_size
 from smec_st.losses.relevance import Relevance
 from smec_st.memory import EMPTY, SelectableCrossBatchMemory
 from smec_st.modules import ResidualAdapter
@@ -40,6 +41,12 @@ class SMECLoss(nn.Module):
     Labels are row ids, ``(B, 2)``: the anchor's, and its relevant document's or -1. With one column of features (no
     labels) only ``L_align`` and ``L_rec`` apply. Terms whose weight is 0 are not computed.
 
+    Columns are frozen vectors (``sentence_embedding``) or, while a backbone trains, its inputs (token ids, pixels):
+    then the memory holds the vectors that batches pushed, and ``source_weight`` ranks at full width as well.
+
+    In a distributed run each rank compares its rows with the documents, mined and random rows of all, so that ``n``
+    ranks train as one process would with a batch ``n`` times as large.
+
     Args:
         model: Starts with :class:`~smec_st.modules.EmbeddingInput`; must give ``sentence_embedding``.
         table: Frozen vectors by row id; feeds the memory. Without it the memory holds what batches push.
@@ -51,6 +58,7 @@ class SMECLoss(nn.Module):
         alignment_weight: ``alpha``; the KL form is multiplied by its temperature as well.
         reconstruction_weight: ``beta``.
         wide_weight: Weight of the same terms on the stage's width before selection: 1 is the two-term reading of SMEC.
+        source_weight: While a backbone trains, weight of ``L_rank`` on its own output, at full width.
         tau: Temperature of the contrastive loss, times a learned factor that starts each stage at 1.
         alignment_tau: Temperature of the KL form.
         narrow_alignment_tau: The same for sizes of a sixteenth of the width and less, where only the nearest can be
@@ -79,6 +87,7 @@ class SMECLoss(nn.Module):
         alignment_weight: float = 6.0,
         reconstruction_weight: float = 0.0,
         wide_weight: float = 0.0,
+        source_weight: float = 1.0,
         tau: float = 0.12,
         alignment_tau: float = 0.08,
         narrow_alignment_tau: float = 0.05,
@@ -101,39 +110,46 @@ class SMECLoss(nn.Module):
         self.rank, self.alignment = rank, alignment
         self.rank_weight, self.alignment_weight = rank_weight, alignment_weight
         self.reconstruction_weight, self.wide_weight = reconstruction_weight, wide_weight
+        self.source_weight = source_weight
         self.tau, self.alignment_tau, self.narrow_alignment_tau = tau, alignment_tau, narrow_alignment_tau
         self.top_k, self.random_rows, self.stream_rows, self.seed = top_k, random_rows, stream_rows, seed
         self.log_scale = nn.Parameter(torch.zeros(()))
-        self.log_scale.register_hook(_mean_over_ranks)  # DDP wraps the model, not the loss
+        self.log_scale.register_hook(mean_gradient)  # DDP wraps the model, not the loss
         self._step = (0, 0)
+        self._is_live = False
         self._is_narrow = False
         self._order: tuple[int, Tensor] | None = None
 
     # -- what the trainer calls ---------------------------------------------------------------------------------------
 
-    def begin_stage(self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0) -> None:
+    def begin_stage(
+        self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0, live: bool = False
+    ) -> None:
         """Reset the learned temperature and fill the memory from the corpus, in an order that depends on the stage.
 
         Args:
             stage: Index of the stage.
             adapter: What it trains.
             share: The size it delivers, as a share of the full width.
+            live: Whether it trains the backbone too: then the memory holds what batches push.
         """
-        self._is_narrow = share <= 1 / 16
+        self._is_narrow, self._is_live = share <= 1 / 16, live
         with torch.no_grad():
             self.log_scale.zero_()
         if adapter is not None:
             adapter.exposes_start = self.reconstruction_weight > 0
         if self.memory is not None:
             self.memory.clear()
-            if self.table is not None:
+            if self.table is not None and not live:
                 rows = self._corpus_order(stage)[: self.memory.capacity]
                 self.memory.push(self.table[rows], rows)
 
     def begin_step(self, stage: int, step: int) -> None:
         """Move the corpus on through the memory. Depends on (seed, stage, step) alone, so every rank does the same."""
         self._step = (stage, step)
-        if self.memory is None or self.table is None or self.memory.capacity >= self.table.corpus_size:
+        if self.memory is None or self.table is None or self._is_live:
+            return
+        if self.memory.capacity >= self.table.corpus_size:
             return
         order = self._corpus_order(stage)
         start = self.memory.capacity + step * self.stream_rows
@@ -154,10 +170,18 @@ class SMECLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """Settings for the model card."""
         names = (
-            "rank", "alignment", "rank_weight", "alignment_weight", "reconstruction_weight", "wide_weight", "tau",
-            "alignment_tau", "narrow_alignment_tau", "top_k", "random_rows", "stream_rows", "seed",
+            "rank", "alignment", "rank_weight", "alignment_weight", "reconstruction_weight", "wide_weight",
+            "source_weight", "tau", "alignment_tau", "narrow_alignment_tau", "top_k", "random_rows", "stream_rows",
+            "seed",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
+
+    def diagnostics(self) -> dict[str, float]:
+        """For the log: temperature of the contrastive loss, and share of the memory that is filled."""
+        found = {"temperature": self.tau * float(self.log_scale.detach().exp())}
+        if self.memory is not None:
+            found["memory_fill"] = len(self.memory) / self.memory.capacity
+        return found
 
     # -- the loss -----------------------------------------------------------------------------------------------------
 
@@ -166,20 +190,22 @@ class SMECLoss(nn.Module):
 
         Args:
             sentence_features: Anchors, and with labels their relevant documents: ``sentence_embedding`` ``(B, D)``
-                each.
+                each, or what the model's backbone takes.
             labels: Row ids of both, ``(B, 2)`` int64; -1 for "none".
         """
-        columns = [column["sentence_embedding"] for column in sentence_features]
+        columns = [self._source(column) for column in sentence_features]
         anchors, anchor_ids = columns[0], labels[:, 0]
         own_documents = self._own(anchor_ids)
         has_documents = len(columns) > 1
-        with torch.no_grad():
+        with torch.autocast(device_type=anchors.device.type, enabled=False):
             pool, pool_ids, own, teacher = self._pool(anchors, anchor_ids, columns[1:], labels[:, 1])
         features = self.model({"sentence_embedding": torch.cat([anchors, pool])})
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             views = {"": (features["sentence_embedding"].float(), 1.0)}
             if self.wide_weight > 0:
                 views["wide_"] = (features["candidate_embedding"].float(), self.wide_weight)
+            if self._is_live and self.source_weight > 0:
+                views["source_"] = (torch.cat([anchors, pool]), self.source_weight)
             terms: dict[str, Tensor] = {}
             for name, (embedding, weight) in views.items():
                 mapped = unit(embedding)
@@ -188,25 +214,32 @@ class SMECLoss(nn.Module):
                     grades = self.relevance(anchor_ids, pool_ids)
                     possible = student.masked_fill(pool_ids == own_documents.unsqueeze(1), NEVER)
                     terms[f"{name}rank"] = weight * self.rank_weight * self._rank(possible, grades)
-                if self.alignment_weight > 0:
+                if self.alignment_weight > 0 and name != "source_":
                     drift = self._alignment(student, teacher, own_documents, pool_ids)
                     if has_documents:
-                        documents = mapped[len(anchors) :]
+                        documents, frozen = mapped[len(anchors) :], pool.detach()
                         drift = drift + self._alignment(
-                            documents[own] @ documents.T, pool[own] @ pool.T, pool_ids[own], pool_ids
+                            documents[own] @ documents.T, frozen[own] @ frozen.T, pool_ids[own], pool_ids
                         )
                     terms[f"{name}alignment"] = weight * self.alignment_weight * drift
             if self.reconstruction_weight > 0:
-                drift = reconstruction_l1(features["start_embedding"].float(), features["candidate_embedding"].float())
-                terms["reconstruction"] = self.reconstruction_weight * drift
-        if self.training and self.memory is not None and self.table is None:
+                terms["reconstruction"] = self.reconstruction_weight * self._reconstruction(features, len(anchors))
+        if self.training and self.memory is not None and (self.table is None or self._is_live):
             self._remember(columns, labels)
         return terms
 
+    def _source(self, column: dict[str, Tensor]) -> Tensor:
+        """A column's full-width vectors, ``(B, D)`` float32, unit norm: as they are, or through the backbone."""
+        if column.keys() == {"sentence_embedding"}:
+            return column["sentence_embedding"]
+        return unit(self.model(column)["source_embedding"].float())
+
     def _rank(self, student: Tensor, grades: Tensor) -> Tensor:
-        if self.rank == "pairwise":
-            return rank_loss(student, grades)
-        return contrastive_loss(student, grades, self.tau * self.log_scale.exp())
+        if self.rank == "contrastive":
+            return contrastive_loss(student, grades, self.tau * self.log_scale.exp(), share_of_mean)
+        pairs, rank = gather_rows((grades > 0).sum().view(1))
+        position = int(pairs[:rank].sum()), int(pairs.sum())
+        return rank_loss(student, grades, mean=share_of_mean, position=position)
 
     def _own(self, row_ids: Tensor) -> Tensor:
         """The document that each row is itself, or -1. ``(B,) -> (B,)``."""
@@ -217,13 +250,23 @@ class SMECLoss(nn.Module):
         others = pool_ids != own_documents.unsqueeze(1) if torch.isin(own_documents, pool_ids).any() else None
         if self.alignment == "kl":
             tau = self.narrow_alignment_tau if self._is_narrow else self.alignment_tau
-            return tau * alignment_kl(student, teacher, tau, others)  # so that the pull does not depend on tau
+            # Times tau, so that the pull does not depend on it.
+            return tau * alignment_kl(student, teacher, tau, others, share_of_mean)
         if others is None:
             others = torch.ones_like(teacher, dtype=torch.bool)
         k = min(self.top_k, teacher.shape[1])
         nearest = torch.zeros_like(others)
         nearest.scatter_(1, teacher.masked_fill(~others, float("-inf")).topk(k, dim=1).indices, True)
-        return alignment_l1(student, teacher, nearest & others)
+        return alignment_l1(student, teacher, nearest & others, share_of_mean)
+
+    def _reconstruction(self, features: dict[str, Tensor], anchors: int) -> Tensor:
+        """``L_rec``; the pool is the same on every rank, the anchors are not."""
+        start, result = features["start_embedding"].float(), features["candidate_embedding"].float()
+        if world_size() == 1:
+            return reconstruction_l1(start, result)
+        change = (result - start).abs()
+        count = total(torch.tensor(anchors, device=start.device)) + len(start) - anchors
+        return (world_size() * change[:anchors].sum() + change[anchors:].sum()) / (count * start.shape[1])
 
     # -- candidates ---------------------------------------------------------------------------------------------------
 
@@ -237,18 +280,30 @@ class SMECLoss(nn.Module):
             full-width similarity of anchors and vectors ``(B, C)``.
         """
         if documents:
-            ids, own = torch.unique(document_ids, return_inverse=True)
-            vectors = documents[0].new_empty(len(ids), documents[0].shape[1])
-            vectors[own] = documents[0]
+            gathered, first = gather_rows(document_ids)
+            ids, place = torch.unique(gathered, return_inverse=True)
+            own = place[first : first + len(document_ids)]
+            vectors = self._document_vectors(ids, place, documents[0])
         else:
             ids, own, vectors = document_ids[:0], document_ids[:0], anchors[:0]
-        similarity = anchors @ vectors.T
+        with torch.no_grad():
+            similarity = anchors @ vectors.T
+            if self.memory is not None:
+                slots, remembered = self._chosen_slots(anchors, anchor_ids, ids)
+                ids = torch.cat([ids, self.memory.row_ids[slots]])
+                similarity = torch.cat([similarity, remembered], dim=1)
         if self.memory is not None:
-            slots, remembered = self._chosen_slots(anchors, anchor_ids, ids)
             vectors = torch.cat([vectors, self.memory.vectors[slots]])
-            ids = torch.cat([ids, self.memory.row_ids[slots]])
-            similarity = torch.cat([similarity, remembered], dim=1)
         return vectors, ids, own, similarity
+
+    def _document_vectors(self, ids: Tensor, place: Tensor, documents: Tensor) -> Tensor:
+        """Vectors of all ranks' documents, each once, ``(C, D)``; looked up where they are frozen, else gathered."""
+        if self.table is not None and not self._is_live and world_size() > 1:
+            return self.table[ids.cpu()].to(documents)
+        gathered, _ = gather_rows(documents, with_grad=self._is_live and torch.is_grad_enabled())
+        first = torch.full_like(ids, len(gathered))
+        first.scatter_reduce_(0, place, torch.arange(len(gathered), device=ids.device), reduce="amin")
+        return gathered[first]
 
     def _chosen_slots(self, anchors: Tensor, anchor_ids: Tensor, batch_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Slots that join this batch, rising, with no row that it already holds; and their similarity ``(B, S)``."""
@@ -270,7 +325,7 @@ class SMECLoss(nn.Module):
         if self.relevance is not None:
             filled = free.nonzero().squeeze(1)
             banned[:, filled] |= self.relevance(anchor_ids, row_ids[filled]) > 0
-        chosen |= self.memory.mine(similarity, self.top_k, banned).any(dim=0)
+        chosen |= any_rank(self.memory.mine(similarity, self.top_k, banned).any(dim=0))
         slots = (chosen & free).nonzero().squeeze(1)
         return slots, similarity[:, slots]
 
@@ -284,16 +339,6 @@ class SMECLoss(nn.Module):
     @torch.no_grad()
     def _remember(self, columns: list[Tensor], labels: Tensor) -> None:
         """Push the batch's documents (its anchors when there are none), gathered over all ranks."""
-        from sentence_transformers.util.distributed import all_gather
-
         assert self.memory is not None
         vectors, ids = (columns[1], labels[:, 1]) if len(columns) > 1 else (columns[0], labels[:, 0])
-        self.memory.push(all_gather(vectors.detach()), all_gather(ids))
-
-
-def _mean_over_ranks(gradient: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        gradient = gradient.clone()
-        torch.distributed.all_reduce(gradient)
-        gradient /= torch.distributed.get_world_size()
-    return gradient
+        self.memory.push(gather_rows(vectors.detach())[0], gather_rows(ids)[0])

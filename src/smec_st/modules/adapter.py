@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ class ResidualAdapter(WeightedModule):
     """``y = B x + s f(x)``: a fixed start ``B``, a learned ``f`` that begins at zero, and a strength ``s``.
 
     With ``B`` the identity this is the residual adapter of Search-Adaptor and MA; with ``B`` principal axes training
-    starts from PCA. ``f`` is one linear map, or ``U a(V x)`` with one hidden layer; both without bias, so that a chain
-    folds into stock ``Dense`` modules (see :mod:`smec_st.folding`). ``s`` walks the line between start and result.
+    starts from PCA. ``f`` is one linear map, or ``U a(V x) / sqrt(h)`` with one hidden layer of width ``h``; both
+    without bias, so that a chain folds into stock ``Dense`` modules (see :mod:`smec_st.folding`). ``V`` begins at
+    standard normal numbers, so that the hidden layer begins as random features of unit scale (Rahimi & Recht, NeurIPS
+    2007) and a step changes it little, however wide it is. ``s`` walks the line between start and result.
 
     Args:
         in_dim: Width ``D`` of the input.
@@ -63,6 +66,8 @@ class ResidualAdapter(WeightedModule):
         self.act = None if hidden_dim is None else ACTIVATIONS[activation]()
         self.residual = nn.Linear(hidden_dim or in_dim, out_dim, bias=False)
         nn.init.zeros_(self.residual.weight)
+        if self.hidden is not None:
+            nn.init.normal_(self.hidden.weight)
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """Read ``features[reads]`` ``(B, in_dim)``, write ``features[writes]`` ``(B, out_dim)``."""
@@ -71,10 +76,17 @@ class ResidualAdapter(WeightedModule):
         if self.hidden is None or self.act is None:
             features[self.writes] = x @ self.linear_map().T
         else:
-            features[self.writes] = x @ self.start.T + self.strength * self.residual(self.act(self.hidden(x)))
+            features[self.writes] = x @ self.start.T + self.strength * self.residual(
+                self.act(self.hidden(x)) * self.scale
+            )
         if self.exposes_start:
             features["start_embedding"] = x @ self.start.T
         return features
+
+    @property
+    def scale(self) -> float:
+        """``1 / sqrt(h)``, and 1 without a hidden layer."""
+        return 1.0 if self.hidden_dim is None else 1 / math.sqrt(self.hidden_dim)
 
     def linear_map(self) -> Tensor:
         """``B + s A``, ``(out_dim, in_dim)``, of a linear adapter."""

@@ -1,0 +1,117 @@
+"""Settings of a fit against one another, by cross-validation over training and dev queries. Test is never read.
+
+    python benchmarks/ablation.py DATA/scifact --dims 24,12 --variant '{}' --variant '{"narrow_hidden": 0}'
+
+Each variant is a JSON object of FitConfig fields; the first is the reference. Writes benchmarks/results/ablation/
+NAME.json: nDCG@10 by variant, size and query, means, and paired 95 % intervals of the difference to the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentence_transformers
+import torch
+
+from smec_st import Compressor, __version__
+from smec_st.compare.statistics import paired_interval
+from smec_st.data import Collection, Qrels, load_collection
+from smec_st.metrics import evaluate_retrieval
+
+RESULTS = Path(__file__).parent / "results" / "ablation"
+
+
+def folds(collection: Collection, count: int) -> list[tuple[Qrels, Qrels]]:
+    """Training and held-out judgements, by queries drawn at random once."""
+    parts = [collection.qrels[name] for name in ("train", "dev") if name in collection.qrels]
+    judged = Qrels(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("queries", "documents", "grades")))
+    order = np.random.default_rng(0).permutation(judged.query_rows)
+    held_out = [order[fold::count] for fold in range(count)]
+    return [(judged.of_queries(np.setdiff1d(order, rows)), judged.of_queries(rows)) for rows in held_out]
+
+
+def fit_and_score(
+    collection: Collection, train: Qrels, held_out: Qrels, dims: tuple[int, ...], settings: dict[str, Any], seed: int
+) -> dict[int, np.ndarray]:
+    labels = settings.pop("labels", True)
+    compressor = Compressor.fit(
+        collection.corpus,
+        collection.queries,
+        train if labels else None,
+        dims,
+        unlabelled_queries=train.query_rows,
+        own_document=collection.own_document,
+        **{"seed": seed, **settings},
+    )
+    own = None if collection.own_document is None else collection.own_document[held_out.query_rows]
+    queries = collection.queries[held_out.query_rows]
+    local = Qrels(np.searchsorted(held_out.query_rows, held_out.queries), held_out.documents, held_out.grades)
+    scores = {}
+    for dim in compressor.dims:
+        small = compressor.transform(collection.corpus, dim), compressor.transform(queries, dim)
+        scores[dim] = evaluate_retrieval(*small, local, ("ndcg@10",), own_document=own)["ndcg@10"]
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--vectors", default="all-MiniLM-L6-v2.safetensors")
+    parser.add_argument("--dims", required=True)
+    parser.add_argument("--variant", action="append", required=True)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--only", type=int, help="Run so many of the folds.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--name", required=True, help="Of the result.")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dims = tuple(int(dim) for dim in options.dims.split(","))
+    collection = load_collection(options.data, options.data / options.vectors)
+    values: dict[str, dict[int, list[np.ndarray]]] = {name: {dim: [] for dim in dims} for name in options.variant}
+    seconds = dict.fromkeys(options.variant, 0.0)
+    for fold, (train, held_out) in enumerate(folds(collection, options.folds)[: options.only]):
+        for name in options.variant:
+            began = time.perf_counter()
+            scores = fit_and_score(collection, train, held_out, dims, json.loads(name), seed=fold)
+            seconds[name] += time.perf_counter() - began
+            for dim, score in scores.items():
+                values[name][dim].append(score)
+            print(fold, name, {dim: round(float(score.mean()), 4) for dim, score in scores.items()}, flush=True)
+    rows = []
+    for name in options.variant:
+        for dim in dims:
+            score, first = np.concatenate(values[name][dim]), np.concatenate(values[options.variant[0]][dim])
+            interval = paired_interval(score, first) if name != options.variant[0] else None
+            rows.append(
+                {
+                    "variant": json.loads(name),
+                    "dim": dim,
+                    "ndcg@10": round(float(score.mean()), 4),
+                    "difference": round(float((score - first).mean()), 4),
+                    "interval": None if interval is None else [round(interval.low, 4), round(interval.high, 4)],
+                    "queries": len(score),
+                    "fit_seconds": round(seconds[name], 1),
+                }
+            )
+            print(rows[-1])
+    record = {
+        "arguments": {name: str(value) for name, value in vars(options).items() if name != "data"},
+        "data": options.data.name,
+        "versions": {
+            "smec_st": __version__,
+            "sentence_transformers": sentence_transformers.__version__,
+            "torch": torch.__version__,
+        },
+        "rows": rows,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

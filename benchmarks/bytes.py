@@ -1,0 +1,208 @@
+"""Quality at equal bytes: sizes x precisions of ours and of other float methods, each under the same quantisers.
+
+Every method's floats are stored in each precision that fits a budget; the dev split chooses size and precision per
+method and budget, the test split gives the figure. Quantisers are int8, binary (rotated), product quantisation with
+and without a learned rotation, and RaBitQ (FAISS; its 8 bytes of factors count). Documents are codes, queries float,
+decoded documents have length 1 for all alike, RaBitQ apart. Done parts are kept: the command goes on after a stop.
+
+    python benchmarks/bytes.py DATA/scifact --fitted FOLDER --json benchmarks/results/bytes.json
+
+`--fitted` keeps one compressor per collection (fitted with the defaults when it is not there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads stall a busy machine
+
+import faiss
+import numpy as np
+import torch
+
+from smec_st import Collection, Compressor, VectorTable, load_collection
+from smec_st.baselines import TrainingData, pca, truncate
+from smec_st.baselines.mrl import MRL
+from smec_st.data import unit_rows
+from smec_st.metrics import evaluate_retrieval, leave_out, score_rankings
+from smec_st.quantization.codecs import Binary
+from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation, sample_rows
+
+BUDGETS = (384, 96, 48, 32, 24, 16, 12, 6)
+GROUPS = (2, 4, 8, 16)
+RABITQ_FACTORS = 8
+Floats = Callable[[np.ndarray, int], np.ndarray]
+
+
+def quantised(documents: np.ndarray, queries: np.ndarray, budget: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Every way to store these floats in so many bytes: name, decoded documents, queries."""
+    dim = documents.shape[1]
+    rows = documents[sample_rows(len(documents), 0, 8000)]
+    if 4 * dim == budget:
+        yield "float32", documents, queries
+    if 2 * dim == budget:
+        yield "float16", unit_rows(documents.astype(np.float16)), queries
+    if dim == budget:
+        codec = calibrate_int8(rows)
+        yield "int8", codec.decode(codec.encode(documents)), queries
+    if dim == 8 * budget:
+        codec = Binary(random_rotation(dim, 0))
+        yield "binary", codec.decode(codec.encode(documents)), queries
+    if dim % budget == 0 and dim // budget in GROUPS:
+        for rotate in (False, True) if budget <= 24 else (False,):
+            rotation, codec = product_codes(rows, budget, 0, rotate)
+            turned = (documents, queries) if rotation is None else (documents @ rotation, queries @ rotation)
+            yield "opq" if rotate else "pq", codec.decode(codec.encode(turned[0])), turned[1]
+
+
+def rabitq(documents: np.ndarray, queries: np.ndarray, depth: int) -> np.ndarray:
+    """Ranking by FAISS's own estimate."""
+    index = faiss.index_factory(documents.shape[1], "RaBitQ", faiss.METRIC_INNER_PRODUCT)
+    index.train(documents)
+    index.add(documents)
+    return index.search(queries, depth)[1]
+
+
+def score(data: Collection, split: str, documents: np.ndarray, queries: np.ndarray) -> float:
+    found = evaluate_retrieval(documents, queries, data.qrels[split], ("ndcg@10",), data.own_document)
+    return float(found["ndcg@10"].mean())
+
+
+def score_ranking(data: Collection, split: str, documents: np.ndarray, queries: np.ndarray) -> float:
+    rows = data.qrels[split].query_rows
+    ranked = leave_out(rabitq(documents, queries[rows], 11), data.own_document[rows])[:, :10]
+    return float(score_rankings((rows, ranked), data.qrels[split], ("ndcg@10",))["ndcg@10"].mean())
+
+
+def rows_of(data: Collection, name: str, floats: Floats, dims: tuple[int, ...]) -> Iterator[dict]:
+    """Every combination of one float method."""
+    for dim in dims:
+        documents, queries = floats(data.corpus, dim), floats(data.queries, dim)
+        base = {"method": name, "dim": dim}
+        for budget in BUDGETS:
+            for precision, stored, asked in quantised(documents, queries, budget):
+                scores = {split: score(data, split, stored, asked) for split in ("dev", "test")}
+                yield {**base, "precision": precision, "bytes": budget, **scores}
+        scores = {split: score_ranking(data, split, documents, queries) for split in ("dev", "test")}
+        yield {**base, "precision": "rabitq", "bytes": -(-dim // 8) + RABITQ_FACTORS, **scores}
+
+
+def our_rows(data: Collection, compressor: Compressor, budgets: tuple[int, ...]) -> Iterator[dict]:
+    """What `smec-st fit --bytes` picks at each budget."""
+    for budget in budgets:
+        began = time.perf_counter()
+        with_codes = compressor.quantize(
+            data.corpus,
+            data.queries,
+            data.judged("train"),
+            bytes=budget,
+            dev_qrels=data.qrels["dev"],
+            own_document=data.own_document,
+        )
+        head = with_codes.head(bytes=budget)
+        documents, queries = head.decode(head.encode(data.corpus)), head.queries(data.queries)
+        yield {
+            "method": "smec_st", "dim": head.dim, "precision": head.precision, "bytes": budget,
+            **{split: score(data, split, documents, queries) for split in ("dev", "test")},
+            "trained": head.info["trained"],
+            "tried": head.info["tried"], "seconds": round(time.perf_counter() - began, 1),
+        }  # fmt: skip
+
+
+def mrl(data: Collection, dims: tuple[int, ...]) -> Floats:
+    table = VectorTable(data.corpus, data.queries, data.own_document)
+    given = TrainingData(table, data.judged("train"), data.qrels["dev"], data.judged("train").query_rows)
+    return MRL().fit(given, dims).transform
+
+
+def measure(data: Collection, compressor: Compressor, part: str) -> list[dict]:
+    width = data.corpus.shape[1]
+    dims = tuple(dict.fromkeys((width, *compressor.dims)))
+    if part.startswith("ours-"):
+        return list(our_rows(data, compressor, (int(part.removeprefix("ours-")),)))
+    if part == "original":
+        return list(rows_of(data, part, truncate, (width,)))
+    floats = {"truncate": lambda: truncate, "pca": lambda: pca(data.corpus), "mrl": lambda: mrl(data, dims[1:])}
+    return list(rows_of(data, part, floats[part](), tuple(dim for dim in dims if dim < width)))
+
+
+def best(rows: list[dict]) -> dict[str, dict[int, dict]]:
+    """Per method and budget, what dev likes best among all that fits into the budget."""
+    chosen: dict[str, dict[int, dict]] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for budget in BUDGETS:
+            fitting = [row for row in rows if row["method"] == method and row["bytes"] <= budget]
+            if fitting:
+                chosen.setdefault(method, {})[budget] = max(fitting, key=lambda row: row["dev"])
+    return chosen
+
+
+def plot(result: dict, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(result), figsize=(4.6 * len(result), 3.8), squeeze=False)
+    for axis, (name, entry) in zip(axes[0], result.items(), strict=True):
+        for method, by_budget in best(entry["rows"]).items():
+            style = {"linewidth": 2.5, "color": "black", "zorder": 3} if method == "smec_st" else {}
+            axis.plot(list(by_budget), [row["test"] for row in by_budget.values()], marker="o", label=method, **style)
+        axis.axhline(entry["original_float32"], linestyle="--", color="grey")
+        axis.set(title=name, xscale="log", xlabel="bytes per document", ylabel="nDCG@10")
+        axis.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+        axis.minorticks_off()
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--fitted", type=Path, required=True)
+    parser.add_argument("--parts", default="ours,original,pca,truncate,mrl")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    faiss.omp_set_num_threads(options.threads)
+    record = json.loads(options.json.read_text()) if options.json.exists() else {"collections": {}}
+    record["versions"] = {
+        "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
+        "faiss": faiss.__version__,
+    }  # fmt: skip
+    record["arguments"] = {"budgets": BUDGETS, "threads": options.threads, "seed": 0}
+    for folder in options.folders:
+        data = load_collection(folder, next(folder.glob("*.safetensors")))
+        saved = options.fitted / folder.name
+        if not saved.exists():
+            Compressor.fit(
+                data.corpus, data.queries, data.judged("train"), dev_qrels=data.qrels["dev"],
+                own_document=data.own_document,
+            ).save(saved)  # fmt: skip
+        compressor = Compressor.load(saved)
+        original = score(data, "test", unit_rows(data.corpus), unit_rows(data.queries))
+        entry = record["collections"].setdefault(folder.name, {"original_float32": original, "rows": [], "parts": []})
+        ours = ",".join(f"ours-{budget}" for budget in BUDGETS)
+        for part in options.parts.replace("ours", ours).split(","):
+            if part in entry["parts"]:
+                continue
+            began = time.perf_counter()
+            entry["rows"] += measure(data, compressor, part)
+            entry["parts"].append(part)
+            options.json.write_text(json.dumps(record, indent=1) + "\n")
+            print(f"{folder.name}, {part}: {time.perf_counter() - began:.0f} s", flush=True)
+        for method, by_budget in best(entry["rows"]).items():
+            line = " ".join(f"{b}:{row['test']:.3f}({row['precision']},{row['dim']})" for b, row in by_budget.items())
+            print(f"  {method:9} {line}", flush=True)
+        entry["best"] = {m: {b: row for b, row in by.items()} for m, by in best(entry["rows"]).items()}
+    options.json.write_text(json.dumps(record, indent=1) + "\n")
+    plot(record["collections"], options.json.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

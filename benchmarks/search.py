@@ -1,0 +1,311 @@
+"""Search through the funnel against exact and HNSW search at full width, on one thread, measured in turns in one run.
+
+    python benchmarks/search.py engines --json benchmarks/results/search/engines.json
+    python benchmarks/search.py milvus  --json benchmarks/results/search/milvus.json
+    python benchmarks/search.py quality --data ../shared/data/scifact ... --json benchmarks/results/search/quality.json
+    python benchmarks/search.py plot    --json benchmarks/results/search/engines.json
+
+``engines`` and ``milvus`` use made, clustered vectors (said in the result); ``quality`` uses a collection's real ones.
+Every method is set so that the lower end of a 95 % interval of recall@10 on one half of the queries is at least 0.99;
+what is reported is measured on the other half. Ratios count, not milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import faiss
+import numpy as np
+
+from smec_st import Compressor, FunnelIndex, load_collection
+from smec_st.metrics import exact_search, score_rankings
+from smec_st.search.schedule import lower_bound
+
+TARGET, K = 0.99, 10
+Search = Callable[[np.ndarray], np.ndarray]
+
+
+def clustered(count: int, width: int, clusters: int, seed: int, chunk: int = 20_000) -> np.ndarray:
+    """Unit vectors around cluster centres; loudness of the directions falls as in real embeddings (about 1/sqrt)."""
+    fixed = np.random.default_rng(1234)
+    scale = (np.arange(1, width + 1) ** -0.5).astype(np.float32)
+    centres = fixed.normal(size=(clusters, width)).astype(np.float32) * scale
+    rotation = np.linalg.qr(fixed.normal(size=(width, width)))[0].astype(np.float32)
+    rng = np.random.default_rng(seed)
+    out = np.empty((count, width), dtype=np.float32)
+    for start in range(0, count, chunk):
+        part = out[start : start + chunk]
+        noise = rng.standard_normal(part.shape, dtype=np.float32) * scale
+        part[:] = (centres[rng.integers(0, clusters, len(part))] + noise) @ rotation
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return out
+
+
+def recall(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Per query."""
+    return (truth[:, :, None] == found[:, None, :]).any(axis=2).mean(axis=1)
+
+
+def timed(search: Search, queries: np.ndarray, batch: int) -> float:
+    """Seconds per query."""
+    start = time.perf_counter()
+    for first in range(0, len(queries), batch):
+        search(queries[first : first + batch])
+    return (time.perf_counter() - start) / len(queries)
+
+
+def in_turns(methods: dict[str, Search], queries: np.ndarray, batch: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds per query of each method, once per round, all methods in each round."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for search in methods.values():
+        search(queries[:batch])
+    for _ in range(rounds):
+        for name, search in methods.items():
+            times[name].append(timed(search, queries[: batch * 8] if name.endswith("flat") else queries, batch))
+    return times
+
+
+def ratios(times: dict[str, list[float]], reference: str) -> dict[str, float]:
+    """How many times the reference's queries per second: the median over rounds."""
+    return {
+        name: statistics.median(r / own for own, r in zip(mine, times[reference], strict=True))
+        for name, mine in times.items()
+    }
+
+
+def faiss_search(index: Any, ef: int = 0) -> Search:
+    """Full-width search in FAISS."""
+    parameters = faiss.SearchParametersHNSW(efSearch=ef) if ef else None
+    return lambda queries: index.search(queries, K, params=parameters)[1]
+
+
+def funnel_search(index: FunnelIndex) -> Search:
+    """The funnel with its own schedule."""
+    return lambda queries: index.search(queries, K).ids
+
+
+def engines(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """FAISS flat and HNSW at full width against the funnel."""
+    corpus = clustered(options.rows, options.width, options.clusters, seed=1)
+    queries = clustered(2 * options.queries, options.width, options.clusters, seed=2)
+    seen, unseen = queries[: options.queries], queries[options.queries :]
+    flat = faiss.IndexFlatIP(options.width)
+    flat.add(corpus)
+    truth = flat.search(queries, K)[1]
+    seen_truth, unseen_truth = truth[: options.queries], truth[options.queries :]
+    result: dict[str, Any] = {"methods": {}, "curve": []}
+    start = time.perf_counter()
+    hnsw = faiss.IndexHNSWFlat(options.width, 32, faiss.METRIC_INNER_PRODUCT)
+    hnsw.hnsw.efConstruction = options.construction
+    hnsw.add(corpus)
+    result["hnsw_build_seconds"] = time.perf_counter() - start
+    ef = 16
+    while lower_bound(recall(faiss_search(hnsw, ef)(seen), seen_truth)) < TARGET and ef < options.rows:
+        ef = int(ef * 1.25)
+    links = hnsw.hnsw.neighbors.size() * 4 + hnsw.hnsw.offsets.size() * 8 + hnsw.hnsw.levels.size() * 4
+    full = 4 * options.width * options.rows
+    methods: dict[str, Search] = {"flat": faiss_search(flat), "hnsw": faiss_search(hnsw, ef)}
+    ram = {"flat": full, "hnsw": full + links}
+    disk = {"flat": 0, "hnsw": 0}
+    sample = corpus[:: max(1, options.rows // 20_000)]
+    compressor = Compressor.fit(sample, method="pca", dims=options.dims)
+    for head in options.heads:
+        start = time.perf_counter()
+        index = FunnelIndex.build(Path(folder) / head, compressor, corpus, queries=seen, target=TARGET, k=K, head=head)
+        name = f"funnel, {head}"
+        report = index.bytes()
+        methods[name], ram[name], disk[name] = funnel_search(index), report["ram"]["total"], report["disk"]["total"]
+        result[f"{head}_build_seconds"] = time.perf_counter() - start
+        result[f"{head}_schedule"] = index.schedule.to_dict()
+        result[f"{head}_bytes"] = report
+    result["ef"] = ef
+    for batch in (1, 64):
+        times = in_turns(methods, unseen, batch, options.rounds)
+        flat_ratio, hnsw_ratio = ratios(times, "flat"), ratios(times, "hnsw")
+        for name in methods:
+            result["methods"].setdefault(name, {})[f"batch_{batch}"] = {
+                "seconds_per_query": times[name],
+                "qps_against_flat": flat_ratio[name],
+                "qps_against_hnsw": hnsw_ratio[name],
+            }
+    for name, search in methods.items():
+        share = recall(search(unseen), unseen_truth)
+        row = {"recall": share.mean(), "recall_low": lower_bound(share), "ram": ram[name], "disk": disk[name]}
+        result["methods"][name].update(row, ram_against_hnsw=ram[name] / ram["hnsw"])
+    for ef in (16, 32, 64, 128, 256, 512):
+        search = faiss_search(hnsw, ef)
+        result["curve"].append(point("hnsw, full width", ef, search, unseen, unseen_truth, ram["hnsw"]))
+    for head in options.heads:
+        with FunnelIndex.open(Path(folder) / head) as index:
+            for share in (0.25, 0.5, 1.0, 2.0, 4.0):
+                search = scaled(index, share)
+                name = f"funnel, {head}"
+                result["curve"].append(point(name, share, search, unseen, unseen_truth, ram[name]))
+    return result
+
+
+def scaled(index: FunnelIndex, share: float) -> Search:
+    """The funnel with shorter or longer lists than its schedule's."""
+    from dataclasses import replace
+
+    from smec_st.search import Step
+
+    schedule = index.schedule
+    steps = [Step(step.size, max(K, int(step.keep * share))) for step in schedule.steps[:-1]]
+    effort = None if schedule.effort is None else max(K, int(schedule.effort * share))
+    other = replace(schedule, steps=(*steps, schedule.steps[-1]), effort=effort)
+    return lambda queries: index.search(queries, K, schedule=other).ids
+
+
+def point(
+    name: str, setting: float, search: Search, queries: np.ndarray, truth: np.ndarray, ram: int
+) -> dict[str, Any]:
+    """One point of the curve of recall against latency."""
+    seconds = timed(search, queries, 1)
+    return {
+        "method": name, "setting": setting, "seconds_per_query": seconds, "ram": ram,
+        "recall": float(recall(search(queries), truth).mean()),
+    }  # fmt: skip
+
+
+def milvus(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Full-width search in Milvus Lite against the funnel in Milvus Lite."""
+    from pymilvus import MilvusClient
+
+    corpus = clustered(options.rows, options.width, options.clusters, seed=1)
+    queries = clustered(2 * options.queries, options.width, options.clusters, seed=2)
+    seen, unseen = queries[: options.queries], queries[options.queries :]
+    truth = exact_search(corpus, unseen, K)[0]
+    sample = corpus[:: max(1, options.rows // 20_000)]
+    compressor = Compressor.fit(sample, method="pca", dims=options.dims)
+    result: dict[str, Any] = {"methods": {}}
+    methods: dict[str, Search] = {}
+    for head in options.heads:
+        uri = f"{folder}/{head}.db"
+        index = FunnelIndex.build(uri, compressor, corpus, queries=seen, target=TARGET, k=K, head=head)
+        result[f"{head}_schedule"] = index.schedule.to_dict()
+        result[f"{head}_bytes"] = index.bytes()
+        methods[f"funnel, {head}"] = funnel_search(index)
+        if "flat" not in methods:  # the field of the originals has an exact index of its own
+            client = MilvusClient(uri)
+            name = f"smec_{compressor.fingerprint}"
+
+            def flat(asked: np.ndarray, client: Any = client, name: str = name) -> np.ndarray:
+                hits = client.search(name, data=list(asked), anns_field="full", limit=K, output_fields=["id"])
+                return np.array([[hit["id"] for hit in found] for found in hits])
+
+            methods["flat"] = flat
+    for batch in (1, 16):
+        times = in_turns(methods, unseen[: 8 * batch], batch, options.rounds)
+        against = ratios(times, "flat")
+        for name in methods:
+            row = {"seconds_per_query": times[name], "qps_against_flat": against[name]}
+            result["methods"].setdefault(name, {})[f"batch_{batch}"] = row
+    for name, search in methods.items():
+        share = recall(search(unseen), truth)
+        result["methods"][name].update(recall=float(share.mean()), recall_low=lower_bound(share))
+    return result
+
+
+def quality(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """nDCG@10 of the funnel and of exact full-width search on collections with judgements."""
+    result = {}
+    for data in options.data:
+        collection = load_collection(data, data / "all-MiniLM-L6-v2.safetensors")
+        qrels = collection.judged("test")
+        width = collection.corpus.shape[1]
+        compressor = Compressor.fit(collection.corpus, method="pca", dims=(width // 2, width // 4, width // 8))
+        train = np.setdiff1d(np.arange(len(collection.queries)), qrels.query_rows)
+        rows = qrels.query_rows
+        exact, _ = exact_search(unit(collection.corpus), unit(collection.queries[rows]), K)
+        with FunnelIndex.build(
+            Path(folder) / data.name, compressor, collection.corpus, queries=collection.queries[train], target=TARGET
+        ) as index:
+            found = index.search(collection.queries[rows], K).ids
+            result[data.name] = {
+                "documents": len(collection.corpus),
+                "schedule": str(index.schedule),
+                "ndcg@10 exact": float(score_rankings((rows, exact), qrels, ["ndcg@10"])["ndcg@10"].mean()),
+                "ndcg@10 funnel": float(score_rankings((rows, found), qrels, ["ndcg@10"])["ndcg@10"].mean()),
+                "recall@10 of exact": float(recall(found, exact).mean()),
+            }
+    return result
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    rows = vectors.astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def plot(path: Path) -> None:
+    """Recall against latency, and recall against bytes in memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    record = json.loads(path.read_text())
+    rows = record["arguments"]["rows"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in dict.fromkeys(each["method"] for each in record["curve"]):
+        mine = [each for each in record["curve"] if each["method"] == name]
+        left.plot([1e3 * p["seconds_per_query"] for p in mine], [p["recall"] for p in mine], "o-", label=name)
+    left.set(xlabel="milliseconds per query, one at a time", ylabel="recall@10 of exact search", xscale="log")
+    left.legend()
+    for name, method in record["methods"].items():
+        right.plot([method["ram"] / rows], [method["recall"]], "o", label=f"{name}, in memory")
+        if method["disk"]:
+            right.plot([method["disk"] / rows], [method["recall"]], "x", label=f"{name}, on disk, originals counted")
+    right.set(xlabel="bytes per vector", xscale="log")
+    right.legend()
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def main() -> None:
+    """Run one part and record it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["engines", "milvus", "quality", "plot"])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--clusters", type=int, default=2000)
+    parser.add_argument("--queries", type=int, default=512)
+    parser.add_argument("--dims", type=lambda text: tuple(map(int, text.split(","))), default=(384, 192, 96, 48))
+    parser.add_argument("--heads", type=lambda text: text.split(","), default=["hnsw", "hnsw-int8"])
+    parser.add_argument("--construction", type=int, default=40, help="efConstruction of full-width HNSW.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", type=Path, nargs="*", default=[])
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    if options.part == "plot":
+        plot(options.json)
+        return
+    faiss.omp_set_num_threads(1)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result = {"engines": engines, "milvus": milvus, "quality": quality}[options.part](options, folder)
+    arguments = {k: v for k, v in vars(options).items() if k not in ("json", "data")}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "what": "made, clustered vectors" if options.part != "quality" else "real all-MiniLM-L6-v2 vectors",
+        "arguments": {**arguments, "data": [path.name for path in options.data], "seeds": [1, 2, 1234]},
+        "versions": {"faiss": faiss.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "machine": platform.machine(), "threads": 1, "seconds": time.perf_counter() - start, **result,
+    }  # fmt: skip
+    options.json.write_text(json.dumps(record, indent=1, default=float) + "\n", encoding="utf-8")
+    print(json.dumps(result.get("methods", result), indent=1, default=float))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""``smec-st check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from smec_st.cli.options import FOLDER, thinking
+
+DRIFTED = 1
+
+
+@click.command()
+@click.argument("compressor", type=FOLDER)
+@click.argument("vectors")
+@click.option("--threshold", default=0.05, show_default=True, help="Largest share of neighbours that may be lost.")
+@click.option("--column", help="Tensor, column or field that holds the vectors, where there are several.")
+@click.option("--json", "json_file", type=FOLDER, help="Write the figures here as well.")
+def check(compressor: Path, vectors: str, threshold: float, column: str | None, json_file: Path | None) -> None:
+    """Has the data drifted? Neighbours kept on VECTORS against those kept at the fit; exit code 1 when it has."""
+    with thinking("reading"):
+        import json
+
+        from smec_st.compressor import Compressor
+        from smec_st.data import open_vectors
+        from smec_st.files import write_text
+        from smec_st.upkeep import measure_drift
+
+        drift = measure_drift(Compressor.load(compressor), open_vectors(vectors, column))
+    if json_file is not None:
+        write_text(json_file, json.dumps({**drift.to_dict(), "threshold": threshold}, indent=1) + "\n")
+    click.echo(f"ten nearest of full width kept, {drift.pool} vectors of {vectors}")
+    for dim, kept in drift.kept.items():
+        click.echo(f"{dim:>6} dims: {kept:.3f}, at the fit {drift.at_fit[dim]:.3f}")
+    if drift.is_beyond(threshold):
+        click.echo(f"drift: more than {threshold} lost; fit anew on vectors like these.", err=True)
+        click.get_current_context().exit(DRIFTED)

@@ -1,0 +1,77 @@
+"""``smec-st search``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smec_st.cli.index import table_of
+from smec_st.cli.options import FOLDER, thinking
+
+
+@click.command()
+@click.argument("uri")
+@click.option("--queries", type=FOLDER, help="Vectors: .npy, or .safetensors (tensor `queries`).")
+@click.option("--text", "texts", multiple=True, help="A query as text; may be repeated. Needs --model.")
+@click.option(
+    "--model", help="Sentence-transformers model that embeds --text; the one the documents were embedded by."
+)
+@click.option("--k", default=10, show_default=True, help="Results per query.")
+@click.option("--where", help='Filter, as JSON: {"lang": "en", "year": {"$gte": 2020}}.')
+@click.option("--compressor", type=FOLDER, help="Needed only to choose among several indexes of one Milvus database.")
+@click.option("--json", "json_file", type=FOLDER, help="Write ids and scores here instead of printing them.")
+def search(
+    uri: str,
+    queries: Path | None,
+    texts: tuple[str, ...],
+    model: str | None,
+    k: int,
+    where: str | None,
+    compressor: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Search the index at URI; prints query, rank, id and cosine, tab-separated."""
+    with thinking("opening"):
+        from smec_st.compressor import Compressor
+        from smec_st.data import DataError
+        from smec_st.search import FunnelIndex
+
+        if (queries is None) == (not texts):
+            raise DataError("give either --queries or --text.")
+        if texts and model is None:
+            raise DataError("--text needs --model.")
+        wanted = parse_where(where)
+        asked: Any = list(texts) if queries is None else table_of(queries, "queries")
+        loaded = None if compressor is None else Compressor.load(compressor)
+        index = FunnelIndex.open(uri, loaded, model=model)
+    with index:
+        hits = index.search(asked, k, where=wanted)
+    results = [
+        [(name, round(float(score), 6)) for name, score in zip(ids, scores, strict=True) if score > float("-inf")]
+        for ids, scores in zip(hits.ids.tolist(), hits.scores.tolist(), strict=True)
+    ]
+    if json_file is not None:
+        rows = [[{"id": name, "score": score} for name, score in row] for row in results]
+        json_file.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+        return
+    for query, row in enumerate(results):
+        for rank, (name, score) in enumerate(row, start=1):
+            click.echo(f"{query}\t{rank}\t{name}\t{score:.6f}")
+
+
+def parse_where(text: str | None) -> dict[str, Any] | None:
+    """A filter given as JSON."""
+    from smec_st.data import DataError
+
+    if text is None:
+        return None
+    try:
+        where = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"--where is not JSON: {text}") from error
+    if not isinstance(where, dict):
+        raise DataError(f"--where takes a JSON object, got {text}")
+    return where

@@ -1,0 +1,135 @@
+"""Choose the size: the smallest one that keeps a share of the original's quality, tested on held-out queries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from smec_st.compare.statistics import paired_interval
+from smec_st.data import Collection, DataError, Qrels, unit_rows
+from smec_st.metrics import evaluate_retrieval
+
+if TYPE_CHECKING:
+    from smec_st.compressor import Compressor
+
+FORM = re.compile(r"(?P<metric>(ndcg|recall|mrr)@[1-9]\d*)\s*>=\s*(?P<share>\d*\.?\d+)\s*(?:\*\s*)?original")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A share of the original's mean of a metric that must not be undercut.
+
+    Attributes:
+        metric: ``ndcg@k``, ``recall@k`` or ``mrr@k``.
+        share: 1 for lossless.
+    """
+
+    metric: str = "ndcg@10"
+    share: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """``"lossless"``, or for instance ``"ndcg@10 >= 0.99 original"``."""
+        if text.strip() == "lossless":
+            return cls()
+        found = FORM.fullmatch(text.strip())
+        if found is None or float(found["share"]) == 0:
+            raise DataError(
+                f"a target is 'lossless', or ndcg, recall or mrr as in 'ndcg@10 >= 0.99 original'; got {text!r}."
+            )
+        return cls(found["metric"], float(found["share"]))
+
+    def __str__(self) -> str:
+        return f"{self.metric} >= {self.share:g} original"
+
+
+@dataclass(frozen=True)
+class SizeTest:
+    """One size against the target.
+
+    Attributes:
+        dim: The size.
+        score: Its mean.
+        wanted: The original's mean, times the share.
+        low: Lower end of the 95 % interval of the mean of ``score - wanted``, over queries.
+        holds: Whether ``low`` is at least 0.
+    """
+
+    dim: int
+    score: float
+    wanted: float
+    low: float
+    holds: bool
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.holds else "does not hold"
+        return f"{self.dim} dims: {self.score:.3f}, wanted {self.wanted:.3f}, at worst {self.low:+.3f}: {verdict}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What came of a target.
+
+    Attributes:
+        target: What was asked.
+        queries: Held-out queries that were asked.
+        tests: By falling size; those after the first that fails were not run.
+        dim: The smallest size that holds; None when none does.
+    """
+
+    target: Target
+    queries: int
+    tests: tuple[SizeTest, ...]
+    dim: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "target": str(self.target),
+            "queries": self.queries,
+            "tests": [asdict(test) for test in self.tests],
+            "dim": self.dim,
+        }
+
+    def __str__(self) -> str:
+        found = "no size holds" if self.dim is None else f"{self.dim} dims is the smallest size that holds"
+        return f"{self.target}, 95 % confidence, {self.queries} held-out queries: {found}"
+
+
+def choose_size(
+    target: Target, compressor: Compressor, collection: Collection, held_out: Qrels, seed: int = 0
+) -> Choice:
+    """Test sizes from the widest down, and stop at the first that does not hold.
+
+    The order is fixed before anything is seen, so the chance of naming a size that does not hold is no greater than
+    that of a single test, however many sizes there are (fixed-sequence testing, Maurer et al., 1995).
+
+    Args:
+        target: What must hold.
+        compressor: Fitted without the held-out queries.
+        collection: Where they come from.
+        held_out: Their judgements.
+        seed: Of the bootstrap.
+    """
+
+    def values(corpus: Any, queries: Any) -> Any:
+        scores = evaluate_retrieval(corpus, queries, held_out, (target.metric,), own_document=collection.own_document)
+        return scores[target.metric]
+
+    original = values(unit_rows(collection.corpus), unit_rows(collection.queries))
+    tests: list[SizeTest] = []
+    for dim in compressor.dims:
+        scores = values(compressor.transform(collection.corpus, dim), compressor.transform(collection.queries, dim))
+        interval = paired_interval(scores, target.share * original, seed)
+        wanted = target.share * float(original.mean())
+        tests.append(SizeTest(dim, float(scores.mean()), wanted, interval.low, interval.low >= 0))
+        if not tests[-1].holds:
+            break
+    return Choice(target, len(original), tuple(tests), _last_that_holds(tests))
+
+
+def _last_that_holds(tests: Sequence[SizeTest]) -> int | None:
+    held = [test.dim for test in tests if test.holds]
+    return held[-1] if held else None

@@ -1,0 +1,91 @@
+"""Number the items of a dataset of pairs, so that each text or image has one row whatever the number of pairs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from smec_st.data.errors import DataError
+from smec_st.data.qrels import Qrels
+
+GRADES = ("label", "labels", "score", "scores")
+
+
+@dataclass(frozen=True)
+class NumberedPairs:
+    """Distinct items of both sides, and who is relevant to whom.
+
+    Attributes:
+        queries: First column, each item once.
+        corpus: The other columns, each item once.
+        qrels: Judgements by row of both; never of a query and itself.
+        own_document: The document that is the same item as the query, -1 for none, ``(Q,)``.
+    """
+
+    queries: list[Any]
+    corpus: list[Any]
+    qrels: Qrels
+    own_document: np.ndarray
+
+
+def number_pairs(dataset: Any) -> NumberedPairs:
+    """Number a dataset as sentence-transformers trains on: anchor, positive, and any number of negatives.
+
+    Args:
+        dataset: A ``datasets.Dataset``: texts or images; columns in that order, whatever their names. A column of
+            labels or scores grades the pairs: 0 and below is not relevant, others are rounded up. Negatives join the
+            corpus.
+
+    Raises:
+        DataError: If there are fewer than two columns, no pair, or an empty item.
+    """
+    columns = [name for name in dataset.column_names if name not in GRADES]
+    graded = next((name for name in GRADES if name in dataset.column_names), None)
+    if len(columns) < 2 or len(dataset) == 0:
+        raise DataError(f"pairs need two columns and a row; got {', '.join(columns) or 'none'}, {len(dataset)} rows.")
+    queries, query_keys, anchors = _distinct(dataset[columns[0]], columns[0])
+    others = [item for name in columns[1:] for item in _checked(dataset[name], name)]
+    corpus, document_keys, documents = _distinct(others, "document")
+    positives = documents[: len(anchors)]
+    grades = np.ones(len(anchors)) if graded is None else np.ceil(np.asarray(dataset[graded], dtype=float))
+    if not (grades > 0).any():
+        raise DataError(f"no pair is relevant: the column {graded} is nowhere above 0.")
+    best: dict[tuple[int, int], float] = {}
+    for pair in zip(anchors.tolist(), positives.tolist(), grades.tolist(), strict=True):
+        best[pair[:2]] = max(pair[2], best.get(pair[:2], 0.0))
+    pairs = np.array(list(best))
+    qrels = Qrels(pairs[:, 0], pairs[:, 1], np.array(list(best.values())))
+    own = np.array([document_keys.get(key, -1) for key in query_keys])
+    return NumberedPairs(queries, corpus, qrels.without_own(own), own)
+
+
+def _distinct(items: Sequence[Any], name: str) -> tuple[list[Any], dict[Any, int], np.ndarray]:
+    """Each item once, in order of appearance; its number by key; and the number of each item given."""
+    numbers: dict[Any, int] = {}
+    found: list[Any] = []
+    rows = []
+    for item in _checked(items, name):
+        key = item if isinstance(item, str) else hashlib.sha256(_raw(item)).digest()
+        if key not in numbers:
+            numbers[key] = len(found)
+            found.append(item)
+        rows.append(numbers[key])
+    return found, numbers, np.array(rows, dtype=np.int64)
+
+
+def _checked(items: Sequence[Any], name: str) -> list[Any]:
+    listed = list(items)
+    for row, item in enumerate(listed):
+        if item is None or (isinstance(item, str) and not item.strip()):
+            raise DataError(f"column {name} is empty in row {row}.")
+    return listed
+
+
+def _raw(item: Any) -> bytes:
+    if hasattr(item, "tobytes"):  # an image or an array
+        return f"{getattr(item, 'size', '')} {getattr(item, 'mode', '')} ".encode() + bytes(item.tobytes())
+    return repr(item).encode()

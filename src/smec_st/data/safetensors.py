@@ -1,0 +1,96 @@
+"""The safetensors format with numpy alone: tensors are memory maps, and nothing of a file is trusted.
+
+The file is an 8-byte length, a JSON header, then the bytes: https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smec_st.data.errors import DataError, one_line, some
+
+HEADER_LIMIT = 100_000_000
+DTYPES = {
+    "BOOL": "?", "U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
+    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Safetensors:
+    """An open file.
+
+    Attributes:
+        path: The file.
+        metadata: Its free text, by name.
+        entries: What the header says of each tensor.
+        start: Where the bytes begin.
+    """
+
+    path: Path
+    metadata: dict[str, str]
+    entries: dict[str, dict[str, Any]]
+    start: int
+
+    @classmethod
+    def open(cls, path: Path) -> Safetensors:
+        """Read and check the header.
+
+        Raises:
+            DataError: If the file is missing, cut off, or makes no sense.
+        """
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if size < 8 or length > min(size - 8, HEADER_LIMIT):
+                    raise ValueError(f"{size} bytes do not hold the header")
+                header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__", {})
+            end = max((_check(entry) for entry in header.values()), default=0)
+            if 8 + length + end != size:
+                raise ValueError(f"{size - 8 - length} bytes of tensors in place of {end}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is not a readable safetensors file (truncated?): {one_line(error)}") from error
+        return cls(path, metadata, header, 8 + length)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A read-only memory map; bfloat16, which numpy lacks, is read and becomes float32."""
+        entry = self.entries[name]
+        shape = tuple(entry["shape"])
+        if math.prod(shape) == 0:
+            return np.empty(shape, dtype="<f4" if entry["dtype"] == "BF16" else DTYPES[entry["dtype"]])
+        begin = self.start + entry["data_offsets"][0]
+        mapped = np.memmap(self.path, DTYPES[entry["dtype"]], "r", begin, shape)
+        if entry["dtype"] == "BF16":
+            return np.asarray((mapped.astype("<u4") << 16).view("<f4"))
+        return mapped
+
+
+def _check(entry: dict[str, Any]) -> int:
+    """Where a tensor ends; an error when its numbers do not agree."""
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"tensors of type {entry['dtype']} are not read")
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError("a shape or an offset is no whole number")
+    if end - begin != math.prod(shape) * np.dtype(DTYPES[entry["dtype"]]).itemsize:
+        raise ValueError(f"{end - begin} bytes for a tensor of shape {shape}")
+    return int(end)
+
+
+def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.ndarray]:
+    """The named tensors of a file, or all, in memory; :class:`DataError` when it is broken or lacks one."""
+    file = Safetensors.open(path)
+    wanted = sorted(file.entries if names is None else set(names))
+    missing = [name for name in wanted if name not in file.entries]
+    if missing:
+        raise DataError(f"{path} lacks the tensor {some(missing)}; it holds {some(sorted(file.entries), 6)}.")
+    return {name: np.array(file.tensor(name)) for name in wanted}

@@ -1,0 +1,172 @@
+"""Vectors in a column: parquet files, folders of them, and saved Hugging Face datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smec_st.data.errors import DataError, one_line, some
+from smec_st.data.sources.batch import Batch, file_state, spoken
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ID_NAMES = ("id", "_id", "ids", "doc_id", "custom_id")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A column of lists of floats, and perhaps one of ids.
+
+    Attributes:
+        name: For messages.
+        column: Of the vectors.
+        id_column: Of the ids, or None.
+        width: ``D``.
+        rows: ``N``.
+        record: What the schema's metadata says of the model.
+        state: See :class:`~smec_st.data.VectorSource`.
+        read: ``(columns, batch size, first row)`` to record batches.
+    """
+
+    name: str
+    column: str
+    id_column: str | None
+    width: int
+    rows: int
+    record: Mapping[str, Any]
+    state: str
+    read: Callable[[list[str], int, int], Iterator[pa.RecordBatch]]
+
+    def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
+        """See :class:`~smec_st.data.VectorSource`."""
+        columns = [self.column] if self.id_column is None else [self.column, self.id_column]
+        for part in self.read(columns, size, start):
+            rows = list_rows(part.column(self.column), self.width, f"{self.name}, column {self.column}", start)
+            ids = None if self.id_column is None else [str(key) for key in part.column(self.id_column).to_pylist()]
+            yield Batch(start, rows, ids)
+            start += len(rows)
+
+
+def open_parquet(path: Path, column: str | None = None) -> Columns:
+    """A ``.parquet`` file, or all those of a folder in the order of their names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    try:
+        files = [pq.ParquetFile(part, memory_map=True) for part in paths]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
+    schema = files[0].schema_arrow
+    for part, file in zip(paths, files, strict=True):
+        if not file.schema_arrow.equals(schema):
+            raise DataError(f"{part} has other columns than {paths[0]}.")
+    rows = sum(file.metadata.num_rows for file in files)
+
+    def read(columns: list[str], size: int, start: int) -> Iterator[pa.RecordBatch]:
+        for file in files:
+            groups: list[int] = []
+            for group in range(file.metadata.num_row_groups):
+                if groups or file.metadata.row_group(group).num_rows > start:
+                    groups.append(group)
+                else:
+                    start -= file.metadata.row_group(group).num_rows
+            for batch in file.iter_batches(size, row_groups=groups, columns=columns) if groups else ():
+                if start >= len(batch):
+                    start -= len(batch)
+                    continue
+                yield batch.slice(start)
+                start = 0
+
+    return _columns(str(path), schema, column, rows, file_state(*paths), read)
+
+
+def open_dataset(path: Path, column: str | None = None) -> Columns:
+    """A folder that ``datasets.Dataset.save_to_disk`` wrote; ``SPLIT/COLUMN`` names both where there are splits."""
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a readable dataset: {one_line(error)}") from error
+    if isinstance(found, DatasetDict):
+        split, _, column = (column or "").rpartition("/") if "/" in (column or "") else (column or "", "", None)
+        if split not in found and len(found) == 1:
+            split, column = next(iter(found)), column or split or None
+        if split not in found:
+            raise DataError(f"{path} has the splits {some(sorted(found))}; name one as SPLIT or SPLIT/COLUMN.")
+        found = found[split]
+    return of_dataset(found, column, str(path), file_state(*sorted(path.rglob("*.arrow"))))
+
+
+def of_dataset(dataset: Any, column: str | None = None, name: str = "the dataset", state: str = "") -> Columns:
+    """The same of a ``datasets.Dataset`` in memory."""
+    schema = dataset.features.arrow_schema
+
+    def read(columns: list[str], size: int, start: int) -> Iterator[pa.RecordBatch]:
+        if start >= len(dataset):
+            return
+        rest = dataset.select(range(start, len(dataset))).select_columns(columns).with_format("arrow")
+        for table in rest.iter(batch_size=size):
+            yield from table.combine_chunks().to_batches()
+
+    return _columns(name, schema, column, len(dataset), state, read)
+
+
+def _columns(
+    name: str,
+    schema: pa.Schema,
+    column: str | None,
+    rows: int,
+    state: str,
+    read: Callable[[list[str], int, int], Iterator[pa.RecordBatch]],
+) -> Columns:
+    column = _vector_column(name, schema, column or None)
+    if rows == 0:
+        raise DataError(f"{name} has no rows.")
+    id_column = next((key for key in ID_NAMES if key in schema.names and key != column), None)
+    first = next(read([column], 1, 0)).column(column)
+    width = len(first[0].as_py() or ())
+    if width == 0:
+        raise DataError(f"{name}, column {column}: row 0 holds no vector.")
+    return Columns(name, column, id_column, width, rows, spoken(schema.metadata), state, read)
+
+
+def _vector_column(name: str, schema: pa.Schema, column: str | None) -> str:
+    import pyarrow.types as kinds
+
+    def holds_vectors(kind: pa.DataType) -> bool:
+        is_list = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
+        return bool(is_list and kinds.is_floating(kind.value_type))
+
+    found = [field.name for field in schema if holds_vectors(field.type)]
+    if column is None and len(found) == 1:
+        return str(found[0])
+    if column is None or column not in found:
+        wanted = "say which column is meant" if column is None else f"{column} is none of them"
+        raise DataError(f"{name}: columns of vectors (lists of floats) are {some(found) or 'missing'}; {wanted}.")
+    return column
+
+
+def list_rows(column: pa.Array, width: int, what: str, start: int) -> np.ndarray:
+    """A column of lists as a table, without a copy; an error names the row that has another length."""
+    import pyarrow.types as kinds
+
+    if column.null_count:
+        empty = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]
+        raise DataError(f"{what}: row {start + empty} holds no vector.")
+    if not kinds.is_fixed_size_list(column.type):
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero(lengths != width)
+        if len(wrong):
+            raise DataError(f"{what}: row {start + wrong[0]} is {lengths[wrong[0]]} wide, the first is {width}.")
+    values = column.flatten()
+    if values.null_count:
+        raise DataError(f"{what}: a vector near row {start} lacks a number.")
+    rows: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(len(column), width)
+    return rows

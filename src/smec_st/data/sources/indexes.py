@@ -1,0 +1,176 @@
+"""Vectors in an index, read in place: FAISS files and Milvus collections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smec_st.data.errors import DataError, one_line, some
+from smec_st.data.sources.batch import Batch, beside, file_state
+
+
+@dataclass(frozen=True)
+class FaissVectors:
+    """Vectors of a FAISS index, as far as it keeps them: a compressing index gives what its codes stand for.
+
+    Attributes:
+        name: For messages.
+        index: The index, memory-mapped where its kind allows.
+        ids: Ids in the order of the rows, where it has some.
+        record: From ``NAME.json`` beside it.
+        state: See :class:`~smec_st.data.VectorSource`.
+        owner: The index that was read, kept alive.
+    """
+
+    name: str
+    index: Any
+    ids: np.ndarray | None
+    record: Mapping[str, Any]
+    state: str
+    owner: Any
+
+    @property
+    def width(self) -> int:
+        """``D``."""
+        return int(self.index.d)
+
+    @property
+    def rows(self) -> int:
+        """``N``."""
+        return int(self.index.ntotal)
+
+    def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
+        """See :class:`~smec_st.data.VectorSource`."""
+        for first in range(start, self.rows, size):
+            count = min(size, self.rows - first)
+            try:
+                rows = self.index.reconstruct_n(first, count)
+            except RuntimeError as error:
+                raise DataError(f"{self.name}: this kind of index does not give its vectors back.") from error
+            ids = None if self.ids is None else [str(key) for key in self.ids[first : first + count].tolist()]
+            yield Batch(first, rows, ids)
+
+
+def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
+    """A file that ``faiss.write_index`` wrote."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise DataError(
+            'reading a FAISS index needs faiss. Install it with `pip install "smec-st[search]"`.'
+        ) from error
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    except RuntimeError as error:
+        raise DataError(f"{path} is not a readable FAISS index: {one_line(error)}") from error
+    ids, owner = None, index  # the outer index owns the inner one
+    if isinstance(index, faiss.IndexIDMap):
+        ids = faiss.vector_to_array(index.id_map)
+        index = faiss.downcast_index(index.index)
+    if isinstance(index, faiss.IndexIVF):
+        index.make_direct_map()
+    if index.ntotal == 0:
+        raise DataError(f"{path} is an empty index.")
+    return FaissVectors(str(path), index, ids, beside(path), file_state(path), owner)
+
+
+@dataclass(frozen=True)
+class MilvusVectors:
+    """Vectors of a Milvus collection, by rising primary key.
+
+    Attributes:
+        name: Address and collection.
+        client: Open client.
+        collection: Name of the collection.
+        column: Its vector field.
+        key: Its primary key.
+        kind: Type of the vectors.
+        width: ``D``.
+        rows: ``N``, of the collection's statistics.
+        record: From the collection's description, when that is JSON; of a Milvus Lite file, which keeps none, from
+            ``FILE.json`` beside it.
+    """
+
+    name: str
+    client: Any
+    collection: str
+    column: str
+    key: str
+    kind: str
+    width: int
+    rows: int | None
+    record: Mapping[str, Any]
+
+    @property
+    def state(self) -> str:
+        """Name and count; Milvus gives no better sign of change."""
+        return f"{self.name} {self.rows}"
+
+    def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
+        """See :class:`~smec_st.data.VectorSource`."""
+        pages = self.client.query_iterator(
+            self.collection, batch_size=min(size, 16384 * 8 // max(self.width // 128, 1)), output_fields=[self.column]
+        )
+        seen = 0
+        try:
+            while page := pages.next():
+                fresh = page[max(0, start - seen) :]
+                seen += len(page)
+                if fresh:
+                    rows = np.stack([self.row(entity[self.column]) for entity in fresh])
+                    yield Batch(seen - len(fresh), rows, [str(entity[self.key]) for entity in fresh])
+        finally:
+            pages.close()
+
+    def row(self, value: Any) -> np.ndarray:
+        """A vector as pymilvus gives it, ``(D,)`` float32 for the half types."""
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
+            value = value[0]
+        if isinstance(value, bytes):
+            if self.kind == "BFLOAT16_VECTOR":
+                return (np.frombuffer(value, dtype="<u2").astype("<u4") << 16).view("<f4")
+            return np.frombuffer(value, dtype="<f2").astype(np.float32)
+        return np.asarray(value, dtype=np.float32)
+
+
+def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
+    """``URI#COLLECTION``: a Milvus Lite file (``docs.db#docs``) or a server (``http://host:19530#docs``)."""
+    import json
+
+    try:
+        from pymilvus import DataType, MilvusClient, MilvusException
+    except ImportError as error:
+        raise DataError('reading Milvus needs pymilvus. Install it with `pip install "smec-st[milvus]"`.') from error
+    uri, _, collection = address.rpartition("#")
+    if "://" not in uri and not Path(uri).exists():
+        raise DataError(f"no such file: {uri}")
+    try:
+        client = MilvusClient(uri)
+        names = client.list_collections()
+        if collection not in names:
+            raise DataError(f"{uri} has no collection {collection}; it has {some(sorted(names)) or 'none'}.")
+        about = client.describe_collection(collection)
+        client.load_collection(collection)
+        rows = client.get_collection_stats(collection).get("row_count")
+    except MilvusException as error:
+        raise DataError(f"cannot read {address}: {one_line(error)}") from error
+    kinds = {DataType.FLOAT_VECTOR, DataType.FLOAT16_VECTOR, DataType.BFLOAT16_VECTOR}
+    fields = {field["name"]: field for field in about["fields"]}
+    found = [name for name, field in fields.items() if field["type"] in kinds]
+    if column is None and len(found) == 1:
+        column = found[0]
+    if column is None or column not in found:
+        raise DataError(f"{address}: fields of float vectors are {some(found) or 'missing'}; say which one is meant.")
+    key = next(name for name, field in fields.items() if field.get("is_primary"))
+    try:
+        record = json.loads(about.get("description") or "{}")
+    except ValueError:
+        record = {}
+    kind = DataType(fields[column]["type"]).name
+    width = int(fields[column]["params"]["dim"])
+    known = {**(record if isinstance(record, dict) else {}), **({} if "://" in uri else beside(Path(uri)))}
+    return MilvusVectors(address, client, collection, column, key, kind, width, rows and int(rows), known)

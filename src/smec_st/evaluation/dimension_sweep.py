@@ -1,0 +1,193 @@
+"""Score every size of a model from one encode; usable wherever sentence-transformers takes an evaluator."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from smec_st.data import DataError, Qrels, as_numpy, unit_rows
+from smec_st.evaluation.report import Row
+from smec_st.evaluation.sweep import METRICS
+from smec_st.metrics import evaluate_retrieval
+
+if TYPE_CHECKING:
+    from smec_st.data import Collection, VectorTable
+
+
+class DimensionSweepEvaluator(BaseEvaluator):
+    """Retrieval metrics of a model at every size: its first ``m`` numbers, scaled to length 1 again.
+
+    Corpus and queries are encoded once per call. They may be texts (images, anything that ``encode_query`` and
+    ``encode_document`` take) or vectors, for a model that begins with :class:`~smec_st.modules.EmbeddingInput`.
+    Judgements are graded. In :class:`~smec_st.trainer.SequentialTrainer` it serves to keep each stage's best
+    checkpoint (``load_best_model_at_end=True``, ``metric_for_best_model="eval_sweep_ndcg@10"``) and to stop a stage
+    early.
+
+    The result has ``{name}_{dim}_{metric}`` for each size that the model is wide enough for, and
+    ``{name}_{metric}``, the value that counts.
+
+    Args:
+        corpus: Documents: texts, or ``(N, D)`` vectors.
+        queries: Queries: texts, or ``(Q, D)`` vectors.
+        qrels: Judgements by row of both; only judged queries are encoded.
+        dims: Sizes; those above the model's width are left out. None for its width alone.
+        metrics: Names as in :func:`~smec_st.metrics.evaluate_retrieval`; the first is the primary one.
+        main: What counts: the ``widest`` size (while a stage of ``grow`` trains: the one it trains), the ``mean`` over
+            sizes, or one of ``dims``.
+        name: Prefix of the metrics.
+        own_document: Corpus row that is the query itself and stays out of its ranking, -1 for none, ``(Q,)``.
+        nested: Whether prefixes are embeddings; False (a model of the order ``shrink``) for the width alone.
+        batch_size: Texts encoded at a time.
+        write_csv: Whether to append a line per call to ``{name}_sweep.csv`` in the output folder.
+    """
+
+    def __init__(
+        self,
+        corpus: Sequence[Any] | np.ndarray,
+        queries: Sequence[Any] | np.ndarray,
+        qrels: Qrels,
+        dims: Sequence[int] | None = None,
+        *,
+        metrics: Sequence[str] = METRICS,
+        main: Literal["widest", "mean"] | int = "widest",
+        name: str = "sweep",
+        own_document: np.ndarray | None = None,
+        nested: bool = True,
+        batch_size: int = 32,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()
+        if isinstance(main, int) and main not in (dims or ()):
+            raise ValueError(f"`main` must be widest, mean or one of `dims`, got {main}.")
+        if len(qrels.pairs) == 0:
+            raise DataError("the judgements to evaluate on hold no relevant pair.")
+        judged = qrels.query_rows
+        if judged.max() >= len(queries) or qrels.pairs[:, 1].max() >= len(corpus):
+            raise DataError(
+                f"the judgements name query {judged.max()} and document {qrels.pairs[:, 1].max()}; "
+                f"there are {len(queries)} and {len(corpus)}."
+            )
+        self.corpus = corpus
+        asked: Any = queries
+        self.queries = asked[judged] if hasattr(asked, "shape") else [asked[row] for row in judged.tolist()]
+        self.qrels = Qrels(
+            np.searchsorted(judged, qrels.pairs[:, 0]), qrels.pairs[:, 1], qrels.grades[qrels.grades > 0]
+        )
+        self.own_document = None if own_document is None else np.asarray(own_document)[judged]
+        self.dims = None if dims is None else tuple(sorted(set(dims), reverse=True))
+        self.metrics, self.main, self.name, self.nested = tuple(metrics), main, name, nested
+        self.batch_size, self.write_csv = batch_size, write_csv
+        self.primary_metric = f"{name}_{self.metrics[0]}"
+
+    @classmethod
+    def from_collection(
+        cls, collection: Collection, split: str = "dev", dims: Sequence[int] | None = None, **settings: Any
+    ) -> DimensionSweepEvaluator:
+        """Over the vectors of a collection and one of its splits."""
+        settings.setdefault("own_document", collection.own_document)
+        return cls(collection.corpus, collection.queries, collection.judged(split), dims, **settings)
+
+    @classmethod
+    def from_table(
+        cls, table: VectorTable, qrels: Qrels, dims: Sequence[int] | None = None, **settings: Any
+    ) -> DimensionSweepEvaluator:
+        """Over the vectors of a table, read through it; ``qrels`` numbers queries from 0."""
+        import torch
+
+        own = table.own(torch.arange(table.corpus_size, len(table))).numpy()
+        settings.setdefault("own_document", own if (own >= 0).any() else None)
+        corpus, queries = _Rows(table, 0, table.corpus_size), _Rows(table, table.corpus_size, len(table))
+        return cls(corpus, queries, qrels, dims, **settings)  # type: ignore[arg-type]
+
+    def sizes(self, width: int) -> tuple[int, ...]:
+        """The sizes that a model of this width is scored at, falling."""
+        if not self.nested or self.dims is None:
+            return (width,)
+        return tuple(dim for dim in self.dims if dim <= width) or (width,)
+
+    def rows(self, model: SentenceTransformer, method: str = "model") -> list[Row]:
+        """Encode once and score each size: rows of a report."""
+        corpus, queries = self._encode(model, self.corpus, "document"), self._encode(model, self.queries, "query")
+        found = []
+        for dim in self.sizes(corpus.shape[1]):
+            scores = evaluate_retrieval(
+                unit_rows(corpus[:, :dim]), unit_rows(queries[:, :dim]), self.qrels, self.metrics, self.own_document
+            )
+            means = {metric: float(values.mean()) for metric, values in scores.items()}
+            found.append(Row(method=method, dim=dim, bytes_per_vector=4 * dim, metrics=means))
+        return found
+
+    def __call__(
+        self,
+        model: SentenceTransformer,
+        output_path: str | None = None,
+        epoch: int = -1,
+        steps: int = -1,
+        **kwargs: Any,
+    ) -> dict[str, float]:
+        """Metrics by name; see the class."""
+        rows = self.rows(model)
+        result = {f"{self.name}_{row.dim}_{metric}": value for row in rows for metric, value in row.metrics.items()}
+        for metric in self.metrics:
+            result[f"{self.name}_{metric}"] = self._main({row.dim: row.metrics[metric] for row in rows})
+        if output_path is not None and self.write_csv:
+            self._append(Path(output_path) / f"{self.name}_sweep.csv", rows, epoch, steps)
+        return result
+
+    def _main(self, by_dim: dict[int, float]) -> float:
+        if self.main == "mean":
+            return float(np.mean(list(by_dim.values())))
+        return by_dim.get(self.main, by_dim[max(by_dim)]) if isinstance(self.main, int) else by_dim[max(by_dim)]
+
+    def _encode(self, model: SentenceTransformer, items: Any, side: str) -> np.ndarray:
+        if hasattr(items, "shape"):
+            return np.concatenate(list(_map_vectors(model, items)))
+        encode = model.encode_query if side == "query" else model.encode_document
+        with model.truncate_embeddings(None):  # a serving size set on the model must not hide the others
+            vectors = encode(list(items), batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False)
+        return as_numpy(vectors).astype(np.float32)
+
+    def _append(self, path: Path, rows: Sequence[Row], epoch: int, steps: int) -> None:
+        is_new = not path.is_file()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if is_new:
+                writer.writerow(["epoch", "steps", "dim", *self.metrics])
+            writer.writerows([epoch, steps, row.dim, *(row.metrics[m] for m in self.metrics)] for row in rows)
+
+
+class _Rows:
+    """A range of a table's rows, read as they are sliced."""
+
+    def __init__(self, table: VectorTable, first: int, last: int) -> None:
+        self._table, self._first, self.shape = table, first, (last - first, table.width)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        import torch
+
+        wanted = np.arange(len(self))[rows] + self._first
+        return self._table[torch.from_numpy(wanted)].numpy()
+
+
+def _map_vectors(model: SentenceTransformer, vectors: Any, chunk: int = 16384) -> Iterator[np.ndarray]:
+    """The output of a model that begins with ``EmbeddingInput``, chunk by chunk, dropout off."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(vectors), chunk):
+            rows = torch.from_numpy(unit_rows(as_numpy(vectors[start : start + chunk]))).to(model.device)
+            with torch.no_grad():
+                yield model({"sentence_embedding": rows})["sentence_embedding"].float().cpu().numpy()
+    finally:
+        model.train(was_training)

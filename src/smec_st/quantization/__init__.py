@@ -1,0 +1,1 @@
+"""Fewer bytes per number: codes for compressed vectors, trained together with the map."""

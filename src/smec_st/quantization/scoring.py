@@ -1,0 +1,29 @@
+"""A head's row in the table of sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from smec_st.data import Qrels
+from smec_st.evaluation import Row
+from smec_st.evaluation.sweep import METRICS
+from smec_st.metrics import evaluate_retrieval
+from smec_st.quantization.head import Head
+
+
+def score_codes(
+    head: Head, corpus: np.ndarray, queries: np.ndarray, qrels: Qrels, own_document: np.ndarray | None = None
+) -> Row:
+    """Quality of documents as a head stores them, asked by float queries.
+
+    Args:
+        head: Encodes documents and maps queries.
+        corpus: ``(N, D)`` original vectors.
+        queries: ``(Q, D)`` original vectors.
+        qrels: Judgements.
+        own_document: Corpus row that is the query itself and stays out of its ranking, -1 for none, ``(Q,)``.
+    """
+    documents = head.decode(head.encode(corpus))
+    scores = evaluate_retrieval(documents, head.queries(queries), qrels, METRICS, own_document)
+    means = {metric: float(values.mean()) for metric, values in scores.items()}
+    return Row(method=f"smec {head.precision}", dim=head.dim, bytes_per_vector=head.bytes, metrics=means)

@@ -1,0 +1,199 @@
+"""The last stage: train map and codes together, through the rounding.
+
+The map's last layer and what the code stands for (centroids, ranges) are moved so that *decoded* documents are found
+by float queries. The rounding has no useful gradient, so the step passes straight through it (Bengio et al., 2013):
+the map's gradient is taken as if the decoded document were the mapped one, while the centroids get their own. Loss and
+candidates are those of the compressor's own stages.
+
+Training product codes for ranking follows JPQ (Zhan et al., CIKM 2021) and RepCONC (Zhan et al., WSDM 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.functional import alignment_kl, contrastive_loss, unit
+from smec_st.losses.relevance import Relevance
+from smec_st.maps import FoldedMap
+from smec_st.quantization.codecs import Binary, Codec, Int8, Product
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastStage:
+    """Settings of the last stage.
+
+    Args:
+        steps: Steps; 0 for none.
+        batch_size: Pairs per step.
+        candidates: Documents that a batch is compared with, its own included.
+        learning_rate: Of the map, by Adam, falling as a half cosine.
+        code_learning_rate: Of centroids and ranges.
+        tau: Temperature of the contrastive term.
+        alignment_weight: Weight of the pull towards the neighbourhoods of full width.
+        alignment_tau: Its temperature.
+        seed: Of everything random.
+    """
+
+    steps: int = 80
+    batch_size: int = 256
+    candidates: int = 4096
+    learning_rate: float = 1e-3
+    code_learning_rate: float = 1e-3
+    tau: float = 0.12
+    alignment_weight: float = 6.0
+    alignment_tau: float = 0.08
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size - 1, self.candidates - 1) < 0:
+            raise DataError("`steps` must be 0 or more, `batch_size` and `candidates` 1 or more.")
+
+
+class _Straight(torch.autograd.Function):
+    """The rounded value, with the gradient of the unrounded one."""
+
+    @staticmethod
+    def forward(ctx: object, exact: Tensor, rounded: Tensor) -> Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _Codes:
+    """A codec as trainable tensors: ``decoded`` gives what a row is stored as, with a gradient."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.trained = {
+            name: torch.nn.Parameter(torch.from_numpy(np.array(tensor)))
+            for name, tensor in codec.tensors().items()
+            if name != "rotation"
+        }
+
+    def decoded(self, rows: Tensor) -> Tensor:
+        """``(n, d) -> (n, d)``."""
+        if isinstance(self.codec, Binary):
+            signs = torch.where(rows > 0, 1.0, -1.0) / rows.shape[1] ** 0.5
+            return _straight(rows, signs)
+        if isinstance(self.codec, Int8):
+            low, step = self.trained["low"], self.trained["step"]
+            place = ((rows - low) / step).clamp(0, 255)
+            return low + _straight(place, place.detach().round()) * step
+        centroids = self.trained["centroids"]  # (m, c, s)
+        parts = rows.view(len(rows), *centroids.shape[::2]).transpose(0, 1)  # (m, n, s)
+        with torch.no_grad():
+            near = torch.baddbmm(-centroids.square().sum(2).unsqueeze(1) / 2, parts, centroids.transpose(1, 2))
+            codes = near.argmax(dim=2)  # (m, n)
+        chosen = centroids[torch.arange(len(centroids)).unsqueeze(1), codes]  # (m, n, s)
+        return chosen.transpose(0, 1).reshape_as(rows) + rows - rows.detach()
+
+    def finished(self, share: float) -> Codec:
+        """The codec, this far from its start to what was learned."""
+        if isinstance(self.codec, Binary):
+            return self.codec
+        mixed = {
+            name: ((1 - share) * start + share * self.trained[name].detach().numpy()).astype(np.float32)
+            for name, start in self.codec.tensors().items()
+        }
+        return Int8(mixed["low"], np.maximum(mixed["step"], 1e-9)) if "low" in mixed else Product(mixed["centroids"])
+
+
+def _straight(exact: Tensor, rounded: Tensor) -> Tensor:
+    result: Tensor = _Straight.apply(exact, rounded)
+    return result
+
+
+def train_codes(
+    table: VectorTable,
+    folded: FoldedMap,
+    codec: Codec,
+    qrels: Qrels | None,
+    queries: np.ndarray,
+    config: LastStage,
+) -> Callable[[float], tuple[FoldedMap, Codec]]:
+    """Train the last layer of a map together with a codec.
+
+    Args:
+        table: Corpus and queries.
+        folded: Map to start from; any rotation of the codec's is already part of it.
+        codec: Codec to start from, without rotation.
+        qrels: Training judgements; None to keep the neighbourhoods of full width alone.
+        queries: Query rows to train on without judgements, ``(q,)``.
+        config: Settings.
+
+    Returns:
+        Map and codec as a function of how far to go from the start, 0, to what was learned, 1.
+    """
+    rng = np.random.default_rng([config.seed, folded.out_dim, codec.bytes])
+    start = torch.from_numpy(folded.layers[-1].weight)
+    weight = torch.nn.Parameter(start.clone())
+    scale = torch.nn.Parameter(torch.zeros(()))
+    codes = _Codes(codec)
+    relevance = None if qrels is None else Relevance(qrels, table)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [weight], "lr": config.learning_rate},
+            {"params": [*codes.trained.values(), scale], "lr": config.code_learning_rate},
+        ]
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.steps, 1))
+    before = folded.ending(np.eye(folded.layers[-1].weight.shape[1]))
+    is_plain = len(folded.layers) == 1
+    for _ in range(config.steps):
+        anchors, pool, own = _batch(table, qrels, queries, config, rng)
+        asked, offered = table[anchors], table[pool]
+        with torch.no_grad():
+            teacher = asked @ offered.T
+        inner = (asked, offered) if is_plain else tuple(torch.from_numpy(before(x.numpy())) for x in (asked, offered))
+        query, document = unit(inner[0] @ weight.T), unit(inner[1] @ weight.T)
+        stored = unit(codes.decoded(document))
+        student = query @ stored.T
+        other = pool != table.own(anchors).unsqueeze(1)
+        loss = (
+            config.alignment_weight
+            * config.alignment_tau
+            * alignment_kl(student, teacher, config.alignment_tau, other)
+        )
+        if relevance is not None:
+            grades = relevance(anchors, pool)
+            loss = loss + contrastive_loss(student.masked_fill(~other, -1e9), grades, config.tau * scale.exp())
+            near = pool[own].unsqueeze(1) != pool
+            loss = loss + config.alignment_weight * config.alignment_tau * alignment_kl(
+                document[own] @ stored.T, offered[own] @ offered.T, config.alignment_tau, near
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    learned = weight.detach()
+
+    def at(share: float) -> tuple[FoldedMap, Codec]:
+        mixed = torch.lerp(start, learned, share).numpy()
+        return folded.ending(mixed), codes.finished(share)
+
+    return at
+
+
+def _batch(
+    table: VectorTable, qrels: Qrels | None, queries: np.ndarray, config: LastStage, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row ids of anchors ``(B,)`` and of distinct documents ``(C,)``, and where each anchor's document stands."""
+    if qrels is not None:
+        pairs = qrels.pairs[rng.permutation(len(qrels.pairs))[: config.batch_size]]
+        anchors, documents = table.query_ids(pairs[:, 0]), pairs[:, 1]
+    else:
+        documents = rng.permutation(table.corpus_size)[: config.batch_size]
+        asking = queries[rng.permutation(len(queries))[: config.batch_size]]
+        anchors = np.concatenate([table.query_ids(asking), documents])
+    drawn = rng.permutation(table.corpus_size)[: config.candidates]
+    pool = np.union1d(documents, drawn)
+    own = np.searchsorted(pool, documents)
+    return torch.from_numpy(anchors), torch.from_numpy(pool), torch.from_numpy(own)

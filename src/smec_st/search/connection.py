@@ -1,0 +1,87 @@
+"""Connections to Milvus, and what it raises as one line."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from smec_st.data import DataError
+from smec_st.data.errors import one_line
+
+CONNECT_SECONDS = 10.0
+
+_open_files: Counter[str] = Counter()  # connections of this process to each local file
+_lock = threading.Lock()
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI is a file of Milvus Lite."""
+    return uri.endswith(".db") and "://" not in uri and not uri.startswith("unix:")
+
+
+def connect(uri: str, new: bool) -> Any:
+    """A ``pymilvus.MilvusClient``.
+
+    Args:
+        uri: File or server.
+        new: Whether a file may be made.
+
+    Raises:
+        DataError: Where there is nothing to connect to, or another process has the file.
+    """
+    try:
+        pymilvus = importlib.import_module("pymilvus")
+        if is_local(uri):
+            importlib.import_module("milvus_lite")
+    except ImportError as error:
+        raise DataError(f"{uri} needs Milvus: pip install 'smec-st[milvus]'.") from error
+    if is_local(uri) and not new and not Path(uri).exists():
+        raise DataError(f"no such index: {uri}")
+    for name in ("pymilvus", "milvus_lite"):  # failures are raised; logged as well they would be more than one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if is_local(uri):
+        Path(uri).absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        client = pymilvus.MilvusClient(uri=uri, timeout=CONNECT_SECONDS)
+    except Exception as error:
+        why = "it is damaged, or another process has it open" if is_local(uri) else one_line(error)
+        raise DataError(f"cannot open {uri}: {why}.") from error
+    if is_local(uri):
+        with _lock:
+            _open_files[os.path.abspath(uri)] += 1
+    return client
+
+
+def disconnect(uri: str, client: Any) -> None:
+    """Close a client; the last one of a local file ends the engine in this process, and gives back its lock."""
+    client.close()
+    if not is_local(uri):
+        return
+    path = os.path.abspath(uri)
+    with _lock:
+        _open_files[path] -= 1
+        if _open_files[path] > 0:
+            return
+        del _open_files[path]
+    importlib.import_module("milvus_lite.server_manager").server_manager_instance.release_server(path)
+
+
+@contextmanager
+def calls(uri: str, what: str) -> Iterator[None]:
+    """Turn what the engine raises into one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        home = type(error).__module__
+        if not home.startswith(("pymilvus", "grpc", "milvus_lite")) and not isinstance(error, OSError):
+            raise
+        raise DataError(f"{what} failed in {uri}: {one_line(error)}") from error

@@ -1,0 +1,109 @@
+"""Filters on scalar fields: one form for every backend.
+
+``{"lang": "en", "year": {"$gte": 2020, "$lt": 2024}, "shop": ["a", "b"]}``: all conditions hold; a list means any of.
+A missing value fulfils no condition.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smec_st.data import DataError
+from smec_st.data.errors import some
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Where = Mapping[str, Any]
+
+FIELD_TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+OPERATORS = {
+    "$eq": ("equal", "=="),
+    "$ne": ("not_equal", "!="),
+    "$gt": ("greater", ">"),
+    "$gte": ("greater_equal", ">="),
+    "$lt": ("less", "<"),
+    "$lte": ("less_equal", "<="),
+    "$in": ("is_in", "in"),
+}
+
+
+def conditions(where: Where, fields: Mapping[str, str]) -> list[tuple[str, str, Any]]:
+    """A filter as ``(field, operator, value)``, checked against the index's fields.
+
+    Args:
+        where: The filter.
+        fields: Name to type (``int``, ``float``, ``str``, ``bool``) of each field of the index.
+
+    Raises:
+        DataError: If a field or operator is unknown, or a value is of another type.
+    """
+    found: list[tuple[str, str, Any]] = []
+    for field, wanted in where.items():
+        if field not in fields:
+            raise DataError(f"the index has no field {field!r}; it has {some(sorted(fields), 8) or 'none'}.")
+        if isinstance(wanted, (list, tuple, set)):
+            wanted = {"$in": list(wanted)}
+        for operator, value in (wanted if isinstance(wanted, Mapping) else {"$eq": wanted}).items():
+            if operator not in OPERATORS:
+                raise DataError(f"unknown operator {operator!r} in a filter; known are {', '.join(OPERATORS)}.")
+            if operator == "$in" and (isinstance(value, str) or not isinstance(value, (list, tuple, set))):
+                raise DataError(f"$in takes a list, got {value!r}.")
+            values = list(value) if operator == "$in" else [value]
+            checked = [check_value(each, field, fields[field]) for each in values]
+            found.append((field, operator, checked if operator == "$in" else checked[0]))
+    return found
+
+
+def check_value(value: Any, field: str, kind: str) -> Any:
+    """A value as the field's type, or a :class:`DataError`."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    wanted = FIELD_TYPES[kind]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise DataError(f"field {field!r} holds {kind}, got {value!r}.")
+    return value
+
+
+def arrow_mask(table: pa.Table, where: Where, fields: Mapping[str, str]) -> np.ndarray:
+    """Rows of a table that fulfil a filter, ``(N,)`` bool."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    mask = np.ones(len(table), dtype=bool)
+    for field, operator, value in conditions(where, fields):
+        column = table[field]
+        function = getattr(pc, OPERATORS[operator][0])
+        if operator == "$in":
+            kept = function(column, value_set=pa.array(value, type=column.type))
+        else:
+            kept = function(column, pa.scalar(value, type=column.type))
+        mask &= kept.fill_null(False).to_numpy()
+        if operator == "$in":
+            mask &= column.is_valid().to_numpy()
+    return mask
+
+
+def milvus_expression(where: Where, fields: Mapping[str, str]) -> str:
+    """The same filter in Milvus's language."""
+    parts = []
+    for field, operator, value in conditions(where, fields):
+        if operator == "$in" and not value:
+            parts.append(f"({field} is null and {field} is not null)")
+            continue
+        parts.append(f"{field} {OPERATORS[operator][1]} {_literal(value)}")
+    return " and ".join(parts)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_literal(each) for each in value) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

@@ -1,0 +1,293 @@
+"""An index folder: immutable segments, and one manifest that says which of them count.
+
+::
+
+    manifest.json       settings, schedule, segments, checksums; replaced in one step: a change is there or it is not
+    compressor/         the compressor, as it saves itself
+    segments/000003/    WIDTH.npy per size, rows.arrow with ids and fields
+    deleted-000007.bits rows that are gone
+    head-000007.faiss   a copy of the head over the first rows; the rest is added when the folder is opened
+
+What no manifest names is left over from an interrupted write, and the next writer removes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smec_st.data import DataError
+from smec_st.data.errors import one_line
+from smec_st.search.tables import Table, TableWriter, damaged, file_crc, sync
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MANIFEST = "manifest.json"
+ROWS = "rows.arrow"
+ID = "_id"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under another name, bring it to disk, and rename it."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
+    """Replace the manifest in one step."""
+    text = json.dumps(body, indent=1, sort_keys=True)
+    write_bytes(folder / MANIFEST, json.dumps({"crc": zlib.crc32(text.encode()), "index": body}, indent=1).encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, checked.
+
+    Raises:
+        DataError: If the folder holds no index, or its manifest is not what was written.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder} holds no index (no {MANIFEST}).")
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        body, crc = read["index"], read["crc"]
+        if zlib.crc32(json.dumps(body, indent=1, sort_keys=True).encode()) != crc:
+            raise damaged(path, "its checksum differs")
+    except (KeyError, TypeError, ValueError) as error:
+        raise error if isinstance(error, DataError) else damaged(path, one_line(error)) from error
+    return dict(body)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every segment of an index holds.
+
+    Args:
+        tables: Width to type of each table.
+        id_type: ``int`` or ``str``.
+        fields: Name to type of each scalar field.
+    """
+
+    tables: Mapping[int, str]
+    id_type: str
+    fields: Mapping[str, str]
+
+    def schema(self) -> pa.Schema:
+        """Of ``rows.arrow``."""
+        import pyarrow as pa
+
+        types = {"int": pa.int64(), "float": pa.float64(), "str": pa.large_string(), "bool": pa.bool_()}
+        return pa.schema([(ID, types[self.id_type]), *((name, types[kind]) for name, kind in self.fields.items())])
+
+
+class Segment:
+    """Rows that were written together.
+
+    Args:
+        folder: Of the segment.
+        entry: Its line in the manifest.
+        layout: What it must hold.
+
+    Raises:
+        DataError: If a file is missing or damaged; vectors are checked as they are read.
+    """
+
+    def __init__(self, folder: Path, entry: Mapping[str, Any], layout: Layout) -> None:
+        import pyarrow as pa
+
+        self.folder, self.entry = folder, dict(entry)
+        self.rows = int(entry["rows"])
+        self.tables = {w: Table(folder / f"{w}.npy", self.rows, w, t) for w, t in layout.tables.items()}
+        for name, crc in entry["crc"].items():
+            path = folder / name
+            if not path.is_file() or file_crc(path) != crc:
+                raise damaged(path, "it is missing" if not path.is_file() else "its checksum differs")
+        with pa.memory_map(str(folder / ROWS)) as source:
+            self.table: pa.Table = pa.ipc.open_file(source).read_all()
+        if len(self.table) != self.rows or not self.table.schema.equals(layout.schema()):
+            raise damaged(folder / ROWS, "it holds other rows or fields")
+        # A view of the mapped file: ids that are numbers take no memory.
+        self._numbers: np.ndarray | None = None
+        if layout.id_type == "int":
+            self._numbers = self.table[ID].chunk(0).to_numpy(zero_copy_only=True)
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """Ids of its rows, ``(n,)``, int64 or object."""
+        found: np.ndarray = self.table[ID].take(rows).to_numpy() if self._numbers is None else self._numbers[rows]
+        return found
+
+    @property
+    def disk_bytes(self) -> dict[str, int]:
+        """Bytes on disk, of each table and of ids and fields."""
+        sizes = {str(width): table.bytes for width, table in self.tables.items()}
+        return {**sizes, "rows": (self.folder / ROWS).stat().st_size}
+
+
+def write_segment(
+    folder: Path,
+    name: str,
+    layout: Layout,
+    count: int,
+    chunks: Iterator[Mapping[int, np.ndarray]],
+    table: pa.Table,
+) -> dict[str, Any]:
+    """Write a segment under another name and rename it; it counts once a manifest names it.
+
+    Args:
+        folder: ``segments`` of the index.
+        name: Of the new segment.
+        layout: What it holds.
+        count: Rows that will come.
+        chunks: Pieces of every table, by width.
+        table: Ids and fields, ``count`` rows.
+
+    Returns:
+        Its line in the manifest.
+    """
+    import pyarrow as pa
+
+    draft, final = folder / f".{name}.draft", folder / name
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(final, ignore_errors=True)
+    draft.mkdir(parents=True)
+    writers: list[TableWriter] = []
+    try:
+        for width, dtype in layout.tables.items():
+            writers.append(TableWriter(draft / f"{width}.npy", count, width, dtype))
+        for chunk in chunks:
+            for writer in writers:
+                writer.append(chunk[writer.width])
+        for writer in writers:
+            writer.close()
+        with pa.OSFile(str(draft / ROWS), "wb") as sink, pa.ipc.new_file(sink, layout.schema()) as file:
+            file.write_table(table.combine_chunks())
+        sync(draft / ROWS)
+        crc = {path.name: file_crc(path) for path in sorted(draft.iterdir()) if path.suffix != ".npy"}
+        sync(draft)
+        os.replace(draft, final)
+        sync(folder)
+    except BaseException:
+        for writer in writers:
+            writer.abort()
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return {"name": name, "rows": count, "crc": crc}
+
+
+def remove_leftovers(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Remove what an interrupted write left behind. Only for the one who holds the lock."""
+    named = {entry["name"] for entry in manifest["segments"]}
+    segments = folder / "segments"
+    for path in segments.iterdir() if segments.is_dir() else ():
+        if path.name not in named:
+            shutil.rmtree(path, ignore_errors=True)
+    kept = {(manifest[kind] or {}).get("file") for kind in ("deleted", "head_copy")}
+    for path in folder.iterdir():
+        ours = path.name.startswith(("deleted-", "head-", ".deleted-", ".head-", f".{MANIFEST}"))
+        if ours and path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+class Rows:
+    """The segments of an index as one list of rows; never changed, only replaced.
+
+    Args:
+        segments: In order.
+        deleted: One bit per row, 1 where the row is gone (little-endian, ``ceil(N / 8)`` bytes); None for none.
+    """
+
+    def __init__(self, segments: Sequence[Segment], deleted: np.ndarray | None = None) -> None:
+        self.segments = tuple(segments)
+        self.starts = np.cumsum([0, *(segment.rows for segment in self.segments)])
+        self.total = int(self.starts[-1])
+        bits = np.zeros(-(-self.total // 8), dtype=np.uint8)
+        if deleted is not None:
+            bits[: len(deleted)] = deleted[: len(bits)]
+        self.deleted = bits
+        self.gone = (
+            int(np.bitwise_count(bits).sum()) if hasattr(np, "bitwise_count") else int(np.unpackbits(bits).sum())
+        )
+
+    @property
+    def live(self) -> int:
+        """Rows that are not deleted."""
+        return self.total - self.gone
+
+    def alive(self) -> np.ndarray:
+        """``(N,)`` bool."""
+        alive: np.ndarray = np.unpackbits(self.deleted, count=self.total, bitorder="little") == 0
+        return alive
+
+    def without(self, rows: np.ndarray) -> Rows:
+        """The same with these rows deleted."""
+        gone = ~self.alive()
+        gone[rows] = True
+        return Rows(self.segments, np.packbits(gone, bitorder="little"))
+
+    def table(self) -> pa.Table:
+        """Ids and fields of all rows, deleted ones too."""
+        import pyarrow as pa
+
+        return pa.concat_tables([segment.table for segment in self.segments])
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """Ids of rows, ``(n,)``, int64 or object."""
+        out: np.ndarray | None = None
+        for segment, start, inside in self.parts(rows):
+            values = segment.ids(rows[inside] - start)
+            if out is None:
+                out = np.empty(len(rows), dtype=values.dtype)
+            out[inside] = values
+        return np.empty(0, dtype=np.int64) if out is None else out
+
+    def parts(self, rows: np.ndarray) -> Iterator[tuple[Segment, int, np.ndarray]]:
+        """Segments that hold any of these rows: segment, its first row, mask over ``rows``."""
+        for segment, start in zip(self.segments, self.starts[:-1].tolist(), strict=True):
+            inside = (rows >= start) & (rows < start + segment.rows)
+            if inside.any():
+                yield segment, start, inside
+
+    def find(self, ids: Sequence[Any], id_type: str) -> np.ndarray:
+        """Live rows of these ids, rising; ids that are not there are left out."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = pa.array(ids, type=pa.int64() if id_type == "int" else pa.large_string())
+        found = [
+            start + np.flatnonzero(pc.is_in(segment.table[ID], value_set=wanted).to_numpy())
+            for segment, start in zip(self.segments, self.starts[:-1].tolist(), strict=True)
+        ]
+        rows = np.concatenate([np.empty(0, dtype=np.int64), *found]).astype(np.int64)
+        live: np.ndarray = rows[self.alive()[rows]]
+        return live
+
+    def vectors(self, width: int, rows: np.ndarray) -> np.ndarray:
+        """Vectors of rows, ``(n, width)`` float32."""
+        out = np.empty((len(rows), width), dtype=np.float32)
+        for segment, start, inside in self.parts(rows):
+            out[inside] = segment.tables[width][rows[inside] - start]
+        return out
+
+    def chunks(self, width: int, first: int = 0, size: int = 16384) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Row numbers and vectors from a row on, deleted ones too, ``(n,)`` and ``(n, width)``."""
+        for start in range(first, self.total, size):
+            rows = np.arange(start, min(start + size, self.total))
+            yield rows, self.vectors(width, rows)

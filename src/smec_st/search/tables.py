@@ -1,0 +1,166 @@
+"""Tables of vectors on disk, memory-mapped, each block checked against its checksum when it is first read.
+
+A table is a plain ``.npy`` file with a ``.crc`` file beside it. Reading a whole table to check it would take longer
+than opening an index should, and leaving it unchecked would let a flipped bit pass as a result.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from smec_st.data import DataError
+from smec_st.data.errors import one_line
+
+BLOCK_BYTES = 1 << 16
+
+
+def rows_per_block(width: int, itemsize: int) -> int:
+    """Rows that one checksum covers."""
+    return max(1, BLOCK_BYTES // (width * itemsize))
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_crc(path: Path) -> int:
+    """Checksum of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+class TableWriter:
+    """Write a ``.npy`` table in pieces. Plain writes, so that a full disk is an error and not a signal.
+
+    Args:
+        path: New file.
+        rows: Rows that will come.
+        width: Columns.
+        dtype: float32 or float16.
+    """
+
+    def __init__(self, path: Path, rows: int, width: int, dtype: str) -> None:
+        self.path, self.rows, self.width = path, rows, width
+        self.dtype = np.dtype(dtype)
+        self._block = rows_per_block(width, self.dtype.itemsize)
+        self._crcs: list[int] = []
+        self._rest = np.empty((0, width), dtype=self.dtype)
+        self._written = 0
+        self._file = path.open("wb")
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (rows, width)}
+        np.lib.format.write_array_header_1_0(self._file, header)  # type: ignore[arg-type]
+
+    def append(self, rows: np.ndarray) -> None:
+        """More rows, ``(n, width)``."""
+        part = np.ascontiguousarray(rows, dtype=self.dtype)
+        self._file.write(part.data)
+        self._written += len(part)
+        part = np.concatenate([self._rest, part]) if len(self._rest) else part
+        whole = len(part) - len(part) % self._block
+        for start in range(0, whole, self._block):
+            self._crcs.append(zlib.crc32(np.ascontiguousarray(part[start : start + self._block]).data))
+        self._rest = part[whole:].copy()
+
+    def close(self) -> None:
+        """Write checksums, and bring all to disk."""
+        if len(self._rest):
+            self._crcs.append(zlib.crc32(np.ascontiguousarray(self._rest).data))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._written != self.rows:
+            raise RuntimeError(f"{self._written} of {self.rows} rows were written.")
+        with self.path.with_suffix(".crc").open("wb") as file:
+            file.write(np.array(self._crcs, dtype="<u4").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def abort(self) -> None:
+        """Close without finishing."""
+        self._file.close()
+
+
+class Table:
+    """A memory-mapped table whose blocks are checked as they are first read.
+
+    Args:
+        path: The ``.npy`` file.
+        rows: Rows it must have.
+        width: Columns it must have.
+        dtype: Type it must have.
+
+    Raises:
+        DataError: If a file is missing, cut short or of another shape.
+    """
+
+    def __init__(self, path: Path, rows: int, width: int, dtype: str) -> None:
+        self.path = path
+        try:
+            self.data: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._crcs = np.fromfile(path.with_suffix(".crc"), dtype="<u4")
+        except (OSError, ValueError, EOFError) as error:
+            raise damaged(path, one_line(error)) from error
+        if self.data.shape != (rows, width) or self.data.dtype != np.dtype(dtype):
+            raise damaged(path, f"shape {self.data.shape} and {self.data.dtype}, not {(rows, width)} and {dtype}")
+        self._block = rows_per_block(width, self.data.dtype.itemsize)
+        if len(self._crcs) != -(-rows // self._block):
+            raise damaged(path.with_suffix(".crc"), "it has another length")
+        self._checked = np.zeros(len(self._crcs), dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return self.path.stat().st_size + self.path.with_suffix(".crc").stat().st_size
+
+    @property
+    def ram_bytes(self) -> int:
+        """Of the checksums; the rows stay on disk."""
+        return int(self._crcs.nbytes + self._checked.nbytes)
+
+    def check(self, rows: np.ndarray) -> None:
+        """Check the blocks of these rows, unless they were.
+
+        Raises:
+            DataError: If a block is not what was written.
+        """
+        blocks = rows // self._block
+        fresh = blocks[~self._checked[blocks]]
+        for block in np.unique(fresh).tolist():
+            part = np.ascontiguousarray(self.data[block * self._block : (block + 1) * self._block])
+            if zlib.crc32(part.data) != int(self._crcs[block]):
+                first = block * self._block
+                raise damaged(self.path, f"rows {first} to {first + len(part) - 1} are not what was written")
+            self._checked[block] = True
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as float32, ``(n,) -> (n, width)``."""
+        self.check(rows)
+        found: np.ndarray = self.data[rows].astype(np.float32, copy=False)
+        return found
+
+    def chunks(self, size: int = 16384) -> Iterator[np.ndarray]:
+        """All rows in order, as float32."""
+        for start in range(0, len(self), size):
+            self.check(np.arange(start, min(start + size, len(self))))
+            yield self.data[start : start + size].astype(np.float32, copy=False)
+
+
+def damaged(path: Path, why: str) -> DataError:
+    """The error for a file that cannot be trusted."""
+    return DataError(f"{path} is damaged: {why}. Restore it from a backup, or build the index again.")

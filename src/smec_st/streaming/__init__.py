@@ -1,0 +1,8 @@
+"""Vectors of any number to compressed ones, in bounded memory, and on where it stopped after a kill."""
+
+from __future__ import annotations
+
+from smec_st.streaming.job import Job, Manifest, transform_files
+from smec_st.streaming.space import check_space, space_record
+
+__all__ = ["Job", "Manifest", "check_space", "space_record", "transform_files"]

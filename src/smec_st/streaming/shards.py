@@ -1,0 +1,187 @@
+"""One shard: a file of compressed rows, there in full or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smec_st.data import Batch, VectorSource
+from smec_st.data.sources.batch import RECORD
+from smec_st.quantization.head import Head
+
+FORMATS = ("npy", "parquet")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished file.
+
+    Attributes:
+        file: Its name.
+        start: Number of its first row in the source.
+        rows: How many.
+        sha256: Of the file.
+    """
+
+    file: str
+    start: int
+    rows: int
+    sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether the file is there and has its checksum."""
+        path = folder / self.file
+        return path.is_file() and file_hash(path) == self.sha256
+
+
+def shard_name(number: int, kind: str) -> str:
+    """Names sort in the order of the rows."""
+    return f"shard-{number:06d}.{kind}"
+
+
+def write_shard(
+    batches: Iterator[Batch], head: Head, path: Path, start: int, rows: int | None, record: Mapping[str, Any]
+) -> Shard | None:
+    """Compress batches into one file; None when there is not a row.
+
+    Args:
+        batches: Neighbouring rows.
+        head: How they are stored.
+        path: Where to; the suffix is the format. Ids are written where the format has a place for them (parquet).
+        start: Number of the first row.
+        rows: How many are to come, as far as is known; saves reading the file again.
+        record: What the file says of its vectors.
+    """
+    first = next(batches, None)
+    if first is None:
+        return None
+    draft = path.with_name(path.name + ".partial")
+    ids: list[str] = []
+
+    def coded() -> Iterator[np.ndarray]:
+        for batch in itertools.chain([first], batches):
+            ids.extend(batch.ids or ())
+            yield head.codec.encode(head.folded.compress(batch.rows, batch.start))
+
+    if path.suffix == ".npy":
+        count, digest = _write_npy(draft, coded(), rows)
+    else:
+        parts = list(coded())
+        count, digest = sum(map(len, parts)), _write_parquet(draft, parts, ids, record)
+    os.replace(draft, path)
+    return Shard(path.name, start, count, digest)
+
+
+def _write_npy(path: Path, parts: Iterator[np.ndarray], expected: int | None) -> tuple[int, str]:
+    """Rows and hash. A second thread hashes and writes while the next part is computed."""
+    first = next(parts)
+    digest, count = hashlib.sha256(), 0
+
+    def keep(part: np.ndarray) -> None:
+        data = np.ascontiguousarray(part).view(np.uint8).reshape(-1).data
+        digest.update(data)
+        file.write(data)
+
+    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        before = _npy_header(first, expected or 0)
+        digest.update(before)
+        file.write(before)
+        pending: deque[Future[None]] = deque()
+        for part in itertools.chain([first], parts):
+            pending.append(writer.submit(keep, part))
+            count += len(part)
+            if len(pending) > 2:  # bounds memory
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+        after = _npy_header(first, count)
+        if after != before:
+            file.seek(0)
+            file.write(after)  # of the same length: numpy leaves room for the count
+        file.flush()
+        os.fsync(file.fileno())
+    return count, digest.hexdigest() if after == before else file_hash(path)
+
+
+def _npy_header(rows: np.ndarray, count: int) -> bytes:
+    file = io.BytesIO()
+    shape = (count, rows.shape[1])
+    np.lib.format.write_array_header_1_0(file, {"descr": rows.dtype.str, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def _write_parquet(path: Path, parts: list[np.ndarray], ids: list[str], record: Mapping[str, Any]) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    codes = np.concatenate(parts)
+    columns = {"vector": pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), codes.shape[1])}
+    if ids:
+        columns = {"id": pa.array(ids, pa.string()), **columns}
+    table = pa.table(columns).replace_schema_metadata({RECORD: json.dumps(record, sort_keys=True)})
+    pq.write_table(table, path, compression="none", use_dictionary=False, row_group_size=65536)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return file_hash(path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+class Cutter:
+    """Batches of a source from one row on, cut where shards end.
+
+    Args:
+        source: Where rows come from.
+        start: First row.
+        size: Rows per batch.
+    """
+
+    def __init__(self, source: VectorSource, start: int, size: int) -> None:
+        self._batches = source.batches(size, start)
+        self._rest: Batch | None = None
+
+    def take(self, count: int) -> Iterator[Batch]:
+        """The next ``count`` rows, or what is left."""
+        while count > 0:
+            batch = self._rest if self._rest is not None else next(self._batches, None)
+            if batch is None:
+                return
+            head, self._rest = _split(batch, count)
+            count -= len(head.rows)
+            yield head
+
+
+def _split(batch: Batch, count: int) -> tuple[Batch, Batch | None]:
+    if len(batch.rows) <= count:
+        return batch, None
+    ids = (None, None) if batch.ids is None else (batch.ids[:count], batch.ids[count:])
+    return (
+        Batch(batch.start, batch.rows[:count], ids[0]),
+        Batch(batch.start + count, batch.rows[count:], ids[1]),
+    )

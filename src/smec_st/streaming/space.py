@@ -1,0 +1,45 @@
+"""What compressed vectors say of themselves, and the refusal of vectors that a compressor does not read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smec_st.compressor import Compressor
+from smec_st.data import DataError
+from smec_st.quantization.head import Head
+from smec_st.space import check_backbone
+
+
+def space_record(compressor: Compressor, head: Head) -> dict[str, Any]:
+    """What compressed vectors say of themselves: backbone, compressor, and how they are stored."""
+    return {
+        "fingerprint": compressor.fingerprint,
+        "head": head.digest,
+        "backbone": dict(compressor.info.get("backbone") or {}),
+        "method": compressor.info.get("method"),
+        "width": compressor.width,
+        "dim": head.dim,
+        "precision": head.precision,
+        "bytes": head.bytes,
+        "normalised": True,
+    }
+
+
+def check_space(compressor: Compressor, width: int, record: Mapping[str, Any], name: str) -> None:
+    """Refuse vectors of another space than the one a compressor reads.
+
+    Args:
+        compressor: It knows its backbone.
+        width: Of the vectors.
+        record: What their source says of them.
+        name: Of the source, for the message.
+
+    Raises:
+        DataError: If the width, the model, its revision or its prompt is another, or they are compressed already.
+    """
+    if record.get("fingerprint"):
+        raise DataError(f"{name} holds vectors that are compressed already (by {record['fingerprint']}).")
+    if width != compressor.width:
+        raise DataError(f"{name}: the vectors are {width} wide; this compressor reads {compressor.width}.")
+    check_backbone(compressor.info.get("backbone") or {}, record, name)

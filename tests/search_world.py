@@ -1,0 +1,45 @@
+"""Clustered vectors to search, a compressor, and the naive answer."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from smec_st.compressor import Compressor
+
+WIDTH = 32
+
+
+def clustered(count, seed=0, width=WIDTH):
+    """``(count, width)`` float32: 40 clusters, dimensions of falling loudness, mixed by a rotation."""
+    fixed = np.random.default_rng(99)
+    centres = fixed.normal(size=(40, width))
+    rotation = np.linalg.qr(fixed.normal(size=(width, width)))[0]
+    rng = np.random.default_rng(seed)
+    rows = centres[rng.integers(0, 40, count)] + 0.8 * rng.normal(size=(count, width))
+    return (rows * np.linspace(2.0, 0.2, width) @ rotation).astype(np.float32)
+
+
+@functools.cache
+def compressor(width=WIDTH, seed=0):
+    """Uncentred PCA, nested at 16, 8 and 4."""
+    return Compressor.fit(clustered(500, seed, width), method="pca", dims=(16, 8, 4))
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def naive(corpus, queries, k, allowed=None):
+    """Rows of highest cosine, by one loop over queries."""
+    rows = np.arange(len(corpus)) if allowed is None else np.flatnonzero(allowed)
+    found = []
+    for query in unit(queries.astype(np.float64)):
+        scores = unit(corpus[rows].astype(np.float64)) @ query
+        found.append(rows[np.argsort(-scores, kind="stable")[:k]])
+    return np.array(found)
+
+
+def recall(found, truth):
+    return np.mean([len({*a} & {*b}) / len(b) for a, b in zip(found.tolist(), truth.tolist(), strict=True)])

@@ -1,0 +1,166 @@
+"""Several processes over gloo: as many rows in all, the same weights as one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, same_on_all_ranks, share_of_mean
+
+HERE = Path(__file__).parent
+
+# What two processes may differ by from one: sums in another order, after up to 12 steps of Adam at a rate of 1e-2.
+TOLERANCE = 1e-5
+
+TRAIN = textwrap.dedent(
+    """
+    import json, os, sys, torch
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from test_trainer import make_trainer, weights
+    from smec_st.trainer import SequentialTrainer
+    end = SequentialTrainer._end_stage
+
+    def recording(self, *arguments):
+        report = end(self, *arguments)
+        memory = self.loss.memory.state_dict()
+        ends.append((report.loss, report.strength, report.selected, weights(self), memory, self.loss.log_scale.data))
+        return report
+
+    SequentialTrainer._end_stage = recording
+    for name, settings in json.loads(sys.argv[1]).items():
+        folder = Path.cwd() / name
+        loss, cut = settings.pop("loss", {{}}), settings.pop("cut", None)
+        if "RANK" in os.environ:
+            settings["ddp_backend"] = "gloo"
+        ends = []
+        trainer = make_trainer(folder, **settings)
+        for key, value in loss.items():
+            setattr(trainer.loss, key, value)
+        if cut:
+            begin = trainer.loss.begin_step
+            def failing(*at):
+                if list(at) == cut:
+                    raise InterruptedError
+                begin(*at)
+            trainer.loss.begin_step = failing
+        try:
+            trainer.train(resume_from_checkpoint=settings.get("save_strategy") == "steps")
+        except InterruptedError:
+            trainer = make_trainer(folder, **settings)
+            trainer.train(resume_from_checkpoint=True)
+        torch.save(ends, Path.cwd() / f"{{name}}-{{trainer.args.process_index}}.pt")
+    """
+)
+
+
+def launch(script: Path, processes: int, *arguments: str) -> None:
+    command = [sys.executable, str(script), *arguments]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [sys.executable, *launcher, str(script), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, env=environment, cwd=script.parent, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+SETTINGS = {
+    "grow": {"order": "grow", "save_strategy": "steps"},
+    "grow-without-labels": {"order": "grow", "judged": False, "max_steps": 4},
+    "shrink-as-published": {
+        "order": "shrink",
+        "gradient_accumulation_steps": 2,
+        "loss": {"rank": "pairwise", "alignment": "l1", "wide_weight": 1.0, "reconstruction_weight": 0.1},
+    },
+}
+CUT = {"cut": {"order": "grow", "save_strategy": "steps", "cut": [2, 7]}}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """By number of processes and settings: of each rank, the stages' ends."""
+    found = {}
+    for processes, settings in ((1, SETTINGS), (2, SETTINGS | CUT)):
+        script = tmp_path_factory.mktemp(f"ranks-{processes}") / "train.py"
+        script.write_text(TRAIN.format(tests=str(HERE)))
+        quick = {"save_strategy": "no", "selection_steps": 4, "max_steps": 10}
+        given = {n: {**quick, **s, "per_device_train_batch_size": 16 // processes} for n, s in settings.items()}
+        launch(script, processes, json.dumps(given))
+        for name in settings:
+            files = [script.parent / f"{name}-{rank}.pt" for rank in range(processes)]
+            found[processes, name] = [torch.load(file, weights_only=True) for file in files]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(runs, name):
+    """Batches of 15 rows: the halves are unequal. The memory (64 of 120 rows) moves; 40 random and 10 mined rows."""
+    for ranks in zip(*runs[1, name], *runs[2, name], strict=True):  # a stage on each
+        (loss, strength, selected, weights, memory, scale), *others = ranks
+        for other_loss, *other_choices, other_weights, other_memory, other_scale in others:
+            assert other_loss == pytest.approx(loss, rel=1e-4)
+            assert other_choices == [strength, selected]
+            for key, value in weights.items():
+                assert torch.allclose(value, other_weights[key], rtol=0, atol=TOLERANCE), key
+            assert all(torch.equal(value, other_memory[key]) for key, value in memory.items())
+            assert torch.allclose(scale, other_scale, rtol=0, atol=TOLERANCE)
+        assert all(torch.equal(others[0][3][key], others[1][3][key]) for key in weights)  # ranks, to the bit
+    assert any(value.abs().max() > 0.01 for key, value in weights.items() if key.endswith("residual.weight"))
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_bit(runs):
+    for whole, cut in zip(runs[2, "grow"], runs[2, "cut"], strict=True):
+        assert len(whole) == len(cut) == 3
+        assert all(torch.equal(value, cut[-1][3][key]) for key, value in whole[-1][3].items())
+
+
+RANKS = textwrap.dedent(
+    """
+    import sys, torch, torch.distributed as dist
+    from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, same_on_all_ranks, share_of_mean
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    rows = torch.arange(6.0).reshape(3, 2)[: 1 + rank] + 10 * rank  # 1 row here, 2 there
+    gathered, first = gather_rows(rows)
+    assert gathered.tolist() == [[0, 1], [10, 11], [12, 13]] and first == rank, gathered
+    ids, _ = gather_rows(torch.arange(2 * rank))  # none here
+    assert ids.tolist() == [0, 1]
+    rows.requires_grad_(True)
+    both, _ = gather_rows(rows, with_grad=True)
+    (both.sum(dim=1) * torch.tensor([1.0, 2.0, 3.0])).sum().backward()  # each rank the same: gradients add up
+    assert rows.grad[:, 0].tolist() == ([2.0] if rank == 0 else [4.0, 6.0]), rows.grad
+    assert any_rank(torch.tensor([rank == 0, rank == 1, False])).tolist() == [True, True, False]
+    amount, count = torch.tensor(3.0 + rank), torch.tensor(1 + rank)
+    mean = share_of_mean(amount, count)
+    assert abs(float(gather_rows(mean.view(1))[0].mean()) - 7 / 3) < 1e-6
+    assert float(mean_gradient(torch.tensor(float(rank)))) == 0.5
+    assert same_on_all_ranks((rank, "a")) == (0, "a")
+    dist.destroy_process_group()
+    """
+)
+
+
+def test_ranks_put_rows_counts_and_choices_together(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    launch(script, 2)
+
+
+def test_a_single_process_is_left_alone():
+    rows = torch.randn(3, 2)
+    assert gather_rows(rows)[0] is rows
+    assert any_rank(rows > 0).equal(rows > 0)
+    assert mean_gradient(rows) is rows
+    assert same_on_all_ranks("x") == "x"
+    assert float(share_of_mean(torch.tensor(3.0), torch.tensor(0))) == 3.0

@@ -1,0 +1,172 @@
+"""``check`` notices drift and nothing else; ``migrate`` rewrites stores and loses nothing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from smec_st.cli import run
+from smec_st.compressor import Compressor
+from smec_st.data import load_vectors, open_vectors
+from smec_st.overlap import kept_neighbors, pool_for
+
+faiss = pytest.importorskip("faiss")
+WIDTH, ROWS = 24, 600
+
+
+def make(rng, rows, mix):
+    return (rng.normal(size=(rows, WIDTH)) * np.r_[np.ones(6), np.full(WIDTH - 6, 0.15)] @ mix).astype(np.float32)
+
+
+@pytest.fixture
+def mixes(rng):
+    return [np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0] for _ in range(2)]
+
+
+@pytest.fixture
+def vectors(rng, mixes):
+    return make(rng, ROWS, mixes[0])
+
+
+@pytest.fixture
+def folder(vectors, tmp_path):
+    Compressor.fit(vectors, dims=(16, 8), method="pca", backbone={"model": "m"}).save(tmp_path / "c")
+    return str(tmp_path / "c")
+
+
+# -- check ------------------------------------------------------------------------------------------------------------
+
+
+def test_kept_neighbors_equal_a_loop(rng, vectors, folder):
+    folded, sample = Compressor.load(folder).map_for(8), vectors[:200]
+    unit = sample / np.linalg.norm(sample, axis=1, keepdims=True)
+    small = Compressor.load(folder).transform(sample, 8)
+    shares = []
+    for i in range(200):
+        near = [
+            {int(j) for j in sorted((j for j in range(200) if j != i), key=lambda j: -float(v[i] @ v[j]))[:10]}  # noqa: B023
+            for v in (unit, small)
+        ]
+        shares.append(len(near[0] & near[1]) / 10)
+    assert kept_neighbors(sample, folded) == pytest.approx(np.mean(shares), abs=2e-3)
+    assert [pool_for(n) for n in (10, 200, 999, 10**9)] == [None, 200, 500, 2000]
+
+
+def test_check_passes_vectors_like_those_of_the_fit_and_fails_others(rng, mixes, folder, tmp_path, capsys):
+    np.save(tmp_path / "same.npy", make(rng, 700, mixes[0]))
+    np.save(tmp_path / "other.npy", make(rng, 700, mixes[1]))
+    assert run(["check", folder, str(tmp_path / "same.npy"), "--json", str(tmp_path / "drift.json")]) == 0
+    figures = json.loads((tmp_path / "drift.json").read_text())
+    assert figures["pool"] == 500
+    assert abs(figures["drop"]["8"]) < 0.05
+    assert "at the fit" in capsys.readouterr().out
+    assert run(["check", folder, str(tmp_path / "other.npy")]) == 1
+    assert "drift: more than 0.05 lost" in capsys.readouterr().err
+    assert run(["check", folder, str(tmp_path / "other.npy"), "--threshold", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "match"),
+    [(50, WIDTH, "has 50 vectors; at least 200 are needed"), (300, 8, "are 8 wide; this compressor reads 24")],
+)
+def test_check_refuses_too_few_and_other_spaces(rng, folder, tmp_path, capsys, rows, width, match):
+    np.save(tmp_path / "new.npy", rng.normal(size=(rows, width)))
+    assert run(["check", folder, str(tmp_path / "new.npy")]) == 2
+    assert match in capsys.readouterr().err
+
+
+# -- migrate ----------------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_counts_and_writes_nothing(vectors, folder, tmp_path, capsys):
+    np.save(tmp_path / "store.npy", vectors)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert run(["migrate", folder, str(tmp_path / "store.npy"), "--dim", "8", "--precision", "int8", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert f"{ROWS * WIDTH * 4:,} bytes become {ROWS * 8:,} (12x smaller)" in out
+    assert "of the ten nearest neighbours stay" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_migrate_beside_and_in_place(vectors, folder, tmp_path, capsys):
+    store, expected = tmp_path / "store.npy", Compressor.load(folder).transform(vectors, 8)
+    np.save(store, vectors)
+    assert run(["migrate", folder, str(store), "--dim", "8", "--out", str(tmp_path / "new")]) == 0
+    np.testing.assert_array_equal(np.load(store), vectors)
+    np.testing.assert_allclose(np.load(tmp_path / "new" / "shard-000000.npy"), expected, atol=1e-6)
+    assert run(["migrate", folder, str(store), "--dim", "8", "--in-place"]) == 0
+    np.testing.assert_allclose(np.load(store), expected, atol=1e-6)
+    assert not list(tmp_path.glob(".store*"))
+    capsys.readouterr()
+    assert run(["migrate", folder, str(store), "--dim", "8", "--in-place"]) == 2
+    assert "compressed already" in capsys.readouterr().err
+    assert run(["migrate", folder, str(store), "--dim", "8"]) == 2
+    assert "say where to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_migrate_parquet_in_place(vectors, folder, tmp_path, is_folder):
+    store = tmp_path / ("store" if is_folder else "store.parquet")
+    table = pa.table(
+        {"id": [str(i) for i in range(ROWS)], "vector": pa.array(vectors.tolist(), pa.list_(pa.float32()))}
+    )
+    if is_folder:
+        store.mkdir()
+    pq.write_table(table, store / "a.parquet" if is_folder else store)
+    assert run(["migrate", folder, str(store), "--dim", "8", "--in-place"]) == 0
+    np.testing.assert_allclose(load_vectors(store), Compressor.load(folder).transform(vectors, 8), atol=1e-6)
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_migrate_faiss(vectors, folder, tmp_path, capsys, with_ids):
+    index = faiss.IndexFlatIP(WIDTH)
+    if with_ids:
+        index = faiss.IndexIDMap(index)
+        index.add_with_ids(vectors, np.arange(ROWS) + 7)
+    else:
+        index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "s.faiss"))
+    assert run(["migrate", folder, str(tmp_path / "s.faiss"), "--dim", "8", "--in-place"]) == 0
+    source = open_vectors(tmp_path / "s.faiss")
+    batch = next(source.batches(ROWS))
+    np.testing.assert_allclose(batch.rows, Compressor.load(folder).transform(vectors, 8), atol=1e-6)
+    assert batch.ids == ([str(i + 7) for i in range(ROWS)] if with_ids else None)
+    capsys.readouterr()
+    assert run(["migrate", folder, str(tmp_path / "s.faiss"), "--dim", "8", "--in-place"]) == 2
+    assert "compressed already" in capsys.readouterr().err
+
+
+def test_migrate_milvus(vectors, folder, tmp_path, capsys):
+    pymilvus = pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    client = pymilvus.MilvusClient(str(tmp_path / "s.db"))
+    schema = client.create_schema()
+    schema.add_field("key", pymilvus.DataType.VARCHAR, is_primary=True, max_length=20)
+    schema.add_field("text", pymilvus.DataType.VARCHAR, max_length=20)
+    schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=WIDTH)
+    client.create_collection("docs", schema=schema)
+    rows = [{"key": f"d{i:04}", "text": f"t{i}", "vector": row.tolist()} for i, row in enumerate(vectors)]
+    client.insert("docs", rows)
+    client.flush("docs")
+    client.close()
+    store = f"{tmp_path / 's.db'}#docs"
+    expected = Compressor.load(folder).transform(vectors, 8)
+    assert run(["migrate", folder, store, "--dim", "8", "--out", "small"]) == 0
+    source = open_vectors(f"{tmp_path / 's.db'}#small")
+    batch = next(source.batches(2000))
+    np.testing.assert_allclose(batch.rows, expected, atol=1e-6)
+    found = source.client.query("small", filter='key == "d0042"', output_fields=["text"])
+    assert found[0]["text"] == "t42"
+    source.client.close()
+    np.testing.assert_allclose(load_vectors(store), vectors, atol=1e-6)
+    capsys.readouterr()
+    assert run(["migrate", folder, store, "--dim", "8", "--out", "small"]) == 2
+    assert "has a collection small already" in capsys.readouterr().err
+    assert run(["migrate", folder, store, "--dim", "8", "--precision", "int8", "--out", "tiny"]) == 2
+    assert "cannot hold int8" in capsys.readouterr().err
+    assert run(["migrate", folder, store, "--dim", "8", "--in-place"]) == 0
+    np.testing.assert_allclose(load_vectors(store), expected, atol=1e-6)
