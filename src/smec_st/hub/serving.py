@@ -7,7 +7,7 @@ activations, what it leaves out, and when it cuts. They are slow, plain, and the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
+Tokens = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -100,25 +101,29 @@ def pool(tokens: np.ndarray, mask: np.ndarray, mode: str) -> np.ndarray:
     return np.asarray(tokens[np.arange(len(tokens)), place], dtype=np.float32)
 
 
-def as_tei(folder: Path, texts: Sequence[str]) -> np.ndarray:
+def as_tei(folder: Path, tokens: Tokens) -> np.ndarray:
     """text-embeddings-inference: pooled, every Dense in turn, and normalised at the end; ``(n, dim)``.
 
     It reads no Normalize between modules, and knows few activations.
+
+    Args:
+        folder: Of the model.
+        tokens: Gives :func:`token_vectors` of the texts.
     """
     parts = read_parts(folder)
     for _, activation in parts.dense:
         if activation not in TEI_ACTIVATIONS:
             raise DataError(f"text-embeddings-inference does not know the activation {activation.rpartition('.')[2]}.")
-    return unit_rows(_projected(parts, pool(*token_vectors(folder, texts), parts.pooling)))
+    return unit_rows(_projected(parts, pool(*tokens(), parts.pooling)))
 
 
-def as_vllm(folder: Path, texts: Sequence[str], dim: int) -> np.ndarray:
+def as_vllm(folder: Path, tokens: Tokens, dim: int) -> np.ndarray:
     """vLLM: pooled, every Dense in turn, cut to ``dimensions``, and only then normalised; ``(n, dim)``.
 
     A request for ``dimensions`` is refused unless the root config says which there are.
     """
     parts = read_parts(folder)
-    vectors = _projected(parts, pool(*token_vectors(folder, texts), parts.pooling))
+    vectors = _projected(parts, pool(*tokens(), parts.pooling))
     config = _json(folder / "config.json")
     if dim != vectors.shape[1]:
         allowed = config.get("matryoshka_dimensions")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from smec_st.data import DataError, unit_rows
 from smec_st.data.errors import one_line
-from smec_st.hub.serving import as_onnx, as_tei, as_vllm
+from smec_st.hub.serving import as_onnx, as_tei, as_vllm, token_vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -77,12 +78,14 @@ def verify(model: str | Path, texts: Sequence[str] = TEXTS, tolerance: float | N
     if tolerance is None:
         tolerance = HALF_TOLERANCE if next(loaded.parameters()).element_size() < 4 else TOLERANCE
     checks = [Check("sentence-transformers", whole.shape[1], 0.0, _furthest(whole), _foreign(loaded, folder))]
+    tokens = cache(lambda: token_vectors(folder, texts))  # a large backbone runs once, not once a size
+    full = cache(lambda: as_onnx(folder, texts))
     ways: list[tuple[str, Callable[[int], np.ndarray]]] = [
-        ("text-embeddings-inference", lambda dim: unit_rows(as_tei(folder, texts)[:, :dim])),
-        ("vLLM", lambda dim: as_vllm(folder, texts, dim)),
+        ("text-embeddings-inference", lambda dim: unit_rows(as_tei(folder, tokens)[:, :dim])),
+        ("vLLM", lambda dim: as_vllm(folder, tokens, dim)),
     ]
     if (folder / "onnx" / "model.onnx").is_file():
-        ways.append(("ONNX", lambda dim: unit_rows(as_onnx(folder, texts)[:, :dim])))
+        ways.append(("ONNX", lambda dim: unit_rows(full()[:, :dim])))
     for way, give in ways:
         checks += [_check(way, give, unit_rows(whole[:, :dim]), tolerance) for dim in sizes]
     for dim in sizes[1:]:
