@@ -21,7 +21,8 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
-from smec_st.data import EncodedTable, VectorTable
+from smec_st.data import DataError, EncodedTable, VectorTable
+from smec_st.files import write_text
 from smec_st.functional import leftover_axes, second_moment
 from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
@@ -30,6 +31,7 @@ from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 
 REPORT = "stage.json"
+RUN = "run.json"
 NARROW = 1 / 24
 BACKBONE = "backbone.safetensors"
 LIVE = "backbone."  # how names of a training backbone's tensors begin
@@ -196,12 +198,17 @@ class SequentialTrainer(SentenceTransformerTrainer):
         """Run the stages that are not finished yet and return a report of each.
 
         Args:
-            resume_from_checkpoint: True to continue what ``args.output_dir`` holds.
+            resume_from_checkpoint: True to continue what ``args.output_dir`` holds. The number of processes may
+                change as long as the batch of all together stays.
             *args: Passed on.
             **kwargs: Passed on.
+
+        Raises:
+            DataError: If it holds a run with other settings.
         """
         root = Path(self.args.output_dir)
         self._one_run_for_all_stages(root)
+        self._check_run(root, bool(resume_from_checkpoint))
         finished = self._load_finished(root) if resume_from_checkpoint else 0
         try:
             for stage in self.plan[finished:]:
@@ -486,6 +493,43 @@ class SequentialTrainer(SentenceTransformerTrainer):
         """None: the stock card would print whole vectors as examples; the compressor writes its own."""
 
     # -- saving and resuming ------------------------------------------------------------------------------------------
+
+    def _settings_of_run(self) -> dict[str, Any]:
+        """All that the result depends on, as far as it can be named."""
+        args = self.args
+        names = (
+            "seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim",
+            "weight_decay", "max_grad_norm", "start", "hidden_dim", "activation", "selection_learning_rate",
+            "selection_tau", "backbone_learning_rate", "bf16", "fp16",
+        )  # fmt: skip
+        batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        table = [self.table.corpus_size, self.table.query_size, self.table.width]
+        settings = {
+            "stages": [f"{stage.name}-{stage.candidates}-{self.steps_of(stage)}" for stage in self.plan],
+            "batch": batch,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "rows": [*table, len(self.train_dataset)],
+            "memory": None if self.loss.memory is None else self.loss.memory.capacity,
+            "loss": self.loss.get_config_dict(),
+            "trains_backbone": self.trained_backbone,
+            **{name: getattr(args, name) for name in names},
+        }
+        return json.loads(json.dumps(settings, default=str))  # type: ignore[no-any-return]
+
+    def _check_run(self, root: Path, resume: bool) -> None:
+        """Refuse to continue a run with other settings: its finished stages would silently stay as they are."""
+        path, settings = root / RUN, self._settings_of_run()
+        if resume and path.is_file():
+            before = json.loads(path.read_text())
+            other = sorted(name for name in settings if before.get(name) != settings[name])
+            if other:
+                raise DataError(
+                    f"{root} holds a run with other settings ({', '.join(other)}); continue it with its own, "
+                    "or choose another output_dir."
+                )
+        if self.args.should_save and self.args.save_strategy != "no":
+            root.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(settings, indent=1) + "\n")
 
     def _save_stage(self, folder: Path, report: StageReport) -> None:
         """Write ``final/`` under another name, then rename it: a folder of that name is always whole."""
