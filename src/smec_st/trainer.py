@@ -18,7 +18,8 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
 
 from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
 from smec_st.data import DataError, EncodedTable, VectorTable
@@ -215,10 +216,13 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 self._begin_stage(stage, root)
                 checkpoint = _last_complete_checkpoint(Path(self.args.output_dir)) if resume_from_checkpoint else None
                 began = time.perf_counter()
-                outcome = super().train(checkpoint, *args, **kwargs)
+                if checkpoint is not None and _is_complete(Path(checkpoint)):
+                    loss = self._load_complete(Path(checkpoint))
+                else:
+                    loss = super().train(checkpoint, *args, **kwargs).training_loss
                 self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # stages end in full precision
                 seconds = time.perf_counter() - began
-                report = self._end_stage(stage, outcome.training_loss, outcome.global_step, seconds)
+                report = self._end_stage(stage, loss, self.state.global_step, seconds)
                 self.reports.append(report)
                 self._save_stage(root / stage.name, report)
         finally:
@@ -564,6 +568,14 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 self.model.append(module.to(self.args.device))
         return len(self.reports)
 
+    def _load_complete(self, checkpoint: Path) -> float:
+        """The end of a stage that was cut off behind its last step, where the parent would take one step more."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint
+        wanted = best if best is not None and self.args.load_best_model_at_end else str(checkpoint)
+        self._load_from_checkpoint(wanted)
+        return next((float(logs["loss"]) for logs in self.state.log_history[::-1] if "loss" in logs), float("nan"))
+
     def _load_modules(self, folder: Path) -> SentenceTransformer:
         ours = (EmbeddingInput, ResidualAdapter, AdaptiveDimensionSelection)
         classes: dict[str, Any] = {f"{cls.__module__}.{cls.__name__}": cls for cls in ours}
@@ -623,6 +635,13 @@ def corpus_moment(table: VectorTable, chunk: int = 16384, most: int = 1 << 18) -
     for part in rows.split(chunk):
         moment += second_moment(table[part]) * len(part)
     return moment / len(rows)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is behind the last step of its stage, by count or because it stopped early."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+    return bool(state["global_step"] >= state["max_steps"] or control.get("should_training_stop"))
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:
