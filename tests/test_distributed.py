@@ -91,7 +91,6 @@ SETTINGS = {
         "gradient_accumulation_steps": 2,
         "loss": {"rank": "pairwise", "alignment": "l1", "wide_weight": 1.0, "reconstruction_weight": 0.1},
     },
-    "texts": {"texts": True, "backbone_learning_rate": 1e-3, "memory": 32, "max_steps": 5},
 }
 CUT = {"cut": {"order": "grow", "save_strategy": "steps", "cut": [2, 7]}}
 
@@ -128,7 +127,6 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(runs, nam
             assert torch.allclose(scale, other_scale, rtol=0, atol=TOLERANCE)
         assert all(torch.equal(others[0][3][key], others[1][3][key]) for key in weights)  # ranks, to the bit
     assert any(value.abs().max() > 0.01 for key, value in weights.items() if key.endswith("residual.weight"))
-    assert any("backbone" in key for key in weights) == (name == "texts")
 
 
 @pytest.mark.slow
