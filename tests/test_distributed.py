@@ -24,15 +24,25 @@ TRAIN = textwrap.dedent(
     import json, os, sys, torch
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    from test_trainer import make_trainer, weights
+    import test_text, test_trainer
+    from test_trainer import weights
+    from tiny_models import tiny_model
     from smec_st.trainer import SequentialTrainer
+    rank = os.environ.get("RANK", "0")
     end = SequentialTrainer._end_stage
 
     def recording(self, *arguments):
         report = end(self, *arguments)
         memory = self.loss.memory.state_dict()
-        ends.append((report.loss, report.strength, report.selected, weights(self), memory, self.loss.log_scale.data))
+        state = {{**weights(self), **self._learned()}}
+        ends.append((report.loss, report.strength, report.selected, state, memory, self.loss.log_scale.data))
         return report
+
+    def make_trainer(folder, texts=False, **settings):
+        if not texts:
+            return test_trainer.make_trainer(folder, **settings)
+        backbone = tiny_model(Path.cwd() / f"qwen2-{{rank}}", "qwen2")  # has no dropout
+        return test_text.make_trainer(backbone, folder, train_backbone=True, **settings)
 
     SequentialTrainer._end_stage = recording
     for name, settings in json.loads(sys.argv[1]).items():
@@ -112,7 +122,8 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(runs, nam
             assert other_choices == [strength, selected]
             for key, value in weights.items():
                 assert torch.allclose(value, other_weights[key], rtol=0, atol=TOLERANCE), key
-            assert all(torch.equal(value, other_memory[key]) for key, value in memory.items())
+            assert all(torch.allclose(value, other_memory[key], atol=TOLERANCE) for key, value in memory.items())
+            assert memory["row_ids"].equal(other_memory["row_ids"])
             assert torch.allclose(scale, other_scale, rtol=0, atol=TOLERANCE)
         assert all(torch.equal(others[0][3][key], others[1][3][key]) for key in weights)  # ranks, to the bit
     assert any(value.abs().max() > 0.01 for key, value in weights.items() if key.endswith("residual.weight"))

@@ -131,7 +131,7 @@ def test_backbone_trains_with_the_first_stage_and_is_frozen_with_it(tmp_path, ki
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert len(trainer.loss.memory) > 0
     rows = torch.arange(5)
-    assert trainer.table[rows].numpy() == pytest.approx(backbone.encode(trainer.table._take(rows.numpy())), abs=1e-5)
+    assert trainer.table[rows].numpy() == pytest.approx(backbone.encode(trainer.table.items(rows.numpy())), abs=1e-5)
     assert trained_compressor(trainer, backbone).info["trained_backbone"]
 
 
@@ -204,6 +204,24 @@ def test_image_text_pairs_train_through_the_same_parts(tmp_path, train_backbone)
     assert any("text" in name for name in moved) == train_backbone
     small = trained_compressor(trainer, backbone).attach(backbone, dim=4)
     assert small.encode(images[:2]).shape == small.encode(["w1", "w2"]).shape == (2, 4)
+
+
+def test_the_sweep_sees_a_training_backbone_as_it_is(tmp_path):
+    from smec_st.evaluation import DimensionSweepEvaluator
+
+    prompts = {"query": "query : ", "document": "document : "}
+    backbone = tiny_model(tmp_path / "bert", prompts=prompts)
+    trainer = make_trainer(backbone, tmp_path / "out", train_backbone=True, backbone_learning_rate=1e-2)
+    pairs = number_pairs(make_pairs())
+    evaluator = DimensionSweepEvaluator.from_table(trainer.table, pairs.qrels, [8, 4], metrics=("ndcg@10",))
+    trainer.evaluator, live = evaluator, []
+    end = trainer._freeze_backbone
+    trainer._freeze_backbone = lambda: live.append(evaluator(trainer.model)) or end()
+    trainer.train()
+    texts = DimensionSweepEvaluator(pairs.corpus, pairs.queries, pairs.qrels, [8, 4], metrics=("ndcg@10",))
+    served = texts(trained_compressor(trainer, backbone).attach(backbone))
+    assert live[0]["sweep_ndcg@10"] == live[0]["sweep_4_ndcg@10"] == pytest.approx(served["sweep_4_ndcg@10"], abs=1e-3)
+    assert evaluator(trainer.model) == pytest.approx(served, abs=1e-3)
 
 
 # -- resume -----------------------------------------------------------------------------------------------------------

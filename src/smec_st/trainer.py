@@ -18,10 +18,12 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor, nn
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
 
 from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
-from smec_st.data import EncodedTable, VectorTable
+from smec_st.data import DataError, EncodedTable, VectorTable
+from smec_st.files import write_text
 from smec_st.functional import leftover_axes, second_moment
 from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
@@ -30,6 +32,7 @@ from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 
 REPORT = "stage.json"
+RUN = "run.json"
 NARROW = 1 / 24
 BACKBONE = "backbone.safetensors"
 LIVE = "backbone."  # how names of a training backbone's tensors begin
@@ -45,7 +48,7 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
         order: ``grow`` or ``shrink``; see :class:`~smec_st.stages.Stage`.
         start: What adapters begin from: ``principal`` axes of the data (of what the frozen columns leave over), or the
             ``identity``, as published (``shrink`` only).
-        mean_last: In ``grow``, the direction of the corpus's mean, which tells documents apart least, comes last of all.
+        mean_last: In ``grow``, the direction of the corpus's mean, which tells them apart least, comes last.
         hidden_dim: Width of each adapter's hidden layer; None for linear adapters.
         narrow_hidden_dim: The same for sizes of at most :data:`NARROW` of the width, in ``grow``, where ``hidden_dim``
             is None.
@@ -180,6 +183,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self._backbone: LiveBackbone | None = model[0] if isinstance(model[0], LiveBackbone) else None
         if self._backbone is not None and not isinstance(table, EncodedTable):
             raise ValueError("A backbone trains on texts or images: `table` must be an EncodedTable of it.")
+        if self._backbone is not None and args.world_size > 1:
+            raise ValueError("A backbone trains in one process only; frozen, it may be used in several.")
         self._backbone_trains = [] if self._backbone is None else _trainable(self._backbone)
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
@@ -198,22 +203,30 @@ class SequentialTrainer(SentenceTransformerTrainer):
         """Run the stages that are not finished yet and return a report of each.
 
         Args:
-            resume_from_checkpoint: True to continue what ``args.output_dir`` holds.
+            resume_from_checkpoint: True to continue what ``args.output_dir`` holds. The number of processes may
+                change as long as the batch of all together stays.
             *args: Passed on.
             **kwargs: Passed on.
+
+        Raises:
+            DataError: If it holds a run with other settings.
         """
         root = Path(self.args.output_dir)
         self._one_run_for_all_stages(root)
+        self._check_run(root, bool(resume_from_checkpoint))
         finished = self._load_finished(root) if resume_from_checkpoint else 0
         try:
             for stage in self.plan[finished:]:
                 self._begin_stage(stage, root)
                 checkpoint = _last_complete_checkpoint(Path(self.args.output_dir)) if resume_from_checkpoint else None
                 began = time.perf_counter()
-                outcome = super().train(checkpoint, *args, **kwargs)
+                if checkpoint is not None and _is_complete(Path(checkpoint)):
+                    loss = self._load_complete(Path(checkpoint))
+                else:
+                    loss = super().train(checkpoint, *args, **kwargs).training_loss
                 self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # stages end in full precision
                 seconds = time.perf_counter() - began
-                report = self._end_stage(stage, outcome.training_loss, outcome.global_step, seconds)
+                report = self._end_stage(stage, loss, self.state.global_step, seconds)
                 self.reports.append(report)
                 self._save_stage(root / stage.name, report)
         finally:
@@ -491,6 +504,43 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     # -- saving and resuming ------------------------------------------------------------------------------------------
 
+    def _settings_of_run(self) -> dict[str, Any]:
+        """All that the result depends on, as far as it can be named."""
+        args = self.args
+        names = (
+            "seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim",
+            "weight_decay", "max_grad_norm", "start", "hidden_dim", "activation", "selection_learning_rate",
+            "selection_tau", "backbone_learning_rate", "bf16", "fp16",
+        )  # fmt: skip
+        batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        table = [self.table.corpus_size, self.table.query_size, self.table.width]
+        settings = {
+            "stages": [f"{stage.name}-{stage.candidates}-{self.steps_of(stage)}" for stage in self.plan],
+            "batch": batch,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "rows": [*table, len(self.train_dataset)],
+            "memory": None if self.loss.memory is None else self.loss.memory.capacity,
+            "loss": self.loss.get_config_dict(),
+            "trains_backbone": self.trained_backbone,
+            **{name: getattr(args, name) for name in names},
+        }
+        return json.loads(json.dumps(settings, default=str))  # type: ignore[no-any-return]
+
+    def _check_run(self, root: Path, resume: bool) -> None:
+        """Refuse to continue a run with other settings: its finished stages would silently stay as they are."""
+        path, settings = root / RUN, self._settings_of_run()
+        if resume and path.is_file():
+            before = json.loads(path.read_text())
+            other = sorted(name for name in settings if before.get(name) != settings[name])
+            if other:
+                raise DataError(
+                    f"{root} holds a run with other settings ({', '.join(other)}); continue it with its own, "
+                    "or choose another output_dir."
+                )
+        if self.args.should_save and self.args.save_strategy != "no":
+            root.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(settings, indent=1) + "\n")
+
     def _save_stage(self, folder: Path, report: StageReport) -> None:
         """Write ``final/`` under another name, then rename it: a folder of that name is always whole."""
         if not self.args.should_save or self.args.save_strategy == "no":
@@ -523,6 +573,14 @@ class SequentialTrainer(SentenceTransformerTrainer):
             for module in loaded:
                 self.model.append(module.to(self.args.device))
         return len(self.reports)
+
+    def _load_complete(self, checkpoint: Path) -> float:
+        """The end of a stage that was cut off behind its last step, where the parent would take one step more."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint
+        wanted = best if best is not None and self.args.load_best_model_at_end else str(checkpoint)
+        self._load_from_checkpoint(wanted)
+        return next((float(logs["loss"]) for logs in self.state.log_history[::-1] if "loss" in logs), float("nan"))
 
     def _load_modules(self, folder: Path) -> SentenceTransformer:
         ours = (EmbeddingInput, ResidualAdapter, AdaptiveDimensionSelection)
@@ -586,6 +644,13 @@ def corpus_moments(table: VectorTable, chunk: int = 16384, most: int = 1 << 18) 
         moment += second_moment(vectors) * len(part)
         mean += vectors.double().sum(dim=0)
     return mean / len(rows), moment / len(rows)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is behind the last step of its stage, by count or because it stopped early."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+    return bool(state["global_step"] >= state["max_steps"] or control.get("should_training_stop"))
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:

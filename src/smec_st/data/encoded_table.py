@@ -68,7 +68,7 @@ class EncodedTable(VectorTable):
             if len(part):
                 # Always float32, unit norm, and all the numbers: a serving size or type must not shrink training data.
                 with self.backbone.truncate_embeddings(None):
-                    vectors = encode(self._take(part), batch_size=self.batch_size, show_progress_bar=False)
+                    vectors = encode(self.items(part), batch_size=self.batch_size, show_progress_bar=False)
                 self._vectors[part] = self._checked(as_numpy(vectors), part)
                 self.is_encoded[part] = True
         return torch.from_numpy(self._vectors[ids])
@@ -82,10 +82,11 @@ class EncodedTable(VectorTable):
         prompts = self.backbone.prompts or {}
         names = ("query",) if side == "query" else DOCUMENT_PROMPTS
         prompt = next((prompts[name] for name in names if name in prompts), None)
-        features = self.backbone.preprocess(self._take(rows.numpy()), prompt=prompt, task=side)
+        features = self.backbone.preprocess(self.items(rows.numpy()), prompt=prompt, task=side)
         return {**features, "task": side}
 
-    def _take(self, ids: np.ndarray) -> list[Any]:
+    def items(self, ids: np.ndarray) -> list[Any]:
+        """The texts or images of these row ids."""
         corpus, queries = self._items
         return [corpus[i] if i < self.corpus_size else queries[i - self.corpus_size] for i in ids.tolist()]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-ROWS_BETWEEN_RELEASES = 1 << 16  # each may hold a page or two of a memory map in this process
+ROWS_BETWEEN_RELEASES = 1 << 13  # each may map 64 KiB around it into this process
 
 
 class VectorTable:

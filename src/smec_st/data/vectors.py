@@ -82,8 +82,8 @@ def release(array: np.ndarray) -> None:
     base: Any = array
     while base is not None and not isinstance(base, np.memmap):
         base = getattr(base, "base", None)
-    pages = getattr(base, "_mmap", None)
-    if base is not None and pages is not None and base.mode != "c" and hasattr(pages, "madvise"):  # "c" keeps changes
+    pages: Any = getattr(base, "_mmap", None)
+    if base is not None and base.mode != "c" and hasattr(pages, "madvise"):  # "c": changes live in this process alone
         pages.madvise(mmap.MADV_DONTNEED)
 
 

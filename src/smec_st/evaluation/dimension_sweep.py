@@ -11,10 +11,11 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from smec_st.data import DataError, Qrels, as_numpy, unit_rows
+from smec_st.data import DataError, EncodedTable, Qrels, as_numpy, unit_rows
 from smec_st.evaluation.report import Row
 from smec_st.evaluation.sweep import METRICS
 from smec_st.metrics import evaluate_retrieval
+from smec_st.modules import LiveBackbone
 
 if TYPE_CHECKING:
     from smec_st.data import Collection, VectorTable
@@ -75,7 +76,10 @@ class DimensionSweepEvaluator(BaseEvaluator):
             )
         self.corpus = corpus
         asked: Any = queries
-        self.queries = asked[judged] if hasattr(asked, "shape") else [asked[row] for row in judged.tolist()]
+        if isinstance(asked, _Rows):
+            self.queries: Any = asked.only(judged)
+        else:
+            self.queries = asked[judged] if hasattr(asked, "shape") else [asked[row] for row in judged.tolist()]
         self.qrels = Qrels(
             np.searchsorted(judged, qrels.pairs[:, 0]), qrels.pairs[:, 1], qrels.grades[qrels.grades > 0]
         )
@@ -97,12 +101,15 @@ class DimensionSweepEvaluator(BaseEvaluator):
     def from_table(
         cls, table: VectorTable, qrels: Qrels, dims: Sequence[int] | None = None, **settings: Any
     ) -> DimensionSweepEvaluator:
-        """Over the vectors of a table, read through it; ``qrels`` numbers queries from 0."""
+        """Over the vectors of a table, read through it; ``qrels`` numbers queries from 0.
+
+        While a backbone trains, the table's texts or images are encoded anew at each call.
+        """
         import torch
 
         own = table.own(torch.arange(table.corpus_size, len(table))).numpy()
         settings.setdefault("own_document", own if (own >= 0).any() else None)
-        corpus, queries = _Rows(table, 0, table.corpus_size), _Rows(table, table.corpus_size, len(table))
+        corpus, queries = (_Rows(table, ids) for ids in np.split(np.arange(len(table)), [table.corpus_size]))
         return cls(corpus, queries, qrels, dims, **settings)  # type: ignore[arg-type]
 
     def sizes(self, width: int) -> tuple[int, ...]:
@@ -146,6 +153,8 @@ class DimensionSweepEvaluator(BaseEvaluator):
         return by_dim.get(self.main, by_dim[max(by_dim)]) if isinstance(self.main, int) else by_dim[max(by_dim)]
 
     def _encode(self, model: SentenceTransformer, items: Any, side: str) -> np.ndarray:
+        if isinstance(items, _Rows) and isinstance(model[0], LiveBackbone):
+            items = items.items()  # remembered vectors are those of the backbone before it trained
         if hasattr(items, "shape"):
             return np.concatenate(list(_map_vectors(model, items)))
         encode = model.encode_query if side == "query" else model.encode_document
@@ -163,19 +172,27 @@ class DimensionSweepEvaluator(BaseEvaluator):
 
 
 class _Rows:
-    """A range of a table's rows, read as they are sliced."""
+    """Some rows of a table, read as they are sliced."""
 
-    def __init__(self, table: VectorTable, first: int, last: int) -> None:
-        self._table, self._first, self.shape = table, first, (last - first, table.width)
+    def __init__(self, table: VectorTable, ids: np.ndarray) -> None:
+        self._table, self._ids, self.shape = table, ids, (len(ids), table.width)
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self._ids)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         import torch
 
-        wanted = np.arange(len(self))[rows] + self._first
-        return self._table[torch.from_numpy(wanted)].numpy()
+        return self._table[torch.from_numpy(self._ids[rows])].numpy()
+
+    def only(self, rows: np.ndarray) -> _Rows:
+        """These of the rows."""
+        return _Rows(self._table, self._ids[rows])
+
+    def items(self) -> list[Any]:
+        """The texts or images behind the rows."""
+        assert isinstance(self._table, EncodedTable)
+        return self._table.items(self._ids)
 
 
 def _map_vectors(model: SentenceTransformer, vectors: Any, chunk: int = 16384) -> Iterator[np.ndarray]:
