@@ -78,7 +78,7 @@ def test_fit_without_labels_brings_neighborhoods_nearer_to_those_of_full_width(t
         full, small = (torch.from_numpy(x) for x in (unit_rows(toy.corpus), compressor.transform(toy.corpus, 6)))
         return alignment_kl(small @ small.T, full @ full.T, 0.08, others).item()
 
-    assert drift(fitted) < 0.98 * drift(pca)
+    assert drift(fitted) < drift(pca)
 
 
 def test_transform_gives_unit_norm_float32_at_every_size(fitted, toy):
@@ -284,10 +284,15 @@ def test_fit_learns_classes_from_images_that_are_their_own_queries(rng):
         return evaluate_retrieval(corpus, queries, qrels["test"], ("ndcg@10",), own_document=own)["ndcg@10"].mean()
 
     fitted = Compressor.fit(
-        images[:200], images, qrels["train"], dims=(4,), own_document=own, **{**QUICK, "steps": 80}
+        images[:200],
+        images,
+        qrels["train"],
+        dims=(4,),
+        own_document=own,
+        **{**QUICK, "steps": 80, "learning_rate": 1e-2},
     )
     pca = Compressor.fit(images[:200], dims=(4,), method="pca")
-    assert score(fitted.transform) > score(pca.transform) + 0.1
+    assert score(fitted.transform) > score(pca.transform) + 0.2
 
 
 def class_pairs(same, rows):

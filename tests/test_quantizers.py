@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smec_st.baselines import Size, TrainingData
-from smec_st.baselines.quantizers import PQ, Binary, Int8
+from smec_st.baselines.quantizers import PQ, ROTATION_ROUNDS, ROTATION_ROWS, Binary, Int8
 from smec_st.data import DataError, VectorTable, unit_rows
 
 faiss = pytest.importorskip("faiss")
@@ -139,7 +139,7 @@ def test_pq_scores_are_those_of_the_faiss_index(data, queries, method):
         index.pq.cp.seed, index.pq.cp.min_points_per_centroid = 5, 1
         if method.rotation:
             matrix = faiss.OPQMatrix(WIDTH, codes)
-            matrix.pq = index.pq
+            matrix.pq, matrix.niter, matrix.max_train_points = index.pq, ROTATION_ROUNDS, ROTATION_ROWS
             index = faiss.IndexPreTransform(matrix, index)
         index.train(data.corpus)
         index.add(data.corpus)

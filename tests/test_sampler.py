@@ -139,7 +139,7 @@ def test_sampler_gives_each_pair_its_own_batch_when_all_share_a_document():
     [
         (3, [[0, 0]], 2, r"`pairs` must name one pair per row of the dataset \(3\), got 1"),
         (0, np.zeros((0, 2), dtype=int), 2, r"`pairs` must name one pair per row of the dataset \(0\), got 0"),
-        (1, [[0, 0]], 0, "`batch_size` must be at least 1, got 0"),
+        (1, [[0, 0]], 0, "`batch_size` must be at least 1, and a row per part, got 0 for 1"),
     ],
 )
 def test_sampler_rejects_what_does_not_fit(rows, pairs, batch_size, match):

@@ -32,8 +32,8 @@ class FitConfig:
         dims: Sizes to train; None for the full width and its halvings down to a sixteenth.
         order: ``grow`` (smallest first, nested) or ``shrink`` (as published, a layer per size).
         start: ``principal`` or ``identity``; see :class:`~smec_st.trainer.SequentialTrainingArguments`.
-        mean_last: In ``grow``, begin from axes off the direction of the corpus's mean, which comes last; False to begin
-            from uncentred PCA.
+        mean_last: In ``grow``, begin from axes off the direction of the corpus's mean, which comes last; False for
+            uncentred PCA.
         hidden_dim: Width of each adapter's hidden layer; None for linear maps.
         narrow_hidden: With labels and the order ``grow``, sizes of a 24th of the width and less get a hidden layer of
             this many times the width, 2,048 at most, where ``hidden_dim`` names none; 0 for linear maps at every size.

@@ -16,6 +16,7 @@ from smec_st.config import FitConfig
 from smec_st.evaluation import HeldOutEvaluator
 from smec_st.folding import FoldedMap, fold
 from smec_st.losses import SMECLoss
+from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import EmbeddingInput, ResidualAdapter
 from smec_st.quiet import quiet_libraries
 from smec_st.recipe import labels_are_classes, make_loss
@@ -65,6 +66,15 @@ class AllSizesLoss(nn.Module):
 
     def _losses(self) -> dict[int, SMECLoss]:
         return {int(dim): cast(SMECLoss, loss) for dim, loss in self.by_size.items()}
+
+    @property
+    def memory(self) -> SelectableCrossBatchMemory | None:
+        """That of the first size; all have the same capacity."""
+        return next(iter(self._losses().values())).memory
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Settings of the first size's loss, and the sizes."""
+        return {**next(iter(self._losses().values())).get_config_dict(), "dims": list(self._losses())}
 
     def begin_stage(
         self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0, live: bool = False

@@ -46,7 +46,7 @@ def load_collection(
         DataError: If a file is missing or broken, or files do not fit each other.
     """
     path, source = Path(folder), None if vectors is None else Path(vectors)
-    read = _reader(path)
+    read = _reader(path, needs_vectors=vectors is not None or model is not None)
     if read is load_vector_folder and vectors is None and model is None:
         return with_backbone(read(path, None, None), path, None)
     if (vectors is None) == (model is None):
@@ -59,7 +59,7 @@ def load_collection(
     return collection if source is None else with_backbone(collection, path, source)
 
 
-def _reader(path: Path) -> Callable[[Path, Path | None, str | None], Collection]:
+def _reader(path: Path, needs_vectors: bool) -> Callable[[Path, Path | None, str | None], Collection]:
     if not path.is_dir():
         if not HUB_ID.fullmatch(path.as_posix()):
             raise DataError(f"no such folder: {path}")
@@ -74,9 +74,10 @@ def _reader(path: Path) -> Callable[[Path, Path | None, str | None], Collection]
         return load_fashion200k
     if any(image_files(path)):
         return load_image_folder
-    if is_vector_folder(path):
+    is_repository = (path / "corpus").is_dir() and (path / "queries").is_dir()  # a copy of one on the Hub: texts alone
+    if is_vector_folder(path) and not (is_repository and needs_vectors):
         return load_vector_folder
-    if (path / "corpus").is_dir() and (path / "queries").is_dir():
+    if is_repository:
         return load_hub
     raise DataError(
         f"{path} is no known collection; it should hold corpus.jsonl and queries.jsonl, images.jsonl, "
