@@ -133,7 +133,9 @@ def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(runs, nam
 def test_two_processes_resume_to_the_bit(runs):
     for whole, cut in zip(runs[2, "grow"], runs[2, "cut"], strict=True):
         assert len(whole) == len(cut) == 3
-        assert all(torch.equal(value, cut[-1][3][key]) for key, value in whole[-1][3].items())
+        for stage, (expected, found) in enumerate(zip(whole, cut, strict=True)):
+            different = [key for key, value in expected[3].items() if not torch.equal(value, found[3][key])]
+            assert not different, f"stage {stage}: {different}, {expected[:3]}, {found[:3]}"
 
 
 RANKS = textwrap.dedent(

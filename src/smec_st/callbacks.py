@@ -27,6 +27,13 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: SequentialTrainer) -> None:
         self.trainer = trainer
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell the sampler the epoch: on several processes a resumed loader does not (transformers 5.23)."""
+        sampler = self.trainer.batch_sampler
+        if sampler is not None:
+            steps = -(-(len(sampler) // args.world_size) // args.gradient_accumulation_steps)
+            sampler.set_epoch(state.global_step // steps)
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the memory on and draw the selection's noise, both as functions of (seed, stage, step)."""
         stage = self.trainer.stage

@@ -175,6 +175,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.guard = guard
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
+        self.batch_sampler: SpreadPairSampler | None = None
         self._moments: tuple[Tensor, Tensor] | None = None
         self._max_steps = args.max_steps
         if args.fsdp or args.deepspeed:
@@ -449,7 +450,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         columns = dataset.with_format("numpy")[:]  # a column alone would come row by row, through Python
         anchors = columns["anchor"]
         documents = columns.get("document", anchors)
-        return SpreadPairSampler(
+        self.batch_sampler = SpreadPairSampler(
             dataset,
             batch_size * ranks,
             drop_last,
@@ -461,6 +462,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             distinct=self.distinct,
             parts=ranks,
         )
+        return self.batch_sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """Only what this stage trains, without weight decay on the selection, which has its own learning rate."""

@@ -57,7 +57,7 @@ class VectorTable:
         self._table: Tensor | None = None
         self._read_since_release = 0
         if len(self) * self.width * 4 <= in_memory_bytes:
-            self._table = torch.from_numpy(np.concatenate([unit_rows(part) for part in parts]))
+            self._table = torch.from_numpy(_unit_table(parts, self.width))
 
     def __len__(self) -> int:
         return self.corpus_size + self.query_size
@@ -95,3 +95,16 @@ class VectorTable:
     def query_ids(self, query_rows: np.ndarray) -> np.ndarray:
         """Row ids in this table of queries numbered from 0."""
         return np.asarray(query_rows) + self.corpus_size
+
+
+def _unit_table(parts: list[np.ndarray], width: int, chunk: int = 16384) -> np.ndarray:
+    """All rows at length 1 in one float32 table, made in chunks, so that working copies stay small."""
+    table = np.empty((sum(map(len, parts)), width), dtype=np.float32)
+    at = 0
+    for part in parts:
+        for start in range(0, len(part), chunk):
+            rows = part[start : start + chunk]
+            table[at : at + len(rows)] = unit_rows(rows)
+            release(rows)
+            at += len(rows)
+    return table
