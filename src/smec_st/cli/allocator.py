@@ -1,7 +1,7 @@
 """Keep freed memory for the next step instead of handing it back to the system after each.
 
-glibc returns large blocks at once, and the kernel has to clear them again when the next step asks for as much: half
-of a fit's time on the CPU (``benchmarks/allocator.py``).
+glibc returns large blocks at once, and the kernel has to clear them again when the next step asks for as much
+(``benchmarks/allocator.py``).
 """
 
 from __future__ import annotations
