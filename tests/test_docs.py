@@ -30,7 +30,7 @@ PACKAGE = ROOT / "src" / "smec_st"
 # A module may import those of its own layer or lower ones.
 LAYERS = [
     {"functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
-    {"config", "metrics", "memory", "modules", "overlap", "sampler"},
+    {"arguments", "collator", "config", "guard", "metrics", "memory", "modules", "moments", "overlap", "sampler"},
     {"losses", "folding", "baselines", "evaluation"},
     {
         "trainer",

@@ -14,12 +14,14 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
+from smec_st.arguments import SequentialTrainingArguments
 from smec_st.data import Qrels, VectorTable
 from smec_st.evaluation import HeldOutEvaluator
+from smec_st.guard import STRENGTHS, best_strength
 from smec_st.losses import Relevance, SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-from smec_st.trainer import STRENGTHS, SequentialTrainer, SequentialTrainingArguments, best_strength
+from smec_st.trainer import SequentialTrainer
 
 WIDTH, DIMS = 16, [8, 4]
 

@@ -23,7 +23,7 @@ _HOME = {
     "SMECLoss": "smec_st.losses",
     "SelectableCrossBatchMemory": "smec_st.memory",
     "SequentialTrainer": "smec_st.trainer",
-    "SequentialTrainingArguments": "smec_st.trainer",
+    "SequentialTrainingArguments": "smec_st.arguments",
     "SpreadPairSampler": "smec_st.sampler",
     "VectorTable": "smec_st.data",
     "load_collection": "smec_st.data",
@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from smec_st.arguments import SequentialTrainingArguments
     from smec_st.compressor import Compressor
     from smec_st.config import FitConfig
     from smec_st.data import Collection, DataError, Qrels, VectorTable, load_collection, load_vectors, open_vectors
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
     from smec_st.sampler import SpreadPairSampler
     from smec_st.search import FunnelIndex
-    from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
+    from smec_st.trainer import SequentialTrainer
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,7 @@ class FitConfig:
     Args:
         dims: Sizes to train; None for the full width and its halvings down to a sixteenth.
         order: ``grow`` (smallest first, nested) or ``shrink`` (as published, a layer per size).
-        start: ``principal`` or ``identity``; see :class:`~smec_st.trainer.SequentialTrainingArguments`.
+        start: ``principal`` or ``identity``; see :class:`~smec_st.arguments.SequentialTrainingArguments`.
         mean_last: In ``grow``, begin from axes off the direction of the corpus's mean, which comes last; False for
             uncentred PCA.
         hidden_dim: Width of each adapter's hidden layer; None for linear maps.

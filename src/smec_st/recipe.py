@@ -18,8 +18,8 @@ from smec_st.quiet import quiet_libraries
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 if TYPE_CHECKING:
+    from smec_st.arguments import SequentialTrainingArguments
     from smec_st.losses import SMECLoss
-    from smec_st.trainer import SequentialTrainingArguments
 
 
 PAIRS_PER_QUERY = 16
@@ -44,7 +44,7 @@ def fit_untrained(method: str, table: VectorTable, dims: Sequence[int]) -> Fitte
     import torch
 
     from smec_st.functional import leftover_axes
-    from smec_st.trainer import corpus_moments
+    from smec_st.moments import corpus_moments
 
     dims = check_dims(dims, table.width)
     rows = np.eye(dims[0], table.width, dtype=np.float32)
@@ -167,7 +167,7 @@ def make_loss(config: FitConfig, model: Any, table: VectorTable, qrels: Qrels | 
 def _make_arguments(
     config: FitConfig, folder: Path, batch_size: int, keep: bool, progress: bool
 ) -> SequentialTrainingArguments:
-    from smec_st.trainer import SequentialTrainingArguments
+    from smec_st.arguments import SequentialTrainingArguments
 
     assert config.learning_rate is not None
     return SequentialTrainingArguments(

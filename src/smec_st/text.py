@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
+from smec_st.arguments import SequentialTrainingArguments
 from smec_st.compressor import Compressor
 from smec_st.config import FitConfig
 from smec_st.data import DataError, EncodedTable, number_pairs
@@ -17,7 +18,7 @@ from smec_st.losses import Relevance, SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import EmbeddingInput, LiveBackbone
 from smec_st.recipe import _can_be_distinct, _maps_of
-from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
+from smec_st.trainer import SequentialTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,121 +6,37 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import Tensor, nn
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
 
+from smec_st.arguments import NARROW, SequentialTrainingArguments
 from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
+from smec_st.collator import VectorCollator
 from smec_st.data import DataError, EncodedTable, VectorTable
 from smec_st.files import write_text
-from smec_st.functional import leftover_axes, second_moment
+from smec_st.functional import leftover_axes
+from smec_st.guard import STRENGTHS, best_strength
 from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, LiveBackbone, ResidualAdapter
+from smec_st.moments import corpus_moments
 from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 
 REPORT = "stage.json"
 RUN = "run.json"
-NARROW = 1 / 24
 BACKBONE = "backbone.safetensors"
 LIVE = "backbone."  # how names of a training backbone's tensors begin
-STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
-
-
-@dataclass
-class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
-    """Arguments of :class:`SequentialTrainer`; step counts, learning rate and schedule apply to each stage anew.
-
-    Args:
-        dims: Sizes to train; None for :func:`~smec_st.stages.default_dims`.
-        order: ``grow`` or ``shrink``; see :class:`~smec_st.stages.Stage`.
-        start: What adapters begin from: ``principal`` axes of the data (of what the frozen columns leave over), or the
-            ``identity``, as published (``shrink`` only).
-        mean_last: In ``grow``, the direction of the corpus's mean, which tells them apart least, comes last.
-        hidden_dim: Width of each adapter's hidden layer; None for linear adapters.
-        narrow_hidden_dim: The same for sizes of at most :data:`NARROW` of the width, in ``grow``, where ``hidden_dim``
-            is None.
-        activation: Of the hidden layer.
-        selection_ratio: Directions that ADS chooses from per direction kept, in ``grow``.
-        selection_steps: Steps of a ``select`` stage.
-        selection_learning_rate: Learning rate of the selection's logits.
-        selection_tau: Temperature of the selection at the first and the last step, falling linearly.
-        backbone_learning_rate: Learning rate of a backbone that trains with the first stage.
-    """
-
-    dims: list[int] | None = None
-    order: str = "grow"
-    start: str = "principal"
-    mean_last: bool = True
-    hidden_dim: int | None = None
-    narrow_hidden_dim: int | None = None
-    activation: str = "relu"
-    selection_ratio: float = 2.0
-    selection_steps: int = 120
-    selection_learning_rate: float = 0.05
-    selection_tau: list[float] = field(default_factory=lambda: [1.0, 0.1])
-    backbone_learning_rate: float = 2e-5
-    max_steps: int = 250
-    learning_rate: float = 1e-2
-    lr_scheduler_type: str = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 0.0
-    per_device_train_batch_size: int = 256
-    logging_steps: float = 50
-    ddp_find_unused_parameters: bool | None = False
-    dataloader_pin_memory: bool = False
-
-    def __post_init__(self) -> None:
-        drop_last: bool = self.dataloader_drop_last  # type: ignore[has-type]
-        super().__post_init__()
-        self.dataloader_drop_last = drop_last  # the parent forces it with several ranks; our sampler gives all as many
-        if self.start not in ("principal", "identity"):
-            raise ValueError(f"`start` must be principal or identity, got {self.start!r}.")
-        if self.order == "grow" and self.start == "identity":
-            raise ValueError("The order `grow` starts from principal axes; `identity` is for `shrink`.")
-
-
-@dataclass
-class VectorCollator(SentenceTransformerDataCollator):
-    """Gather a batch's vectors by row id: columns ``anchor`` and, with labels, ``document`` of the dataset.
-
-    Args:
-        table: Vectors by row id.
-        live: Whether a backbone trains: then what it takes comes in place of vectors.
-    """
-
-    table: VectorTable | None = None
-    live: bool = False
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rows to ``anchor_sentence_embedding`` ``(B, D)``, the same for ``document``, and ``label`` ``(B, 2)``."""
-        anchors = torch.tensor([row["anchor"] for row in features])
-        batch = self._column("anchor", anchors, "query")
-        documents = torch.full_like(anchors, -1)
-        if "document" in features[0]:
-            documents = torch.tensor([row["document"] for row in features])
-            batch.update(self._column("document", documents, "document"))
-        batch["label"] = torch.stack([anchors, documents], dim=1)
-        return batch
-
-    def _column(self, name: str, rows: Tensor, side: str) -> dict[str, Any]:
-        assert self.table is not None
-        if not self.live:
-            return {f"{name}_sentence_embedding": self.table[rows]}
-        assert isinstance(self.table, EncodedTable)
-        return {f"{name}_{key}": value for key, value in self.table.inputs(rows, side).items()}
 
 
 class SequentialTrainer(SentenceTransformerTrainer):
@@ -602,22 +518,6 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.loss.load_training_state({name: value for name, value in state.items() if not name.startswith(LIVE)})
 
 
-def best_strength(scores: Mapping[float, float]) -> float:
-    """The strength with the best smoothed score; the greatest of equals.
-
-    Quality changes smoothly from start to result, while a score on few held-out queries does not: each score is
-    averaged with a parabola fitted through all of them, so that no single lucky point decides.
-
-    Args:
-        scores: Mean held-out score by strength, at least three.
-    """
-    strengths = sorted(scores, reverse=True)
-    measured = np.array([scores[strength] for strength in strengths])
-    fitted = np.polyval(np.polyfit(strengths, measured, 2), strengths)
-    smoothed = np.round((measured + fitted) / 2, 9)  # equal scores stay equal
-    return strengths[int(smoothed.argmax())]
-
-
 class _Placeholder(EmbeddingInput):
     """Where a checkpoint had a training backbone; its weights are in the trainer's state."""
 
@@ -627,25 +527,6 @@ class _Placeholder(EmbeddingInput):
 
 def _trainable(module: nn.Module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-
-
-def corpus_moments(table: VectorTable, chunk: int = 16384, most: int = 1 << 18) -> tuple[Tensor, Tensor]:
-    """Mean ``(D,)`` and uncentred second moment ``(D, D)`` of the corpus, float64, read in chunks.
-
-    Of more than ``most`` documents a random sample of that size is read: it costs ``D^2`` a row, and the axes of a
-    quarter of a million documents are those of ten million.
-    """
-    rows = torch.arange(table.corpus_size)
-    if table.corpus_size > most:
-        drawn = np.random.default_rng(0).choice(table.corpus_size, most, replace=False, shuffle=False)
-        rows = torch.from_numpy(np.sort(drawn))
-    moment = torch.zeros(table.width, table.width, dtype=torch.float64)
-    mean = torch.zeros(table.width, dtype=torch.float64)
-    for part in rows.split(chunk):
-        vectors = table[part]
-        moment += second_moment(vectors) * len(part)
-        mean += vectors.double().sum(dim=0)
-    return mean / len(rows), moment / len(rows)
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -39,7 +39,7 @@ def untrained_directions(data: TrainingData, dims: Sequence[int], importance: np
     import torch
 
     from smec_st.functional import leftover_axes
-    from smec_st.trainer import corpus_moments
+    from smec_st.moments import corpus_moments
 
     one = np.eye(data.table.width)
     axes = leftover_axes(corpus_moments(data.table)[1], torch.zeros(0, data.table.width), max(dims)).numpy()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from smec_st.arguments import SequentialTrainingArguments
 from smec_st.baselines import TrainingData
 from smec_st.config import FitConfig
 from smec_st.evaluation import HeldOutEvaluator
@@ -21,7 +22,7 @@ from smec_st.modules import EmbeddingInput, ResidualAdapter
 from smec_st.quiet import quiet_libraries
 from smec_st.recipe import labels_are_classes, make_loss
 from smec_st.stages import Stage
-from smec_st.trainer import SequentialTrainer, SequentialTrainingArguments
+from smec_st.trainer import SequentialTrainer
 
 
 class Prefix(nn.Module):

@@ -1,0 +1,29 @@
+"""Mean and second moment of a corpus of any size: where a start comes from."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smec_st.data import VectorTable
+from smec_st.functional import second_moment
+
+
+def corpus_moments(table: VectorTable, chunk: int = 16384, most: int = 1 << 18) -> tuple[Tensor, Tensor]:
+    """Mean ``(D,)`` and uncentred second moment ``(D, D)`` of the corpus, float64, read in chunks.
+
+    Of more than ``most`` documents a random sample of that size is read: it costs ``D^2`` a row, and the axes of a
+    quarter of a million documents are those of ten million.
+    """
+    rows = torch.arange(table.corpus_size)
+    if table.corpus_size > most:
+        drawn = np.random.default_rng(0).choice(table.corpus_size, most, replace=False, shuffle=False)
+        rows = torch.from_numpy(np.sort(drawn))
+    moment = torch.zeros(table.width, table.width, dtype=torch.float64)
+    mean = torch.zeros(table.width, dtype=torch.float64)
+    for part in rows.split(chunk):
+        vectors = table[part]
+        moment += second_moment(vectors) * len(part)
+        mean += vectors.double().sum(dim=0)
+    return mean / len(rows), moment / len(rows)
