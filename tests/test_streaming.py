@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, load_vectors, open_vectors
 from smec_st.streaming import Job, Manifest, transform_files
+from smec_st.streaming.on_ray import ATTEMPTS, start_ray
 from smec_st.streaming.shards import Cutter
 
 WIDTH, ROWS = 16, 1000
@@ -241,6 +243,7 @@ def test_kill_9_loses_and_doubles_nothing(folder, vectors, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ray_writes_the_same_shards_and_goes_on_after_local(folder, vectors, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
@@ -255,7 +258,24 @@ def test_ray_writes_the_same_shards_and_goes_on_after_local(folder, vectors, tmp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray = transform_files(job, tmp_path / "both", engine="ray")
+        gc.collect()  # Ray forgets to wait for a server that came too late
     assert ray.shards == local.shards
+
+
+def test_ray_that_does_not_start_is_tried_again_and_then_said():
+    tried = []
+
+    class Never:
+        def init(self, **settings):
+            tried.append(settings)
+            raise RuntimeError("Timed out waiting for file")
+
+        def shutdown(self):
+            tried.append("shutdown")
+
+    with pytest.raises(DataError, match=r"Ray did not start \(Timed out waiting for file\); try again"):
+        start_ray(Never())
+    assert len(tried) == 2 * ATTEMPTS
 
 
 def test_the_command_says_what_it_did(folder, vectors, tmp_path, capsys):

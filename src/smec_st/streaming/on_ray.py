@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from smec_st.streaming.job import Job
 
 BATCH_ROWS = 1024
+ATTEMPTS = 3
 
 
 class ShardWriter:
@@ -55,7 +56,7 @@ def shards_on_ray(
         raise DataError('the engine "ray" needs Ray. Install it with `pip install "smec-st[ray]"`.') from error
     ours = not ray.is_initialized()
     if ours:
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        start_ray(ray)
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -75,3 +76,16 @@ def shards_on_ray(
     finally:
         if ours:
             ray.shutdown()
+
+
+def start_ray(ray: Any) -> None:
+    """Start Ray on this machine. A busy one may need several tries, as Ray waits only so long for its own server."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+            return
+        except RuntimeError as error:
+            ray.shutdown()
+            if left == 0:
+                reason = " ".join(str(error).split())[:200]
+                raise DataError(f"Ray did not start ({reason}); try again, or use the engine `local`.") from error
