@@ -134,3 +134,36 @@ def test_hold_out_takes_enough_queries_or_none(queries, held):
     else:
         assert len(dev.query_rows) == held
         assert sorted(np.r_[rest.query_rows, dev.query_rows]) == list(range(queries))
+
+
+def test_queries_with_a_document_in_common_are_held_out_together(rng):
+    documents = np.repeat(np.arange(60), 5)  # five queries a document
+    qrels = Qrels(rng.permutation(300), documents, np.ones(300))
+    rest, held = qrels.split(0.2, seed=1)
+    assert len(held.query_rows) == 60
+    assert not set(rest.documents.tolist()) & set(held.documents.tolist())
+    assert sorted(np.r_[rest.query_rows, held.query_rows]) == list(range(300))
+    other = qrels.split(0.2, seed=2)[1]
+    assert other.query_rows.tolist() != held.query_rows.tolist()
+
+
+def test_groups_are_those_of_a_plain_walk(rng):
+    qrels = Qrels(rng.integers(0, 40, 60), rng.integers(0, 50, 60), rng.integers(0, 2, 60))
+    neighbors = {q: set() for q in qrels.query_rows.tolist()}
+    for query, document in qrels.pairs.tolist():
+        neighbors[query] |= set(qrels.pairs[qrels.pairs[:, 1] == document, 0].tolist())
+    expected, number = {}, 0
+    for query in neighbors:
+        if query not in expected:
+            reached = [query]
+            for one in reached:
+                reached += [other for other in sorted(neighbors[one]) if other not in reached]
+            expected.update(dict.fromkeys(reached, number))
+            number += 1
+    assert qrels._groups().tolist() == [expected[query] for query in neighbors]
+
+
+def test_classes_are_split_query_by_query():
+    queries, documents = np.divmod(np.arange(2500), 25)
+    rest, held = Qrels(queries, documents + 25 * (queries % 2), np.ones(2500)).split(0.2, seed=0)
+    assert (len(rest.query_rows), len(held.query_rows)) == (80, 20)

@@ -258,7 +258,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self._backbone.requires_grad_(False)
         self.model[0] = EmbeddingInput(self.table.width)
         self.table.forget()
-        self._moment = None
+        self._moments = None
 
     @property
     def trained_backbone(self) -> bool:

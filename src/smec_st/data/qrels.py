@@ -114,11 +114,44 @@ class Qrels:
         return Qrels(self.queries[keep], self.documents[keep], self.grades[keep])
 
     def split(self, share: float, seed: int) -> tuple[Qrels, Qrels]:
-        """Two parts by query: the first keeps ``1 - share`` of the queries, the second holds ``share`` out."""
-        rows = self.query_rows
-        np.random.default_rng(seed).shuffle(rows)
-        held = round(len(rows) * share)
-        return self.of_queries(rows[held:]), self.of_queries(rows[:held])
+        """Two parts by query: the first keeps about ``1 - share`` of the queries, the second holds ``share`` out.
+
+        Queries that share a relevant document stay together, so that documents held out were never trained on: most
+        documents that will be searched were not. Where they all hang together (classes), queries are drawn one by one.
+        """
+        rows, groups = self.query_rows, self._groups()
+        wanted = round(len(rows) * share)
+        drawn = np.arange(groups.max(initial=-1) + 1)
+        np.random.default_rng(seed).shuffle(drawn)
+        sizes = np.bincount(groups)[drawn]
+        fits = np.zeros(len(drawn), dtype=bool)
+        held = 0
+        for position, size in enumerate(sizes.tolist()):
+            fits[position] = held + size <= wanted
+            held += size if fits[position] else 0
+        if held < wanted / 2:
+            np.random.default_rng(seed).shuffle(rows)
+            return self.of_queries(rows[wanted:]), self.of_queries(rows[:wanted])
+        is_held = np.isin(groups, drawn[fits])
+        return self.of_queries(rows[~is_held]), self.of_queries(rows[is_held])
+
+    def _groups(self) -> np.ndarray:
+        """For each of :attr:`query_rows`, which group it is in; queries with a relevant document in common share one.
+
+        ``(Q,)``, numbered in the order in which they come.
+        """
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        rows, queries = np.unique(self.pairs[:, 0], return_inverse=True)
+        documents, names = np.unique(self.pairs[:, 1], return_inverse=True)
+        count = len(rows) + len(documents)
+        edges = coo_matrix((np.ones(len(queries), dtype=bool), (queries, len(rows) + names)), shape=(count, count))
+        groups: np.ndarray = connected_components(edges, directed=False)[1][: len(rows)]
+        _, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
+        order = np.empty(len(first), dtype=np.int64)
+        order[np.argsort(first)] = np.arange(len(first))
+        return order[numbers]
 
     def hold_out(self, share: float, seed: int) -> tuple[Qrels, Qrels | None]:
         """:meth:`split`, when the part held out has at least :data:`MIN_HELD_OUT` queries; otherwise all and None."""
