@@ -84,6 +84,9 @@ def launch(script: Path, processes: int, *arguments: str) -> None:
 
 
 SETTINGS = {
+    # First, as transformers saves a model on the first rank only, once there are ranks. With SGD: Adam makes a step of
+    # full length out of a gradient that is zero but for rounding, like that of a key's bias.
+    "texts": {"texts": True, "order": "grow", "optim": "sgd", "learning_rate": 0.1, "backbone_learning_rate": 0.1},
     "grow": {"order": "grow", "save_strategy": "steps"},
     "grow-without-labels": {"order": "grow", "judged": False, "max_steps": 4},
     "shrink-as-published": {

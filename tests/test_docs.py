@@ -21,7 +21,7 @@ from conftest import make_vectors, write_collection
 from hub_server import Hub, point_client_at
 from smec_st import Compressor, FitConfig
 from smec_st.cli import run
-from tiny import tiny_qwen2
+from tiny_models import tiny_qwen2
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

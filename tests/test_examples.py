@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from hub_server import Hub, point_client_at
 from smec_st import Compressor
-from tiny import tiny_bert, tiny_qwen2
+from tiny_models import tiny_bert, tiny_qwen2
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = [

@@ -21,7 +21,7 @@ from hub_server import Hub, point_client_at
 from smec_st import Compressor, DataError
 from smec_st.cli import run
 from smec_st.hub.push import only_this
-from tiny import tiny_bert
+from tiny_models import tiny_bert
 
 # Raised by the Hub client's own use of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -20,7 +20,7 @@ from smec_st.hub.decoder import decoder_backbone, looks_both_ways
 from smec_st.hub.push import write_repository
 from smec_st.hub.serving import pool
 from smec_st.hub.verify import verify
-from tiny import tiny_bert, tiny_qwen2
+from tiny_models import tiny_bert, tiny_qwen2
 
 # Raised by peft's own use of transformers.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

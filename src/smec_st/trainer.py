@@ -100,8 +100,6 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self._backbone: LiveBackbone | None = model[0] if isinstance(model[0], LiveBackbone) else None
         if self._backbone is not None and not isinstance(table, EncodedTable):
             raise ValueError("A backbone trains on texts or images: `table` must be an EncodedTable of it.")
-        if self._backbone is not None and args.world_size > 1:
-            raise ValueError("A backbone trains in one process only; frozen, it may be used in several.")
         self._backbone_trains = [] if self._backbone is None else _trainable(self._backbone)
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
