@@ -3,10 +3,12 @@
     python benchmarks/robustness.py few        DATA/scifact
     python benchmarks/robustness.py misleading DATA/xquad_r_en DATA/scifact
     python benchmarks/robustness.py transfer   DATA/scifact DATA/medquad DATA/xquad_r_en
+    python benchmarks/robustness.py synthetic  DATA/scifact --model MODEL
 
 few: 0, 20, 50, 100, 200 and all training queries (a fifth of them held out, no dev split), beside rivals.
 misleading: as they are; judgements that name another query's documents; 20 random pairs. Beside untrained methods.
 transfer: fitted on one collection, used on another, beside PCA fitted on the first.
+synthetic: queries made from the documents by MODEL, in place of judgements and beside 50 judged queries.
 
 Writes benchmarks/results/robustness/NAME.json: nDCG@10 on test by size, one row per fit.
 """
@@ -17,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,8 @@ import torch
 from smec_st import __version__
 from smec_st.baselines import TrainingData
 from smec_st.compare import METHODS
-from smec_st.data import Collection, Qrels, VectorTable, load_collection
+from smec_st.data import Collection, Qrels, VectorTable, add_synthetic_queries, load_collection, read_jsonl
+from smec_st.data.beir import Side
 from smec_st.metrics import evaluate_retrieval
 
 RESULTS = Path(__file__).parent / "results" / "robustness"
@@ -50,9 +54,17 @@ def score(encoder: Any, collection: Collection, qrels: Qrels | None = None) -> d
     return scores
 
 
-def fit(method: str, collection: Collection, train: Qrels | None, dims: tuple[int, ...], seed: int, dev: Any) -> Any:
+def fit(
+    method: str,
+    collection: Collection,
+    train: Qrels | None,
+    dims: tuple[int, ...],
+    seed: int,
+    dev: Any,
+    asked: np.ndarray | None = None,
+) -> Any:
     table = VectorTable(collection.corpus, collection.queries, collection.own_document)
-    asked = collection.judged("train").query_rows
+    asked = collection.judged("train").query_rows if asked is None else asked
     return METHODS[method]().fit(TrainingData(table, train, dev, asked), dims, seed)
 
 
@@ -104,13 +116,34 @@ def transfer(folders: list[Path], dims: tuple[int, ...], methods: list[str], see
                 yield {"fitted_on": source, "used_on": target, "method": method, "ndcg@10": score(encoder, used)}
 
 
+def synthetic(
+    folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int, model: str
+) -> Iterator[dict[str, Any]]:
+    for folder in folders:
+        corpus = Side.read(read_jsonl(folder / "corpus.jsonl"), str(folder))
+        collection = replace(load(folder), titles=corpus.titles, texts=corpus.texts)
+        judged = collection.judged("train")
+        few = judged.of_queries(np.random.default_rng(seed).permutation(judged.query_rows)[:50])
+        for name, labels in (("none", {}), ("50 queries", {"train": few})):
+            made = add_synthetic_queries(replace(collection, qrels=labels), model, seed=seed)
+            for source, fitted_on, train in (
+                ("judged", collection, labels.get("train")),
+                ("judged and made", made, made.qrels["train"]),
+            ):
+                train, dev = (None, None) if train is None else train.hold_out(0.1, seed)
+                for method in methods:
+                    scores = score(fit(method, fitted_on, train, dims, seed, dev, judged.query_rows), collection)
+                    yield {"data": folder.name, "method": method, "judged": name, "on": source, "ndcg@10": scores}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["few", "misleading", "transfer"])
+    parser.add_argument("what", choices=["few", "misleading", "transfer", "synthetic"])
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--methods", default="smec")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--model", help="That made the vectors, for queries made from texts.")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -118,7 +151,8 @@ def main() -> None:
     rows = []
     for seed in (int(seed) for seed in options.seeds.split(",")):
         began = time.perf_counter()
-        for row in globals()[options.what](options.data, dims, options.methods.split(","), seed):
+        more = (options.model,) if options.what == "synthetic" else ()
+        for row in globals()[options.what](options.data, dims, options.methods.split(","), seed, *more):
             rows.append({**row, "seed": seed, "seconds": round(time.perf_counter() - began, 1)})
             began = time.perf_counter()
             print(rows[-1], flush=True)

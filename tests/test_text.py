@@ -11,6 +11,7 @@ from PIL import Image
 from smec_st import DataError, SequentialTrainingArguments
 from smec_st.data import EncodedTable, number_pairs
 from smec_st.modules import EmbeddingInput
+from smec_st.moments import corpus_moments
 from smec_st.text import text_trainer, trained_compressor
 from tiny_models import WORDS, tiny_clip, tiny_model, tiny_router
 
@@ -132,6 +133,8 @@ def test_backbone_trains_with_the_first_stage_and_is_frozen_with_it(tmp_path, ki
     assert len(trainer.loss.memory) > 0
     rows = torch.arange(5)
     assert trainer.table[rows].numpy() == pytest.approx(backbone.encode(trainer.table.items(rows.numpy())), abs=1e-5)
+    if order == "grow":  # the second size began from what the new vectors leave over
+        assert torch.allclose(trainer._moments[1], corpus_moments(trainer.table)[1], atol=1e-6)
     assert trained_compressor(trainer, backbone).info["trained_backbone"]
 
 

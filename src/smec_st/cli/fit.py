@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -18,7 +19,10 @@ from smec_st.cli.evaluate import score
 from smec_st.cli.options import FOLDER, collection_options, refuse_existing, thinking, whole_numbers
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from smec_st.data import Collection, Qrels
+    from smec_st.data.synthetic import Cut
 
 FAILED = 1
 
@@ -29,6 +33,11 @@ FAILED = 1
 @click.option("--out", type=FOLDER, required=True, help="New folder for the compressor and its report.")
 @click.option("--method", default="smec", show_default=True, help="smec, smec-published, pca or truncate.")
 @click.option("--no-labels", is_flag=True, help="Do not use the training judgements.")
+@click.option(
+    "--synthetic",
+    type=click.Choice(["auto", "title", "sentence", "halves"]),
+    help="Also train on queries made from the documents: their titles, first sentences or halves. Needs --model.",
+)
 @click.option("--seed", type=int, help="Of everything random.")
 @click.option("--bytes", "bytes_", type=int, help="Also find the best size and precision for so many bytes a vector.")
 @click.option("--target", help="Find the smallest size that holds: lossless, or 'ndcg@10 >= 0.99 original'.")
@@ -41,6 +50,7 @@ def fit(
     out: Path,
     method: str,
     no_labels: bool,
+    synthetic: Cut | None,
     seed: int | None,
     bytes_: int | None,
     target: str | None,
@@ -57,26 +67,34 @@ def fit(
     with thinking("reading"):
         from smec_st.compare import Target, choose_size
         from smec_st.compressor import Compressor
-        from smec_st.data import load_collection
+        from smec_st.data import DataError, add_synthetic_queries, load_collection
         from smec_st.evaluation import print_rows, write_report
         from smec_st.files import new_folder
 
         collection = load_collection(data, vectors, model)
-        train, dev = collection.judged("train"), collection.qrels.get("dev")
+        train, dev = _judgements(collection, no_labels)
         aim = None if target is None else Target.parse(target)
         if aim is not None:
             train, kept = _keep_for_target(train, dev)
             dev = None
-    with _work_dir(out, _run_key(collection, method, no_labels, {**settings, "target": target})) as work:
+        asking = _without_judgements(collection) if train is None else train.query_rows
+        labels = None if no_labels else train
+        fitted_on = dataclasses.replace(collection, qrels={} if labels is None else {"train": labels})
+        if synthetic is not None:
+            if model is None:
+                raise DataError("--synthetic makes queries from texts: give the --model that embeds them.")
+            fitted_on = add_synthetic_queries(fitted_on, model, synthetic)
+            labels = fitted_on.qrels["train"]
+    with _work_dir(out, _run_key(fitted_on, dev, method, {**settings, "target": target})) as work:
         compressor = Compressor.fit(
-            collection.corpus,
-            collection.queries,
-            None if no_labels else train,
+            fitted_on.corpus,
+            fitted_on.queries,
+            labels,
             model=model,
             dev_qrels=None if no_labels else dev,
-            unlabelled_queries=train.query_rows,
-            own_document=collection.own_document,
-            backbone=collection.backbone,
+            unlabelled_queries=asking,
+            own_document=fitted_on.own_document,
+            backbone=fitted_on.backbone,
             bytes=bytes_,
             method=method,
             work_dir=work,
@@ -103,15 +121,31 @@ def fit(
         raise click.exceptions.Exit(FAILED)
 
 
-def _keep_for_target(train: Qrels, dev: Qrels | None) -> tuple[Qrels, Qrels]:
+def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, Qrels | None]:
+    """Training and dev judgements; without labels neither need be there."""
+    if no_labels:
+        return collection.qrels.get("train"), collection.qrels.get("dev")
+    return collection.judged("train"), collection.qrels.get("dev")
+
+
+def _without_judgements(collection: Collection) -> np.ndarray:
+    """Queries that no split judges: those that training may read when there is no train split, ``(q,)``."""
+    import numpy as np
+
+    judged = [qrels.query_rows for qrels in collection.qrels.values()]
+    return np.setdiff1d(np.arange(len(collection.queries)), np.concatenate([*judged, np.empty(0, dtype=np.int64)]))
+
+
+def _keep_for_target(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | None, Qrels]:
     """Training judgements, and those of the queries that will choose the size."""
     from smec_st.data import DataError
 
     if dev is not None:
         return train, dev
-    rest, kept = train.hold_out(0.2, seed=0)
+    rest, kept = (None, None) if train is None else train.hold_out(0.2, seed=0)
     if kept is None:
-        raise DataError(f"--target needs more than {len(train.query_rows)} judged queries to choose a size by.")
+        judged = 0 if train is None else len(train.query_rows)
+        raise DataError(f"--target needs more than {judged} judged queries to choose a size by.")
     return rest, kept
 
 
@@ -128,10 +162,10 @@ def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[s
     return settings
 
 
-def _run_key(collection: Collection, method: str, no_labels: bool, settings: dict[str, Any]) -> str:
+def _run_key(collection: Collection, dev: Qrels | None, method: str, settings: dict[str, Any]) -> str:
     """A hash of all that a fit depends on: an unfinished run is only continued with the very same input."""
-    digest = hashlib.sha256(json.dumps([method, no_labels, settings], sort_keys=True).encode())
-    for qrels in collection.qrels.values():
+    digest = hashlib.sha256(json.dumps([method, sorted(collection.qrels), settings], sort_keys=True).encode())
+    for qrels in (*collection.qrels.values(), *([] if dev is None else [dev])):
         for array in (qrels.queries, qrels.documents, qrels.grades):
             digest.update(array.tobytes())
     for table in (collection.corpus, collection.queries):

@@ -11,6 +11,7 @@ from smec_st.data.pairs import NumberedPairs, number_pairs
 from smec_st.data.qrels import Qrels, as_qrels
 from smec_st.data.safetensors import read_safetensors
 from smec_st.data.sources import Batch, VectorSource, load_vectors, open_vectors
+from smec_st.data.synthetic import add_synthetic_queries
 from smec_st.data.table import VectorTable
 from smec_st.data.vectors import as_numpy, check_vectors, unit_rows
 
@@ -24,6 +25,7 @@ __all__ = [
     "Qrels",
     "VectorSource",
     "VectorTable",
+    "add_synthetic_queries",
     "as_numpy",
     "as_qrels",
     "check_vectors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ def beir_collection(
         if split is not None:
             qrels[split] = Qrels.from_triples(triples, queries.ids, corpus.ids, f"the {split} split of {name}")
     own = find_own_documents(corpus.ids, queries.ids, same)
-    return Collection(name, corpus_vectors, query_vectors, corpus.ids, queries.ids, qrels, own)
+    found = Collection(name, corpus_vectors, query_vectors, corpus.ids, queries.ids, qrels, own)
+    return replace(found, titles=corpus.titles, texts=corpus.texts) if model else found
 
 
 def read_qrels(path: Path) -> Iterator[Triple]:

@@ -37,6 +37,8 @@ class Collection:
         own_document: Corpus row that is the query itself, which no search may return, -1 for none, ``(Q,)`` int64;
             all -1 when left out.
         backbone: What the files of vectors say of the model that made them; empty when they say nothing.
+        titles: Of the documents, in the order of ``corpus_ids``; empty when texts were not asked for.
+        texts: Of the documents, without their titles.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Collection:
     qrels: dict[str, Qrels] = field(default_factory=dict)
     own_document: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     backbone: Mapping[str, Any] = field(default_factory=dict)
+    titles: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         given = self.own_document if len(self.own_document) else None
