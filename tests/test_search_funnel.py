@@ -15,6 +15,7 @@ import pytest
 from search_world import WIDTH, clustered, compressor, naive, recall, unit
 from smec_st.data import DataError
 from smec_st.search import FunnelIndex, Schedule, Step
+from smec_st.search.tuning import CONFIRM, ENOUGH
 
 ENGINES = ["faiss", "lite"]
 
@@ -122,6 +123,22 @@ def test_tuning_works_for_an_index_that_was_filled_by_hand(uri):
         assert (chosen.k, chosen.rows, chosen.target) == (5, 400, 0.9)
     with FunnelIndex.open(uri) as index:
         assert index.schedule == chosen
+
+
+def test_queries_that_had_no_part_in_the_choice_must_agree_with_it(uri):
+    corpus, easy = clustered(600), clustered(120, seed=1)
+    hard = np.random.default_rng(5).normal(size=(40, WIDTH)).astype(np.float32)  # near no cluster
+    truth = naive(corpus, hard, 10)
+    mixed = easy.copy()
+    mixed[::CONFIRM] = hard
+    with FunnelIndex.create(uri, compressor()) as index:
+        index.add(corpus)
+        lenient = index.tune(np.delete(easy, np.s_[::CONFIRM], axis=0)[: ENOUGH - 1], target=0.97)
+        assert recall(index.search(hard).ids, truth) < 0.97
+        careful = index.tune(mixed, target=0.97)
+        assert recall(index.search(hard).ids, truth) >= 0.97
+        assert careful.recall_low >= 0.97
+        assert (lenient.queries, careful.queries) == (ENOUGH - 1, 120)
 
 
 def test_a_narrow_copy_answers_like_its_size(uri, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ REMOTE_EFFORT = 256  # next to a round trip, searching the graph costs nothing
 NEAR = 1.15  # an effort within this factor of one that is too little is settled on
 STRETCHES = (1.0, 1.5, 2.25, 3.5, 5.0)  # of the shortlists that would do for an exact head
 GROW = 1.5  # shortlists grow by this until they reach the target
+CONFIRM = 3  # one query in this many has no part in the choice, and must agree with it
+ENOUGH = 60  # of fewer queries than this none can be spared
 
 
 def tune(
@@ -55,48 +57,77 @@ def tune(
     sizes = [size for size in settings.sizes if size < settings.full]
     if not sizes:
         return Schedule((Step(settings.full, k),), k=k, rows=len(reader), recall=1.0, queries=len(truth.keys))
-    ranks = neighbour_ranks(reader, sizes, encoded, truth, progress)
+    every = Trial(index, encoded, truth, own is not None)
+    choosing, unseen = every.split()
+    ranks = neighbour_ranks(reader, sizes, choosing.queries, choosing.truth, progress)
     cost = head_cost(settings.head, len(reader))
     schedule = choose_schedule(ranks, settings.full, len(reader), cost, target=target, heads=sizes[:1])
-    return measured(index, replace(schedule, k=k), encoded, truth, own is not None)
+    schedule = measured(choosing, replace(schedule, k=k))
+    return schedule if unseen is None else confirmed(every, unseen, schedule)
 
 
-def measured(
-    index: FunnelIndex, schedule: Schedule, queries: dict[int, np.ndarray], truth: Truth, among: bool
-) -> Schedule:
-    """A schedule as it does in real searches; searched harder, then longer, until it reaches its target.
+@dataclass(frozen=True)
+class Trial:
+    """Real searches with queries whose exact neighbours are known.
 
     Args:
         index: To search.
-        schedule: Chosen by ranks, which know nothing of approximate or quantised heads.
         queries: Per table.
         truth: Their exact neighbours.
         among: Whether each query is itself a row of the index, and its own first result.
     """
-    reader = index._backend.reader()
-    target = schedule.target or 0.0
-    known = reader.ids(truth.keys, np.ones(truth.keys.shape, dtype=bool))
-    most, kind = reader.most_effort(), index.settings.head
 
-    def tried(schedule: Schedule, effort: int | None) -> Schedule:
-        steps = steps_for(index.settings, schedule, schedule.k, len(reader), queries)
+    index: FunnelIndex
+    queries: dict[int, np.ndarray]
+    truth: Truth
+    among: bool
+
+    def __call__(self, schedule: Schedule, effort: int | None) -> Schedule:
+        """The schedule with the recall that it has."""
+        reader = self.index._backend.reader()
+        steps = steps_for(self.index.settings, schedule, schedule.k, len(reader), self.queries)
         table, last = steps[-1]
-        steps[-1] = table, Step(last.size, last.keep + among)
-        share = recall(run(reader, steps, queries, None, effort).ids, known)
+        steps[-1] = table, Step(last.size, last.keep + self.among)
+        known = reader.ids(self.truth.keys, np.ones(self.truth.keys.shape, dtype=bool))
+        share = recall(run(reader, steps, self.queries, None, effort).ids, known)
         low = lower_bound(share)
         return replace(schedule, effort=effort, recall=float(share.mean()), recall_low=low, queries=len(share))
+
+    def split(self) -> tuple[Trial, Trial | None]:
+        """Queries to choose by, and others that had no part in the choice; None where none can be spared."""
+        count = len(self.truth.keys)
+        if count < ENOUGH:
+            return self, None
+        spared = np.arange(count) % CONFIRM == 0
+        return self._of(~spared), self._of(spared)
+
+    def _of(self, rows: np.ndarray) -> Trial:
+        queries = {table: vectors[rows] for table, vectors in self.queries.items()}
+        return replace(self, queries=queries, truth=Truth(self.truth.keys[rows], self.truth.scores[rows]))
+
+
+def measured(trial: Trial, schedule: Schedule) -> Schedule:
+    """A schedule as it does in real searches; searched harder, then longer, until it reaches its target.
+
+    Args:
+        trial: Searches with the queries to choose by.
+        schedule: Chosen by ranks, which know nothing of approximate or quantised heads.
+    """
+    reader = trial.index._backend.reader()
+    target = schedule.target or 0.0
+    most, kind = reader.most_effort(), trial.index.settings.head
 
     def settled(schedule: Schedule, cheapest: float) -> Schedule:
         """With the least effort that will do; given up when it cannot become cheaper than that."""
         least = REMOTE_EFFORT if reader.remote else LEAST_EFFORT
         effort, failed = min(most, max(least, schedule.steps[0].keep)), 0
-        result = tried(schedule, effort or None)
+        result = trial(schedule, effort or None)
         while not reaches(result, target) and effort < most and price(result, kind, most, len(reader)) < cheapest:
             failed, effort = effort, min(most, effort * 2)
-            result = tried(schedule, effort)
+            result = trial(schedule, effort)
         while reaches(result, target) and failed and effort > failed * NEAR and not reader.remote:
             middle = round((failed * effort) ** 0.5)
-            easier = tried(schedule, middle)
+            easier = trial(schedule, middle)
             if reaches(easier, target):
                 result, effort = easier, middle
             else:
@@ -117,6 +148,24 @@ def measured(
             break  # everything is rescored already
         candidate = best
     return best
+
+
+def confirmed(every: Trial, unseen: Trial, schedule: Schedule) -> Schedule:
+    """Searched longer until queries that had no part in the choice reach the target too.
+
+    The cheapest of many schedules looks better on the queries it was chosen by than on others.
+    """
+    reader = every.index._backend.reader()
+    target, most = schedule.target or 0.0, reader.most_effort()
+    while True:
+        found = every(schedule, schedule.effort)
+        if reaches(found, target) and (unseen(schedule, schedule.effort).recall or 0.0) >= target:
+            return found
+        effort = schedule.effort and min(most, round(schedule.effort * GROW))
+        more = replace(longer(schedule, GROW, len(reader)), effort=effort)
+        if (more.steps, more.effort) == (schedule.steps, schedule.effort):
+            return found  # everything is rescored already
+        schedule = more
 
 
 def reaches(schedule: Schedule, target: float) -> bool:
