@@ -29,7 +29,7 @@ import faiss
 import numpy as np
 
 from smec_st import Compressor, FunnelIndex, load_collection
-from smec_st.metrics import exact_search, score_rankings
+from smec_st.metrics import exact_search, leave_out, score_rankings
 from smec_st.search.schedule import lower_bound
 
 TARGET, K = 0.99, 10
@@ -243,17 +243,21 @@ def quality(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """nDCG@10 of the funnel and of exact full-width search on collections with judgements."""
     result = {}
     for data in options.data:
-        collection = load_collection(data, data / "all-MiniLM-L6-v2.safetensors")
+        (vectors,) = data.glob("*.safetensors")
+        collection = load_collection(data, vectors)
         qrels = collection.judged("test")
         width = collection.corpus.shape[1]
         compressor = Compressor.fit(collection.corpus, method="pca", dims=(width // 2, width // 4, width // 8))
         train = np.setdiff1d(np.arange(len(collection.queries)), qrels.query_rows)
         rows = qrels.query_rows
-        exact, _ = exact_search(unit(collection.corpus), unit(collection.queries[rows]), K)
+        own = collection.own_document[rows]  # a query that is a document is not its own answer
+        more = K + int((own >= 0).any())
+        exact, _ = exact_search(unit(collection.corpus), unit(collection.queries[rows]), more)
+        exact = leave_out(exact, own)[:, :K]
         with FunnelIndex.build(
             Path(folder) / data.name, compressor, collection.corpus, queries=collection.queries[train], target=TARGET
         ) as index:
-            found = index.search(collection.queries[rows], K).ids
+            found = leave_out(index.search(collection.queries[rows], more).ids, own)[:, :K]
             result[data.name] = {
                 "documents": len(collection.corpus),
                 "schedule": str(index.schedule),

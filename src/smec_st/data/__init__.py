@@ -5,6 +5,7 @@ from __future__ import annotations
 from smec_st.data.collection import SPLITS, Collection
 from smec_st.data.encoded_table import EncodedTable
 from smec_st.data.errors import DataError
+from smec_st.data.join import join_collections
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.load import load_collection
 from smec_st.data.pairs import NumberedPairs, number_pairs
@@ -29,6 +30,7 @@ __all__ = [
     "as_numpy",
     "as_qrels",
     "check_vectors",
+    "join_collections",
     "load_collection",
     "load_vectors",
     "number_pairs",
