@@ -4,11 +4,13 @@
     python benchmarks/robustness.py misleading DATA/xquad_r_en DATA/scifact
     python benchmarks/robustness.py transfer   DATA/scifact DATA/medquad DATA/xquad_r_en
     python benchmarks/robustness.py synthetic  DATA/scifact --model MODEL
+    python benchmarks/robustness.py wide --dims 256,64,32 --methods smec,pca-centred,mrl-principal
 
 few: 0, 20, 50, 100, 200 and all training queries (a fifth of them held out, no dev split), beside rivals.
 misleading: as they are; judgements that name another query's documents; 20 random pairs. Beside untrained methods.
 transfer: fitted on one collection, used on another, beside PCA fitted on the first.
 synthetic: queries made from the documents by MODEL, in place of judgements and beside 50 judged queries.
+wide: made vectors of 4,096 numbers whose 32 directions of meaning are known, under louder ones that mean nothing.
 
 Writes benchmarks/results/robustness/NAME.json: nDCG@10 on test by size, one row per fit.
 """
@@ -30,7 +32,7 @@ import torch
 from smec_st import __version__
 from smec_st.baselines import TrainingData
 from smec_st.compare import METHODS
-from smec_st.data import Collection, Qrels, VectorTable, add_synthetic_queries, load_collection, read_jsonl
+from smec_st.data import Collection, Qrels, VectorTable, add_synthetic_queries, load_collection, read_jsonl, unit_rows
 from smec_st.data.beir import Side
 from smec_st.metrics import evaluate_retrieval
 
@@ -136,10 +138,52 @@ def synthetic(
                     yield {"data": folder.name, "method": method, "judged": name, "on": source, "ndcg@10": scores}
 
 
+def wide(_: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    collection, meaning = made_wide(seed)
+    for name, labels, dev in (("judged", collection.qrels["train"], collection.qrels["dev"]), ("none", None, None)):
+        for method in methods:
+            if labels is None and METHODS[method]().needs_labels:
+                continue
+            scores = score(fit(method, collection, labels, dims, seed, dev), collection)
+            yield {"data": collection.name, "method": method, "labels": name, "ndcg@10": scores}
+    for method, axes in (("original", None), ("the directions of meaning", meaning)):
+        sides = [x if axes is None else x @ axes.T for x in (collection.corpus, collection.queries)]
+        values = evaluate_retrieval(*map(unit_rows, sides), collection.qrels["test"], ("ndcg@10",))
+        scores = {sides[0].shape[1]: round(float(values["ndcg@10"].mean()), 4)}
+        yield {"data": collection.name, "method": method, "labels": "none", "ndcg@10": scores}
+
+
+def made_wide(
+    seed: int, width: int = 4096, documents: int = 3000, queries: int = 1000
+) -> tuple[Collection, np.ndarray]:
+    """Documents and queries about them: 32 directions of meaning, 32 of louder noise, faint noise everywhere.
+
+    Returns the collection and the directions of meaning, ``(32, 4096)``.
+    """
+    width = 4096
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(width, 64)))[0].T.astype(np.float32)
+    meaning, noise = axes[:32], axes[32:]
+    about = rng.choice(documents, queries, replace=False)
+    latent = rng.normal(size=(documents, 32)).astype(np.float32)
+    asked = latent[about] + 0.5 * rng.normal(size=(queries, 32)).astype(np.float32)
+
+    def vectors(latent: np.ndarray) -> np.ndarray:
+        loud = 1.4 * rng.normal(size=(len(latent), len(noise))).astype(np.float32)
+        faint = 0.1 * rng.normal(size=(len(latent), width)).astype(np.float32)
+        return unit_rows(latent @ meaning + loud @ noise + faint)
+
+    rows = np.arange(queries)
+    splits = zip(("train", "dev", "test"), np.split(rows, [queries // 2, queries * 3 // 5]), strict=True)
+    qrels = {name: Qrels(part, about[part], np.ones(len(part))) for name, part in splits}
+    ids = [str(i) for i in range(documents)]
+    return Collection("made-4096", vectors(latent), vectors(asked), ids, ids[:queries], qrels), meaning
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["few", "misleading", "transfer", "synthetic"])
-    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("what", choices=["few", "misleading", "transfer", "synthetic", "wide"])
+    parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--methods", default="smec")
     parser.add_argument("--seeds", default="0")

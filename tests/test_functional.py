@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from smec_st import functional
 from smec_st.functional import (
     alignment_kl,
     alignment_l1,
@@ -291,6 +292,19 @@ def test_leftover_axes_count_a_direction_given_twice_once(data):
     axis = torch.eye(10)[:1]
     taken = torch.cat([axis, 2 * axis])
     assert leftover_axes(second_moment(data), taken, 9).shape == (9, 10)
+
+
+@pytest.mark.parametrize("taken", [0, 5])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_few_axes_of_wide_vectors_are_those_of_all(rng, monkeypatch, taken, last):
+    data = torch.from_numpy(rng.normal(size=(400, 96)) * np.linspace(3, 0.1, 96) + 0.5)
+    given = second_moment(data), torch.from_numpy(rng.normal(size=(taken, 96))).float()
+    mean = data.mean(dim=0) if last else None
+    expected = leftover_axes(*given, 6, mean)
+    monkeypatch.setattr(functional, "WIDE", 96)
+    monkeypatch.setattr(torch.linalg, "eigh", None)  # which would find all of them
+    found = leftover_axes(*given, 6, mean)
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_leftover_axes_have_a_fixed_sign(data):

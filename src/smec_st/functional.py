@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEVER = -1e9  # a logit that takes no part in a softmax, yet stays finite in float32
+WIDE = 2048  # from this width on, a few leading axes are found by iterations
 Mean = Callable[[Tensor, Tensor], Tensor]  # from a sum and a count
 
 
@@ -189,6 +190,40 @@ def second_moment(vectors: Tensor, chunk: int = 65536) -> Tensor:
     return total / max(len(vectors), 1)
 
 
+def _orthonormal(rows: Tensor) -> Tensor:
+    """An orthonormal basis of the row space, ``(m, D) -> (rank, D)``."""
+    _, scale, right = torch.linalg.svd(rows, full_matrices=False)
+    basis: Tensor = right[scale > scale[0] * 1e-6]  # rows come in float32
+    return basis
+
+
+def _leading_axes(moment: Tensor, removed: Tensor, count: int) -> Tensor:
+    """Leading eigenvectors of a moment off the row space of orthonormal ``removed``, ``(count, D)``."""
+    basis = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    if len(removed):
+        basis = torch.linalg.qr(removed.T, mode="complete").Q[:, len(removed) :]
+    _, vectors = torch.linalg.eigh(basis.T @ moment @ basis)
+    axes: Tensor = (basis @ vectors.flip(1))[:, :count].T
+    return axes
+
+
+def _few_leading_axes(moment: Tensor, removed: Tensor, count: int) -> Tensor:
+    """The same by Lanczos iterations (ARPACK), which for a few axes of many costs a small part."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    matrix, out = moment.cpu().numpy(), removed.cpu().numpy()
+
+    def off(x: np.ndarray) -> np.ndarray:
+        rest: np.ndarray = x - out.T @ (out @ x)
+        return rest
+
+    operator = LinearOperator(matrix.shape, matvec=lambda x: off(matrix @ off(x)), dtype=np.float64)
+    begin = off(np.random.default_rng(0).normal(size=len(matrix)))
+    values, vectors = eigsh(operator, k=count, which="LA", v0=begin)
+    axes = np.linalg.qr(off(vectors[:, np.argsort(-values)]))[0].T
+    return torch.from_numpy(np.ascontiguousarray(axes)).to(moment)
+
+
 def leftover_axes(moment: Tensor, taken: Tensor, count: int, last: Tensor | None = None) -> Tensor:
     """Principal axes of what the ``taken`` directions leave over.
 
@@ -209,21 +244,21 @@ def leftover_axes(moment: Tensor, taken: Tensor, count: int, last: Tensor | None
     """
     width = len(moment)
     moment = moment.to(torch.float64)
-    basis = torch.eye(width, dtype=torch.float64, device=moment.device)
-    if len(taken):
-        _, scale, right = torch.linalg.svd(taken.to(moment), full_matrices=True)
-        rank = int((scale > scale[0] * 1e-6).sum())  # rows come in float32
-        basis = right[rank:].T  # (D, D - rank): all that is left
-    if count > basis.shape[1]:
-        raise ValueError(f"`count` must be at most {basis.shape[1]}, the directions left over, got {count}.")
-    behind = basis[:, :0]
+    used = _orthonormal(taken.to(moment)) if len(taken) else moment[:0]
+    left = width - len(used)
+    if count > left:
+        raise ValueError(f"`count` must be at most {left}, the directions left over, got {count}.")
+    behind = moment[:0]
     if last is not None:
-        inside = basis.T @ last.to(moment)
-        if inside.norm() > 1e-6 * last.norm():
-            everything = torch.linalg.qr(inside.unsqueeze(1), mode="complete").Q
-            basis, behind = basis @ everything[:, 1:], basis @ everything[:, :1]
-    _, vectors = torch.linalg.eigh(basis.T @ moment @ basis)
-    axes = torch.cat([basis @ vectors.flip(1), behind], dim=1)[:, :count].T
+        rest = last.to(moment)
+        rest = rest - used.T @ (used @ rest)
+        if rest.norm() > 1e-6 * last.norm():
+            behind = rest.unsqueeze(0) / rest.norm()
+    removed = torch.cat([used, behind])
+    inside = min(count, width - len(removed))
+    few = width >= WIDE and inside <= width // 16
+    leading = _few_leading_axes(moment, removed, inside) if few else _leading_axes(moment, removed, inside)
+    axes = torch.cat([leading, behind])[:count]
     peak = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     signed: Tensor = (axes * torch.sign(peak)).float()
     return signed
