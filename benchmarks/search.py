@@ -323,7 +323,7 @@ def main() -> None:
     arguments = {k: v for k, v in vars(options).items() if k not in ("json", "data")}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "what": "made, clustered vectors" if options.part != "quality" else "real all-MiniLM-L6-v2 vectors",
+        "what": "made, clustered vectors" if options.part != "quality" else "real vectors, of the files named in data",
         "arguments": {**arguments, "data": [path.name for path in options.data], "seeds": [1, 2, 1234]},
         "versions": {"faiss": faiss.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "machine": platform.machine(), "threads": 1, "seconds": time.perf_counter() - start, **result,

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
+from smec_st.cli import run
 from smec_st.data import DataError, load_collection, unit_rows
 from smec_st.data.embedding import embed_images, load_model
 from smec_st.data.images import class_qrels
@@ -320,6 +321,14 @@ def test_load_collection_reads_fashion200k_from_image_to_text(fashion, rng):
     assert (collection.query_ids, collection.corpus_ids) == (IMAGES, TEXTS)
     assert collection.qrels["test"].pairs.tolist() == [[0, 0], [2, 1], [3, 1]]
     assert collection.qrels["train"].pairs.tolist() == [[1, 0], [4, 2], [5, 2]]
+
+
+def test_commands_take_the_task(fashion, rng, tmp_path, capsys):
+    save(fashion / "v.safetensors", rng, corpus=3, queries=6)
+    arguments = ["compare", "--data", str(fashion), "--vectors", str(fashion / "v.safetensors"), "--dims", "2"]
+    assert run([*arguments, "--methods", "pca", "--task", "image-to-text", "--out", str(tmp_path / "out")]) == 0
+    assert run([*arguments, "--methods", "pca", "--out", str(tmp_path / "other")]) == 2
+    assert "3 corpus vectors for 6 ids" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["text-to-image", "image-to-text"])

@@ -18,7 +18,14 @@ from smec_st.cli.options import FOLDER, collection_options, thinking, whole_numb
 @click.option("--out", type=FOLDER, required=True, help="Folder for the analysis's JSON file and plot.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Repetitions.")
 def analyze(
-    what: str, data: Path, vectors: Path | None, model: str | None, dims: str | None, out: Path, seeds: str
+    what: str,
+    data: Path,
+    vectors: Path | None,
+    model: str | None,
+    task: str | None,
+    dims: str | None,
+    out: Path,
+    seeds: str,
 ) -> None:
     """Repeat one of the SMEC paper's own analyses on a collection.
 
@@ -40,7 +47,7 @@ def analyze(
         from smec_st.data import load_collection
 
         analysis = importlib.import_module(f"smec_st.analysis.{what}")
-        collection = load_collection(data, vectors, model)
+        collection = load_collection(data, vectors, model, task)
     out.mkdir(parents=True, exist_ok=True)
     with thinking(what):
         analysis.run(collection, out, **settings)

@@ -35,6 +35,7 @@ def card(
     data: Path,
     vectors: Path | None,
     model: str | None,
+    task: str | None,
     split: str,
     dataset: str | None,
     data_license: str | None,
@@ -48,7 +49,7 @@ def card(
         from smec_st.hub.card import write_card
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model)
+        collection = load_collection(data, vectors, model, task)
     with thinking("measuring"):
         evidence = dataclasses.replace(
             measure(loaded, collection, split), dataset=dataset, data_license=data_license, source=source

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from smec_st.cli.allocator import keep_freed_memory
-from smec_st.cli.options import FOLDER, thinking, whole_numbers
+from smec_st.cli.options import FOLDER, TASK, thinking, whole_numbers
 
 if TYPE_CHECKING:
     from smec_st.compare import Outcome, Recommendation
@@ -24,6 +24,7 @@ FAILED = 1
 @click.option("--data", "folders", multiple=True, required=True, help="Collection; repeat for several.")
 @click.option("--vectors", "files", type=FOLDER, multiple=True, help="Its vectors; one for each --data, in order.")
 @click.option("--model", help="Sentence-transformers model that embeds the texts.")
+@TASK
 @click.option("--dims", "sizes", multiple=True, help="Sizes, once for all collections or once for each --data.")
 @click.option("--methods", default="all", show_default=True, help="Names with commas between, or all.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the report; an earlier comparison goes on.")
@@ -35,6 +36,7 @@ def compare(
     folders: tuple[str, ...],
     files: tuple[Path, ...],
     model: str | None,
+    task: str | None,
     sizes: tuple[str, ...],
     methods: str,
     out: Path,
@@ -57,7 +59,7 @@ def compare(
 
         chosen, notices = comparing.choose(methods, labels=not no_labels)
         sources = [
-            comparing.Source(folder, file, model)
+            comparing.Source(folder, file, model, task)
             for folder, file in zip(folders, files or [None] * len(folders), strict=True)
         ]
         planned = comparing.plan(

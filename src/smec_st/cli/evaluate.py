@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.option("--split", default="test", show_default=True, help="Judgements to score against.")
 @click.option("--json", "json_file", type=FOLDER, help="Write the rows here as well.")
 def evaluate(
-    compressor: Path, data: Path, vectors: Path | None, model: str | None, split: str, json_file: Path | None
+    compressor: Path,
+    data: Path,
+    vectors: Path | None,
+    model: str | None,
+    task: str | None,
+    split: str,
+    json_file: Path | None,
 ) -> None:
     """Score a COMPRESSOR at each of its sizes, beside the original, truncation and PCA."""
     with thinking("reading"):
@@ -32,7 +38,7 @@ def evaluate(
         from smec_st.evaluation.report import write_json
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model)
+        collection = load_collection(data, vectors, model, task)
     rows = score(loaded, collection, split)
     if json_file is not None:
         write_json(rows, json_file)

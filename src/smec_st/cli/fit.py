@@ -46,6 +46,7 @@ def fit(
     data: Path,
     vectors: Path | None,
     model: str | None,
+    task: str | None,
     dims: str | None,
     out: Path,
     method: str,
@@ -71,7 +72,7 @@ def fit(
         from smec_st.evaluation import print_rows, write_report
         from smec_st.files import new_folder
 
-        collection = load_collection(data, vectors, model)
+        collection = load_collection(data, vectors, model, task)
         train, dev = _judgements(collection, no_labels)
         aim = None if target is None else Target.parse(target)
         if aim is not None:

@@ -12,9 +12,13 @@ import click
 FOLDER = click.Path(path_type=Path)
 
 
+TASK = click.option("--task", help="Of Fashion-200K: text-to-image, the default, or image-to-text.")
+
+
 def collection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """``--data`` and where its vectors come from."""
+    """``--data``, which task of it, and where its vectors come from."""
     for option in (
+        TASK,
         click.option("--model", help="Sentence-transformers model that embeds the texts."),
         click.option("--vectors", type=FOLDER, help="Safetensors file with the tensors `corpus` and `queries`."),
         click.option(

@@ -29,10 +29,11 @@ class Source:
     folder: str | Path
     vectors: Path | None = None
     model: str | None = None
+    task: str | None = None
 
     def load(self) -> Collection:
         """Read it."""
-        return load_collection(self.folder, self.vectors, self.model)
+        return load_collection(self.folder, self.vectors, self.model, self.task)
 
 
 @dataclass(frozen=True)
