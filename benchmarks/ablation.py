@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentence_transformers
 import torch
+from record import write_record
 
-from smec_st import Compressor, __version__
+from smec_st import Compressor
 from smec_st.compare.statistics import paired_interval
 from smec_st.data import Collection, Qrels, load_collection
 from smec_st.metrics import evaluate_retrieval
@@ -99,18 +99,7 @@ def main() -> None:
                 }
             )
             print(rows[-1])
-    record = {
-        "arguments": {name: str(value) for name, value in vars(options).items() if name != "data"},
-        "data": options.data.name,
-        "versions": {
-            "smec_st": __version__,
-            "sentence_transformers": sentence_transformers.__version__,
-            "torch": torch.__version__,
-        },
-        "rows": rows,
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(RESULTS / f"{options.name}.json", options, rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ Writes benchmarks/results/robustness/NAME.json: nDCG@10 on test by size, one row
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentence_transformers
 import torch
+from record import write_record
 
-from smec_st import __version__
 from smec_st.baselines import TrainingData
 from smec_st.compare import METHODS
 from smec_st.data import Collection, Qrels, VectorTable, add_synthetic_queries, load_collection, read_jsonl, unit_rows
@@ -200,17 +198,7 @@ def main() -> None:
             rows.append({**row, "seed": seed, "seconds": round(time.perf_counter() - began, 1)})
             began = time.perf_counter()
             print(rows[-1], flush=True)
-            record = {
-                "arguments": {name: str(value) for name, value in vars(options).items() if name != "data"},
-                "versions": {
-                    "smec_st": __version__,
-                    "sentence_transformers": sentence_transformers.__version__,
-                    "torch": torch.__version__,
-                },
-                "rows": rows,
-            }
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            (RESULTS / f"{options.what}.json").write_text(json.dumps(record, indent=1) + "\n")
+            write_record(RESULTS / f"{options.what}.json", options, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,34 @@
+"""How a benchmark's rows are kept: with its arguments, the collections by name, and the versions that made them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from smec_st.files import write_text
+
+PACKAGES = ("smec-st", "sentence-transformers", "transformers", "torch", "numpy")
+
+
+def write_record(path: Path, options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write what is there so far; no path of this machine goes into it."""
+    folders = options.data if isinstance(options.data, list) else [options.data]
+    plain = (int, float, list)
+    others = {
+        name: value if isinstance(value, plain) else str(value)
+        for name, value in vars(options).items()
+        if name not in ("data", "model")
+    }
+    record = {
+        "data": [folder.name for folder in folders],
+        "arguments": {
+            name: value if isinstance(value, int | float | list) else str(value) for name, value in others.items()
+        },
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "rows": rows,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(record, indent=1) + "\n")
