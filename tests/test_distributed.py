@@ -88,7 +88,7 @@ SETTINGS = {
     # full length out of a gradient that is zero but for rounding, like that of a key's bias.
     "texts": {"texts": True, "order": "grow", "optim": "sgd", "learning_rate": 0.1, "backbone_learning_rate": 0.1},
     "grow": {"order": "grow", "save_strategy": "steps"},
-    "grow-without-labels": {"order": "grow", "judged": False, "max_steps": 4},
+    "grow-without-labels": {"order": "grow", "judged": False, "max_steps": 4, "loss": {"shadow_share": 0.5}},
     "shrink-as-published": {
         "order": "shrink",
         "gradient_accumulation_steps": 2,

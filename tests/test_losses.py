@@ -446,3 +446,55 @@ def test_config_dict_is_json(table, relevance):
 def test_loss_rejects_bad_settings(options, match):
     with pytest.raises(ValueError, match=match):
         SMECLoss(make_model(), **options)
+
+
+# -- shadows of queries -----------------------------------------------------------------------------------------------
+
+
+def loss_with_shadows(table, share, **more):
+    settings = {"rank_weight": 0, "alignment_weight": 1.0, "random_rows": 100, **more}
+    return SMECLoss(make_model(), table, None, memory_of(table, range(DOCUMENTS)), shadow_share=share, **settings)
+
+
+def test_shadows_are_documents_moved_as_queries_stand_from_their_nearest(table):
+    loss = loss_with_shadows(table, 0.5)
+    loss.begin_step(2, 7)
+    ids = torch.from_numpy(table.query_ids(np.arange(QUERIES)))
+    queries, pool = table[ids], table[torch.arange(DOCUMENTS)]
+    shadows = loss._shadows(queries, ids, pool)
+    bases = set()
+    for query, shadow in zip(queries, shadows, strict=True):
+        nearest = pool[int((pool @ query).argmax())]
+        candidates = unit(pool + query - nearest)
+        away = (candidates - shadow).norm(dim=1)
+        assert away.min() < 1e-6
+        bases.add(int(away.argmin()))
+    assert len(bases) > QUERIES / 2  # spread over the pool
+    assert torch.equal(loss._shadows(queries[3:5], ids[3:5], pool), shadows[3:5])  # whoever else is in the batch
+    loss.begin_step(2, 8)
+    assert not torch.equal(loss._shadows(queries, ids, pool), shadows)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
+def test_shadows_take_their_share_of_the_alignment(table, share):
+    loss = loss_with_shadows(table, share)
+    loss.begin_step(0, 3)
+    columns, labels = batch_of(table, BATCH[0])
+    ids, queries, pool = labels[:, 0], columns[0]["sentence_embedding"], table[torch.arange(DOCUMENTS)]
+
+    def drift(rows):
+        small = [unit(loss.model({"sentence_embedding": x})["sentence_embedding"]) for x in (rows, pool)]
+        return loss.alignment_tau * alignment_kl(small[0] @ small[1].T, rows @ pool.T, loss.alignment_tau)
+
+    shadows = loss_with_shadows(table, 0.5)
+    shadows.begin_step(0, 3)
+    expected = (1 - share) * drift(queries) + share * drift(shadows._shadows(queries, ids, pool))
+    assert loss(columns, labels)["alignment"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_documents_that_ask_cast_no_shadow(rng):
+    table = VectorTable(rng.normal(size=(DOCUMENTS, WIDTH)), None)
+    rows = torch.arange(4)
+    columns, labels = [{"sentence_embedding": table[rows]}], torch.stack([rows, torch.full_like(rows, -1)], dim=1)
+    plain, shadowed = (loss_with_shadows(table, share)(columns, labels)["alignment"] for share in (0.0, 0.5))
+    assert torch.equal(plain, shadowed)

@@ -57,6 +57,8 @@ class FitConfig:
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn per step.
         stream_rows: Corpus rows that enter a memory smaller than the corpus, per step.
+        shadow_share: Without labels, share of the unsupervised term on queries that goes to shadows of them; see
+            :class:`~smec_st.losses.SMECLoss`.
         hard_neighbors: Place this many of each query's nearest training queries in its batch; 0 to spread only.
         guard: Whether held-out queries choose each stage's strength.
         held_out_share: Training queries held out for the guard when there is no dev split.
@@ -89,6 +91,7 @@ class FitConfig:
     top_k: int = 10
     random_rows: int = 4096
     stream_rows: int = 256
+    shadow_share: float = 0.5
     hard_neighbors: int = 0
     guard: bool = True
     held_out_share: float = 0.1
@@ -114,8 +117,12 @@ class FitConfig:
                 raise DataError(f"`{name}` must be above 0 and finite, got {value}.")
         if self.narrow_hidden is not None and not 0 <= self.narrow_hidden < float("inf"):
             raise DataError(f"`narrow_hidden` must be 0 or more and finite, got {self.narrow_hidden}.")
-        if not 0 <= self.held_out_share < 1:
-            raise DataError(f"`held_out_share` must be in [0, 1), got {self.held_out_share}.")
+        shares = {name: getattr(self, name) for name in ("held_out_share", "shadow_share")}
+        wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}
+        if wrong:
+            raise DataError(
+                "; ".join(f"`{name}` must be in [0, 1), got {share}" for name, share in wrong.items()) + "."
+            )
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> FitConfig:

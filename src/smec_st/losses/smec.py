@@ -66,6 +66,8 @@ class SMECLoss(nn.Module):
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn at random per step.
         stream_rows: Corpus rows pushed per step, when the memory is smaller than the corpus.
+        shadow_share: Share of ``L_align`` on queries that goes to shadows of them: documents of the pool, moved as a
+            query stands from its nearest one. They ask where no training query does.
         seed: Seeds the order in which the corpus passes through the memory, and the random rows.
     """
 
@@ -94,6 +96,7 @@ class SMECLoss(nn.Module):
         top_k: int = 10,
         random_rows: int = 4096,
         stream_rows: int = 256,
+        shadow_share: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -113,6 +116,7 @@ class SMECLoss(nn.Module):
         self.source_weight = source_weight
         self.tau, self.alignment_tau, self.narrow_alignment_tau = tau, alignment_tau, narrow_alignment_tau
         self.top_k, self.random_rows, self.stream_rows, self.seed = top_k, random_rows, stream_rows, seed
+        self.shadow_share = shadow_share
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.log_scale.register_hook(mean_gradient)  # DDP wraps the model, not the loss
         self._step = (0, 0)
@@ -172,7 +176,7 @@ class SMECLoss(nn.Module):
         names = (
             "rank", "alignment", "rank_weight", "alignment_weight", "reconstruction_weight", "wide_weight",
             "source_weight", "tau", "alignment_tau", "narrow_alignment_tau", "top_k", "random_rows", "stream_rows",
-            "seed",
+            "shadow_share", "seed",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -199,31 +203,39 @@ class SMECLoss(nn.Module):
         has_documents = len(columns) > 1
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             pool, pool_ids, own, teacher = self._pool(anchors, anchor_ids, columns[1:], labels[:, 1])
-        features = self.model({"sentence_embedding": torch.cat([anchors, pool])})
+            is_query = own_documents < 0
+            shadows = self._shadows(anchors[is_query], anchor_ids[is_query], pool)
+        features = self.model({"sentence_embedding": torch.cat([anchors, pool, shadows])})
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             views = {"": (features["sentence_embedding"].float(), 1.0)}
             if self.wide_weight > 0:
                 views["wide_"] = (features["candidate_embedding"].float(), self.wide_weight)
             if self._is_live and self.source_weight > 0:
-                views["source_"] = (torch.cat([anchors, pool]), self.source_weight)
+                views["source_"] = (torch.cat([anchors, pool, shadows]), self.source_weight)
             terms: dict[str, Tensor] = {}
             for name, (embedding, weight) in views.items():
-                mapped = unit(embedding)
-                student = mapped[: len(anchors)] @ mapped[len(anchors) :].T
+                mapped, small_pool, small_shadows = unit(embedding).split([len(anchors), len(pool), len(shadows)])
+                student = mapped @ small_pool.T
                 if self.relevance is not None and self.rank_weight > 0 and has_documents:
                     grades = self.relevance(anchor_ids, pool_ids)
                     possible = student.masked_fill(pool_ids == own_documents.unsqueeze(1), NEVER)
                     terms[f"{name}rank"] = weight * self.rank_weight * self._rank(possible, grades)
                 if self.alignment_weight > 0 and name != "source_":
                     drift = self._alignment(student, teacher, own_documents, pool_ids)
+                    if self._casts_shadows:
+                        nobody = anchor_ids.new_full((len(shadows),), -1)
+                        moved = self._alignment(small_shadows @ small_pool.T, shadows @ pool.T, nobody, pool_ids)
+                        drift = (1 - self.shadow_share) * drift + self.shadow_share * moved
                     if has_documents:
-                        documents, frozen = mapped[len(anchors) :], pool.detach()
+                        frozen = pool.detach()
                         drift = drift + self._alignment(
-                            documents[own] @ documents.T, frozen[own] @ frozen.T, pool_ids[own], pool_ids
+                            small_pool[own] @ small_pool.T, frozen[own] @ frozen.T, pool_ids[own], pool_ids
                         )
                     terms[f"{name}alignment"] = weight * self.alignment_weight * drift
             if self.reconstruction_weight > 0:
-                terms["reconstruction"] = self.reconstruction_weight * self._reconstruction(features, len(anchors))
+                terms["reconstruction"] = self.reconstruction_weight * self._reconstruction(
+                    features, len(anchors), len(anchors) + len(pool)
+                )
         if self.training and self.memory is not None and (self.table is None or self._is_live):
             self._remember(columns, labels)
         return terms
@@ -259,9 +271,9 @@ class SMECLoss(nn.Module):
         nearest.scatter_(1, teacher.masked_fill(~others, float("-inf")).topk(k, dim=1).indices, True)
         return alignment_l1(student, teacher, nearest & others, share_of_mean)
 
-    def _reconstruction(self, features: dict[str, Tensor], anchors: int) -> Tensor:
-        """``L_rec``; the pool is the same on every rank, the anchors are not."""
-        start, result = features["start_embedding"].float(), features["candidate_embedding"].float()
+    def _reconstruction(self, features: dict[str, Tensor], anchors: int, end: int) -> Tensor:
+        """``L_rec`` of anchors and pool; the pool is the same on every rank, the anchors are not."""
+        start, result = features["start_embedding"][:end].float(), features["candidate_embedding"][:end].float()
         if world_size() == 1:
             return reconstruction_l1(start, result)
         change = (result - start).abs()
@@ -295,6 +307,25 @@ class SMECLoss(nn.Module):
         if self.memory is not None:
             vectors = torch.cat([vectors, self.memory.vectors[slots]])
         return vectors, ids, own, similarity
+
+    @property
+    def _casts_shadows(self) -> bool:
+        return self.shadow_share > 0 and self.table is not None and self.table.query_size > 0
+
+    @torch.no_grad()
+    def _shadows(self, queries: Tensor, ids: Tensor, pool: Tensor) -> Tensor:
+        """Queries as they would stand elsewhere: documents of the pool, moved as a query is from its nearest one.
+
+        A narrow map can keep the neighbourhoods of the training queries alone, and those of no other query. Which
+        document takes which query's move depends on (seed, stage, step, query) alone. ``(b, D) -> (b, D)``, unit norm.
+        """
+        if not self._casts_shadows or len(pool) == 0:
+            return queries[:0].detach()
+        stage, step = self._step
+        start = int(np.random.default_rng([self.seed, stage, step, 2]).integers(2**62))
+        drawn = ((ids * 6364136223846793005 + start) >> 33) % len(pool)  # one step of Knuth's MMIX generator
+        nearest = pool[(queries @ pool.T).argmax(dim=1)]
+        return unit(pool[drawn] + queries - nearest).detach()
 
     def _document_vectors(self, ids: Tensor, place: Tensor, documents: Tensor) -> Tensor:
         """Vectors of all ranks' documents, each once, ``(C, D)``; looked up where they are frozen, else gathered."""
