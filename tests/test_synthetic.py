@@ -83,7 +83,7 @@ def test_made_queries_join_the_training_split_and_are_never_judged_by_their_whol
     assert len(few.queries) == 37
     assert Compressor.fit(
         few.corpus, few.queries, few.qrels["train"], [8], own_document=few.own_document, steps=3, selection_steps=2,
-        batch_size=8,
+        batch_size=8, guard=False,
     ).dims == (8,)  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_cut_or_read_is_said(folder, model, small_collection):
 
 def fit(folder, model, out, *more):
     config = out.with_suffix(".json")
-    config.write_text(json.dumps({"steps": 4, "selection_steps": 2, "batch_size": 16}))
+    config.write_text(json.dumps({"steps": 4, "selection_steps": 2, "batch_size": 16, "guard": False}))
     return run(["fit", "--data", str(folder), "--model", model, "--dims", "8,4", "--config", str(config),
                 "--out", str(out), *more])  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -304,7 +305,8 @@ class Compressor:
                 grade}}``, or pairs ``(P, 2)`` of rows. None to train without labels.
             dims: Sizes; by default the width and its halvings down to a sixteenth.
             dev_qrels: Judgements of held-out queries for the guard; by default a share of the training queries is
-                held out.
+                held out. Of fewer than 40 judged queries all choose and none train, and judgements that the vectors
+                do not agree with at all are not trained on; a warning says so (see :mod:`smec_st.labels`).
             model: The backbone, to embed texts with and to remember by name.
             method: A name in :data:`~smec_st.config.METHODS`.
             config: Settings; ``settings`` override them one by one.
@@ -322,6 +324,7 @@ class Compressor:
             DataError: If the input cannot be used; the message says why.
         """
         from smec_st.config import METHODS, FitConfig
+        from smec_st.labels import Labels, LabelsWarning, share_labels
         from smec_st.recipe import fit_stages, fit_untrained, labels_are_classes
 
         if method not in METHODS:
@@ -338,18 +341,22 @@ class Compressor:
             raise DataError(str(error)) from error
         train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
         dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
-        recipe = recipe.for_labels(labels_are_classes(table, train))
-        if train is not None and dev is None and recipe.guard:
-            train, dev = train.hold_out(recipe.held_out_share, recipe.seed)
+        labels, asking = Labels(train, dev), unlabelled_queries
+        if train is not None and recipe.guard and method not in ("truncate", "pca"):
+            labels = share_labels(table, train, dev, recipe.held_out_share, recipe.seed)
+            asking = train.query_rows if asking is None else asking
+        if labels.note:
+            warnings.warn(labels.note, LabelsWarning, stacklevel=2)
+        recipe = recipe.for_labels(labels_are_classes(table, labels.train))
         if method in ("truncate", "pca"):
             fitted = fit_untrained(method, table, settings["dims"])
         else:
             fitted = fit_stages(
                 table,
-                train,
-                dev,
+                labels.train,
+                labels.held_out,
                 recipe,
-                unlabelled_queries=None if unlabelled_queries is None else np.asarray(unlabelled_queries),
+                unlabelled_queries=None if asking is None else np.asarray(asking),
                 work_dir=None if work_dir is None else Path(work_dir),
                 progress=progress,
             )
@@ -359,8 +366,9 @@ class Compressor:
             "settings": recipe.to_dict(),
             "data": {
                 "documents": table.corpus_size,
-                "training_queries": 0 if train is None else len(train.query_rows),
-                "held_out_queries": 0 if dev is None else len(dev.query_rows),
+                "training_queries": 0 if labels.train is None else len(labels.train.query_rows),
+                "held_out_queries": 0 if labels.held_out is None else len(labels.held_out.query_rows),
+                **({"note": labels.note} if labels.note else {}),
             },
             "stages": [report.to_dict() for report in fitted.reports],
         }
@@ -369,8 +377,8 @@ class Compressor:
             return compressor
         from smec_st.quantization.choice import add_best
 
-        asking = unlabelled_queries if train is None else None
-        return add_best(compressor, table, train, dev, bytes, recipe.seed, asking)
+        asking = asking if labels.train is None else None
+        return add_best(compressor, table, labels.train, labels.held_out, bytes, recipe.seed, asking)
 
     def calibrate(self, corpus: np.ndarray) -> Compressor:
         """Ranges for int8 and rotations for binary codes at every size; what is there already stays.

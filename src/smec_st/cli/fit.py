@@ -86,7 +86,7 @@ def fit(
                 raise DataError("--synthetic makes queries from texts: give the --model that embeds them.")
             fitted_on = add_synthetic_queries(fitted_on, model, synthetic)
             labels = fitted_on.qrels["train"]
-    with _work_dir(out, _run_key(fitted_on, dev, method, {**settings, "target": target})) as work:
+    with _quiet_labels(), _work_dir(out, _run_key(fitted_on, dev, method, {**settings, "target": target})) as work:
         compressor = Compressor.fit(
             fitted_on.corpus,
             fitted_on.queries,
@@ -112,6 +112,8 @@ def fit(
             compressor.write_into(draft)
             write_report(rows, draft, title)
     print_rows(rows, title)
+    if "note" in compressor.info["data"]:
+        click.echo(f"note: {compressor.info['data']['note']}")
     if bytes_ is not None:
         head = compressor.head(bytes=bytes_)
         click.echo(f"best in {bytes_} bytes: {head.precision} of {head.dim} numbers")
@@ -174,6 +176,18 @@ def _run_key(collection: Collection, dev: Qrels | None, method: str, settings: d
         for start in range(0, len(table), 65536):
             digest.update(table[start : start + 65536].tobytes())
     return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _quiet_labels() -> Iterator[None]:
+    """The note about labels is printed below the table; as a warning above it nobody would see it."""
+    import warnings
+
+    from smec_st.labels import LabelsWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LabelsWarning)
+        yield
 
 
 @contextmanager

@@ -154,9 +154,12 @@ class Qrels:
         return order[numbers]
 
     def hold_out(self, share: float, seed: int) -> tuple[Qrels, Qrels | None]:
-        """:meth:`split`, when the part held out has at least :data:`MIN_HELD_OUT` queries; otherwise all and None."""
-        rest, held = self.split(share, seed)
-        return (rest, held) if len(held.query_rows) >= MIN_HELD_OUT else (self, None)
+        """:meth:`split`, with at least :data:`MIN_HELD_OUT` queries held out; all and None when that is over half."""
+        queries = len(self.query_rows)
+        if queries < 2 * MIN_HELD_OUT:
+            return self, None
+        rest, held = self.split(max(share, MIN_HELD_OUT / queries), seed)
+        return rest, held
 
 
 def as_qrels(qrels: Any, query_size: int, corpus_size: int) -> Qrels:

@@ -1,0 +1,98 @@
+"""Whether judgements are worth training on, and how they are shared between training and the guard."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from smec_st.data import Qrels, VectorTable
+from smec_st.data.qrels import MIN_HELD_OUT
+
+SAMPLE = 500  # queries looked at
+MOST_DOCUMENTS = 50_000
+SURE = 2.0  # standard errors
+
+
+class LabelsWarning(UserWarning):
+    """Judgements were given and are not trained on."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Judgements as a fit uses them.
+
+    Attributes:
+        train: What the supervised term learns from; None to train without labels.
+        held_out: What chooses how far each stage goes; None for nothing.
+        note: Why ``train`` is None although judgements were given; empty otherwise.
+    """
+
+    train: Qrels | None
+    held_out: Qrels | None
+    note: str = ""
+
+
+def share_labels(table: VectorTable, train: Qrels, dev: Qrels | None, share: float, seed: int) -> Labels:
+    """Judgements for training and for the guard.
+
+    Few judged queries only choose: a map trained on them keeps their documents and loses the others. Judgements that
+    the full-width vectors agree with no better than with those of other queries are not trained on.
+
+    Args:
+        table: Corpus and queries.
+        train: Judgements to train on.
+        dev: Judgements to choose by; None to hold some of ``train`` out.
+        share: How many of the training queries are held out.
+        seed: Of the draw.
+    """
+    if len(train.pairs) == 0:
+        return Labels(train, dev)
+    if not vectors_agree(table, train, seed):
+        note = "the vectors rank the judged documents no better than those of other queries: fitted without labels"
+        return Labels(None, dev, note)
+    if dev is not None or share == 0:
+        return Labels(train, dev)
+    rest, held = train.hold_out(share, seed)
+    if held is None:
+        note = (
+            f"fewer than {2 * MIN_HELD_OUT} judged queries: they choose how far to go, and nothing is trained on them"
+        )
+        return Labels(None, train, note)
+    return Labels(rest, held)
+
+
+def vectors_agree(table: VectorTable, qrels: Qrels, seed: int = 0) -> bool:
+    """Whether full-width search finds the judged documents better than it finds those of other queries.
+
+    nDCG@10 of up to :data:`SAMPLE` queries with their own judgements, against the same rankings with judgements handed
+    on to the next query; better by more than :data:`SURE` standard errors of the paired difference.
+    """
+    import torch
+
+    from smec_st.metrics import exact_search, leave_out
+
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(qrels.query_rows)[:SAMPLE]
+    if len(rows) < 2:
+        return True
+    judged = qrels.of_queries(rows)
+    documents = np.arange(table.corpus_size)
+    if table.corpus_size > MOST_DOCUMENTS:
+        drawn = rng.choice(table.corpus_size, MOST_DOCUMENTS, replace=False)
+        documents = np.union1d(drawn, judged.documents)
+    ids = torch.from_numpy(table.query_ids(rows))
+    ranked, _ = exact_search(table[torch.from_numpy(documents)].numpy(), table[ids].numpy(), min(11, len(documents)))
+    ranked = leave_out(documents[ranked], table.own(ids).numpy())[:, :10]
+    own = _scores(ranked, rows, judged)
+    after = dict(zip(rows.tolist(), np.roll(rows, 1).tolist(), strict=True))
+    others = Qrels(np.array([after[row] for row in judged.queries.tolist()]), judged.documents, judged.grades)
+    gain = own - _scores(ranked, rows, others)
+    return bool(gain.mean() > SURE * gain.std(ddof=1) / math.sqrt(len(gain)))
+
+
+def _scores(ranked: np.ndarray, rows: np.ndarray, qrels: Qrels) -> np.ndarray:
+    from smec_st.metrics import score_rankings
+
+    return score_rankings((rows, ranked), qrels, ("ndcg@10",))["ndcg@10"]

@@ -1,0 +1,90 @@
+"""Which judgements are trained on: enough of them, and such that the vectors have heard of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from conftest import write_collection
+from smec_st import Compressor
+from smec_st.cli import run
+from smec_st.data import Qrels, VectorTable
+from smec_st.labels import LabelsWarning, share_labels, vectors_agree
+
+WIDTH, DOCUMENTS = 24, 400
+
+
+def made(queries, noise=1.0, seed=0):
+    """Each query is its document with noise."""
+    rng = np.random.default_rng(seed)
+    corpus = rng.normal(size=(DOCUMENTS, WIDTH)).astype(np.float32)
+    asked = rng.choice(DOCUMENTS, queries, replace=False)
+    vectors = corpus[asked] + noise * rng.normal(size=(queries, WIDTH)).astype(np.float32)
+    return VectorTable(corpus, vectors), Qrels(np.arange(queries), asked, np.ones(queries))
+
+
+def shuffled(qrels, seed=0):
+    return Qrels(qrels.queries, np.random.default_rng(seed).permutation(qrels.documents), qrels.grades)
+
+
+@pytest.mark.parametrize("queries", [20, 60, 300])
+def test_vectors_agree_with_their_own_judgements_and_with_no_others(queries):
+    table, qrels = made(queries)
+    assert vectors_agree(table, qrels)
+    assert [vectors_agree(table, shuffled(qrels, seed)) for seed in range(10)].count(True) <= 1
+
+
+def test_a_query_that_is_a_document_does_not_agree_with_itself(rng):
+    corpus = rng.normal(size=(100, WIDTH)).astype(np.float32)
+    table = VectorTable(corpus, corpus, np.arange(100))
+    strangers = Qrels(np.arange(100), (np.arange(100) + 50) % 100, np.ones(100))
+    assert not vectors_agree(table, strangers)
+    classes = corpus + 3 * np.repeat(rng.normal(size=(10, WIDTH)), 10, axis=0)
+    pairs = np.array([(q, d) for q in range(100) for d in range(100) if q // 10 == d // 10 and q != d])
+    assert vectors_agree(VectorTable(classes, classes, np.arange(100)), Qrels(*pairs.T, np.ones(len(pairs))))
+
+
+def test_labels_are_shared_between_training_and_the_guard():
+    table, qrels = made(100)
+    both = share_labels(table, qrels, None, 0.1, seed=0)
+    assert (len(both.train.query_rows), len(both.held_out.query_rows), both.note) == (80, 20, "")
+    dev = qrels.of_queries(range(30))
+    given = share_labels(table, qrels.of_queries(range(30, 100)), dev, 0.1, seed=0)
+    assert (len(given.train.query_rows), given.held_out) == (70, dev)
+    few = share_labels(table, qrels.of_queries(range(39)), None, 0.1, seed=0)
+    assert (few.train, len(few.held_out.query_rows)) == (None, 39)
+    assert few.note.startswith("fewer than 40 judged queries")
+    wrong = share_labels(table, shuffled(qrels), dev, 0.1, seed=0)
+    assert (wrong.train, wrong.held_out) == (None, dev)
+    assert wrong.note.startswith("the vectors rank the judged documents no better")
+    empty = Qrels(np.array([0]), np.array([0]), np.zeros(1))
+    assert share_labels(table, empty, None, 0.1, seed=0).train is empty
+
+
+QUICK = {"steps": 4, "selection_steps": 2, "batch_size": 16, "random_rows": 32}
+
+
+def test_fit_on_misleading_judgements_is_the_fit_without(tmp_path):
+    table, qrels = made(100)
+    corpus, queries = table.documents(), np.asarray(table[np.arange(DOCUMENTS, DOCUMENTS + 100)])
+    with pytest.warns(LabelsWarning, match="fitted without labels"):
+        misled = Compressor.fit(corpus, queries, shuffled(qrels), (12, 6), **QUICK)
+    assert misled.info["data"]["training_queries"] == 0
+    assert "no better than those of other queries" in misled.info["data"]["note"]
+    assert misled.fingerprint == Compressor.fit(corpus, queries, None, (12, 6), **QUICK).fingerprint
+    told = Compressor.fit(corpus, queries, shuffled(qrels), (12, 6), guard=False, **QUICK)
+    assert told.info["data"]["training_queries"] == 100
+
+
+def test_command_says_that_it_did_not_train_on_labels(tmp_path, capsys):
+    folder = write_collection(tmp_path / "few", documents=60, queries=40)
+    config = tmp_path / "quick.json"
+    config.write_text(json.dumps(QUICK))
+    (folder / "qrels" / "dev.tsv").unlink(missing_ok=True)
+    arguments = ["fit", "--data", str(folder), "--vectors", str(folder / "vectors.safetensors"), "--dims", "8,4"]
+    assert run([*arguments, "--config", str(config), "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert "note: fewer than 40 judged queries" in captured.out
+    assert "Warning" not in captured.err
