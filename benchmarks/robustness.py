@@ -4,12 +4,14 @@
     python benchmarks/robustness.py misleading DATA/xquad_r_en DATA/scifact
     python benchmarks/robustness.py transfer   DATA/scifact DATA/medquad DATA/xquad_r_en
     python benchmarks/robustness.py synthetic  DATA/scifact --model MODEL
+    python benchmarks/robustness.py unseen     DATA/scifact DATA/xquad_r_en
     python benchmarks/robustness.py wide --dims 256,64,32 --methods smec,pca-centred,mrl-principal
 
 few: 0, 20, 50, 100, 200 and all training queries (a fifth of them held out, no dev split), beside rivals.
 misleading: as they are; judgements that name another query's documents; 20 random pairs. Beside untrained methods.
 transfer: fitted on one collection, used on another, beside PCA fitted on the first.
 synthetic: queries made from the documents by MODEL, in place of judgements and beside 50 judged queries.
+unseen: judged queries whose documents no training query names, with and without labels; test is not read.
 wide: made vectors of 4,096 numbers whose 32 directions of meaning are known, under louder ones that mean nothing.
 
 Writes benchmarks/results/robustness/NAME.json: nDCG@10 on test by size, one row per fit.
@@ -136,6 +138,22 @@ def synthetic(
                     yield {"data": folder.name, "method": method, "judged": name, "on": source, "ndcg@10": scores}
 
 
+def unseen(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    for folder in folders:
+        collection = load(folder)
+        parts = [collection.qrels[name] for name in ("train", "dev")]
+        judged = Qrels(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("queries", "documents", "grades")))
+        rest, asked = judged.split(0.35, seed)
+        for name, labels in (("judged", rest), ("none", None)):
+            train, dev = (None, None) if labels is None else labels.hold_out(0.1, seed)
+            for method in [*(UNTRAINED if labels is None else ()), *methods]:
+                scores = score(fit(method, collection, train, dims, seed, dev, rest.query_rows), collection, asked)
+                yield {
+                    "data": folder.name, "method": method, "labels": name, "queries": len(asked.query_rows),
+                    "ndcg@10": scores,
+                }  # fmt: skip
+
+
 def wide(_: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
     collection, meaning = made_wide(seed)
     for name, labels, dev in (("judged", collection.qrels["train"], collection.qrels["dev"]), ("none", None, None)):
@@ -180,7 +198,7 @@ def made_wide(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["few", "misleading", "transfer", "synthetic", "wide"])
+    parser.add_argument("what", choices=["few", "misleading", "transfer", "synthetic", "unseen", "wide"])
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--methods", default="smec")
