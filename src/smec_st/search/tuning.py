@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LEAST_EFFORT = 32
 REMOTE_EFFORT = 256  # next to a round trip, searching the graph costs nothing
+REMOTE_FACTOR = 4  # up to so many times of that; then longer lists are tried
 NEAR = 1.15  # an effort within this factor of one that is too little is settled on
 STRETCHES = (1.0, 1.5, 2.25, 3.5, 5.0)  # of the shortlists that would do for an exact head
 GROW = 1.5  # shortlists grow by this until they reach the target
@@ -121,9 +122,10 @@ def measured(trial: Trial, schedule: Schedule) -> Schedule:
         """With the least effort that will do; given up when it cannot become cheaper than that."""
         least = REMOTE_EFFORT if reader.remote else LEAST_EFFORT
         effort, failed = min(most, max(least, schedule.steps[0].keep)), 0
+        hardest = min(most, REMOTE_FACTOR * effort) if reader.remote else most
         result = trial(schedule, effort or None)
-        while not reaches(result, target) and effort < most and price(result, kind, most, len(reader)) < cheapest:
-            failed, effort = effort, min(most, effort * 2)
+        while not reaches(result, target) and effort < hardest and price(result, kind, most, len(reader)) < cheapest:
+            failed, effort = effort, min(hardest, effort * 2)
             result = trial(schedule, effort)
         while reaches(result, target) and failed and effort > failed * NEAR and not reader.remote:
             middle = round((failed * effort) ** 0.5)
