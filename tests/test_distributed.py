@@ -173,6 +173,69 @@ def test_ranks_put_rows_counts_and_choices_together(tmp_path):
     launch(script, 2)
 
 
+FSDP = textwrap.dedent(
+    """
+    import warnings; warnings.simplefilter("ignore")
+    import copy, torch, torch.distributed as dist
+    from sentence_transformers import SentenceTransformer
+    from torch import nn
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from smec_st import SMECLoss, SelectableCrossBatchMemory
+    from smec_st.data import Qrels, VectorTable
+    from smec_st.losses import Relevance
+    from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
+
+    torch.manual_seed(0)
+    table = VectorTable(torch.randn(40, 16).numpy(), torch.randn(12, 16).numpy())
+    qrels = Qrels(torch.arange(12).numpy(), torch.arange(12).numpy(), torch.ones(12).numpy())
+    modules = [EmbeddingInput(16)]
+    for have, new, width in ((0, 4, None), (4, 4, 32)):  # a frozen stage, and one with a hidden layer that trains
+        adapter = ResidualAdapter(16, new, width, reads="source_embedding", writes="candidate_embedding",
+                                  start=torch.randn(new, 16))
+        nn.init.normal_(adapter.residual.weight, std=0.1)
+        selection = AdaptiveDimensionSelection(new, new, offset=have, reads="candidate_embedding")
+        selection.freeze()
+        modules += [adapter, selection]
+    plain = SentenceTransformer(modules=modules, device="cpu")
+    plain.requires_grad_(False)
+    plain[3].requires_grad_(True)
+    before = copy.deepcopy(plain)
+
+    def step(model, queries):
+        memory = SelectableCrossBatchMemory(16, 40)
+        loss = SMECLoss(model, table, Relevance(qrels, table), memory, random_rows=8, top_k=3)
+        loss.begin_stage(0)
+        loss.begin_step(0, 0)
+        ids = torch.stack([torch.from_numpy(table.query_ids(queries.numpy())), queries], dim=1)
+        columns = [{"sentence_embedding": table[ids[:, side]]} for side in (0, 1)]
+        sum(loss(columns, ids).values()).backward()
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1.0).step()
+
+    shared = copy.deepcopy(plain)
+    step(plain, torch.arange(12))
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    whole = FullyShardedDataParallel(shared, use_orig_params=True, device_id=torch.device("cpu"))
+    step(whole, torch.arange(12)[7 * rank : 7 + 5 * rank])  # 7 rows here, 5 there
+    state = whole.state_dict()
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(state[name], value, atol=1e-6), name
+        if not name.startswith("3."):
+            assert torch.equal(state[name], before.state_dict()[name]), name
+    assert not torch.allclose(state["3.residual.weight"], before[3].residual.weight, atol=1e-3)
+    dist.destroy_process_group()
+    """
+)
+
+
+@pytest.mark.slow
+def test_frozen_parts_and_loss_are_safe_under_fsdp(tmp_path):
+    """The trainer itself runs DDP; accelerate starts FSDP on accelerators only (1.15)."""
+    script = tmp_path / "fsdp.py"
+    script.write_text(FSDP)
+    launch(script, 2)
+
+
 def test_a_single_process_is_left_alone():
     rows = torch.randn(3, 2)
     assert gather_rows(rows)[0] is rows
