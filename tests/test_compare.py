@@ -148,7 +148,7 @@ def test_training_data_holds_out_training_queries_where_dev_is_scored_or_missing
         assert len(given.dev.query_rows) == 24
         assert not np.isin(given.dev.query_rows, given.train.query_rows).any()
         assert np.isin(given.dev.query_rows, large.qrels["train"].query_rows).all()
-    small = large.qrels["train"].of_queries(large.qrels["train"].query_rows[:100])
+    small = large.qrels["train"].of_queries(large.qrels["train"].query_rows[:39])
     given = training_data(
         dataclasses.replace(large, qrels={"train": small, "test": large.qrels["test"]}), table, True, 1
     )

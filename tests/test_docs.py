@@ -30,7 +30,19 @@ PACKAGE = ROOT / "src" / "smec_st"
 # A module may import those of its own layer or lower ones.
 LAYERS = [
     {"functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
-    {"arguments", "collator", "config", "guard", "metrics", "memory", "modules", "moments", "overlap", "sampler"},
+    {
+        "arguments",
+        "collator",
+        "config",
+        "guard",
+        "labels",
+        "metrics",
+        "memory",
+        "modules",
+        "moments",
+        "overlap",
+        "sampler",
+    },
     {"losses", "folding", "baselines", "evaluation"},
     {
         "trainer",
