@@ -89,7 +89,8 @@ def test_readme_tables_are_the_recorded_ones():
 
 
 def test_readme_names_files_and_commands_that_exist():
-    for path in re.findall(r"`(benchmarks/[\w./]+)`", README):
+    pages = [README, *(page.read_text() for page in sorted((ROOT / "docs").rglob("*.md")))]
+    for path in re.findall(r"`(benchmarks/[\w./-]+)`", "".join(pages)):
         assert (ROOT / path).exists(), path
     targets = re.findall(r"^make (\w+)$", README, flags=re.MULTILINE)
     assert targets == ["demo", "test"]

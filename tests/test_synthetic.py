@@ -120,6 +120,17 @@ def test_command_without_labels_needs_no_training_split(folder, model, tmp_path)
     assert data == {"documents": 60, "training_queries": 0, "held_out_queries": 0}
 
 
+def test_command_fits_and_saves_where_nothing_is_judged(folder, model, tmp_path, capsys):
+    for file in (folder / "qrels").iterdir():
+        file.unlink()
+    assert fit(folder, model, tmp_path / "out", "--no-labels") == 0
+    assert Compressor.load(tmp_path / "out").dims == (8, 4)
+    assert not (tmp_path / "out" / "report.json").exists()
+    assert "made has no judgements: nothing was scored" in capsys.readouterr().out
+    assert fit(folder, model, tmp_path / "other", "--no-labels", "--target", "lossless") == 2
+    assert "--target needs more than 0 judged queries" in capsys.readouterr().err
+
+
 def test_command_refuses_made_queries_without_a_model(folder, small_collection, tmp_path, capsys):
     bare = small_collection()
     vectors = bare / "vectors.safetensors"

@@ -117,12 +117,12 @@ class FitConfig:
                 raise DataError(f"`{name}` must be above 0 and finite, got {value}.")
         if self.narrow_hidden is not None and not 0 <= self.narrow_hidden < float("inf"):
             raise DataError(f"`narrow_hidden` must be 0 or more and finite, got {self.narrow_hidden}.")
-        shares = {name: getattr(self, name) for name in ("held_out_share", "shadow_share")}
-        wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}
-        if wrong:
-            raise DataError(
-                "; ".join(f"`{name}` must be in [0, 1), got {share}" for name, share in wrong.items()) + "."
-            )
+        self._check_shares()
+
+    def _check_shares(self) -> None:
+        for name in ("held_out_share", "shadow_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DataError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> FitConfig:

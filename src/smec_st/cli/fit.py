@@ -102,16 +102,20 @@ def fit(
             progress=sys.stderr.isatty(),
             **settings,
         )
-        split = next((name for name in ("test", "dev") if name in collection.qrels), "train")
+        split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
         title = f"{collection.name} ({split})"
-        rows = score(compressor, collection, split)
+        rows = [] if split is None else score(compressor, collection, split)
         if aim is not None:
             choice = choose_size(aim, compressor, collection, kept)
             compressor.info["target"] = choice.to_dict()
         with new_folder(out) as draft:
             compressor.write_into(draft)
-            write_report(rows, draft, title)
-    print_rows(rows, title)
+            if rows:
+                write_report(rows, draft, title)
+    if rows:
+        print_rows(rows, title)
+    else:
+        click.echo(f"{collection.name} has no judgements: nothing was scored")
     if "note" in compressor.info["data"]:
         click.echo(f"note: {compressor.info['data']['note']}")
     if bytes_ is not None:
