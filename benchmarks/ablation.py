@@ -2,6 +2,8 @@
 
     python benchmarks/ablation.py DATA/scifact --dims 24,12 --variant '{}' --variant '{"narrow_hidden": 0}'
 
+Folds are drawn query by query, so that held-out queries share documents with training ones as they happen to; with
+--unseen, queries that share a relevant document stay together, and what is held out asks for documents never trained on.
 Each variant is a JSON object of FitConfig fields; the first is the reference. Writes benchmarks/results/ablation/
 NAME.json: nDCG@10 by variant, size and query, means, and paired 95 % intervals of the difference to the first.
 """
@@ -26,13 +28,20 @@ from smec_st.metrics import evaluate_retrieval
 RESULTS = Path(__file__).parent / "results" / "ablation"
 
 
-def folds(collection: Collection, count: int) -> list[tuple[Qrels, Qrels]]:
-    """Training and held-out judgements, by queries drawn at random once."""
-    parts = [collection.qrels[name] for name in ("train", "dev") if name in collection.qrels]
-    judged = Qrels(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("queries", "documents", "grades")))
-    order = np.random.default_rng(0).permutation(judged.query_rows)
-    held_out = [order[fold::count] for fold in range(count)]
-    return [(judged.of_queries(np.setdiff1d(order, rows)), judged.of_queries(rows)) for rows in held_out]
+def folds(collection: Collection, count: int, unseen: bool) -> list[tuple[Qrels, Qrels]]:
+    """Training and held-out judgements; ``unseen`` keeps queries that share a relevant document together."""
+    splits = [collection.qrels[name] for name in ("train", "dev") if name in collection.qrels]
+    judged = Qrels(*(np.concatenate([getattr(s, f) for s in splits]) for f in ("queries", "documents", "grades")))
+    rest, parts = judged, []
+    for left in range(count, 1, -1) if unseen else ():
+        rest, part = rest.split(1 / left, seed=0)
+        parts.append(part.query_rows)
+    if unseen:
+        parts.append(rest.query_rows)
+    else:
+        order = np.random.default_rng(0).permutation(judged.query_rows)
+        parts = [order[fold::count] for fold in range(count)]
+    return [(judged.of_queries(np.setdiff1d(judged.query_rows, p)), judged.of_queries(p)) for p in parts]
 
 
 def fit_and_score(
@@ -65,6 +74,7 @@ def main() -> None:
     parser.add_argument("--dims", required=True)
     parser.add_argument("--variant", action="append", required=True)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--unseen", action="store_true")
     parser.add_argument("--only", type=int, help="Run so many of the folds.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", required=True, help="Of the result.")
@@ -74,7 +84,7 @@ def main() -> None:
     collection = load_collection(options.data, options.data / options.vectors)
     values: dict[str, dict[int, list[np.ndarray]]] = {name: {dim: [] for dim in dims} for name in options.variant}
     seconds = dict.fromkeys(options.variant, 0.0)
-    for fold, (train, held_out) in enumerate(folds(collection, options.folds)[: options.only]):
+    for fold, (train, held_out) in enumerate(folds(collection, options.folds, options.unseen)[: options.only]):
         for name in options.variant:
             began = time.perf_counter()
             scores = fit_and_score(collection, train, held_out, dims, json.loads(name), seed=fold)

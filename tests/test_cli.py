@@ -61,6 +61,7 @@ def test_fit_writes_compressor_and_reports_that_agree(small_collection, tmp_path
         assert 0 <= row["ndcg@10"] <= 1
         assert 0 <= row["recall@100"] <= 1
         assert f"{row['ndcg@10']:.3f}" in printed
+    assert re.search(r"nDCG@10 of \d+ held-out queries chose:\n  16 dims: .*\n  8 dims: .*\n  4 dims: ", printed)
     with (out / "report.csv").open() as file:
         assert [float(row["ndcg@10"]) for row in csv.DictReader(file)] == [row["ndcg@10"] for row in rows]
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")

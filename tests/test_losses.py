@@ -461,7 +461,7 @@ def test_shadows_are_documents_moved_as_queries_stand_from_their_nearest(table):
     loss.begin_step(2, 7)
     ids = torch.from_numpy(table.query_ids(np.arange(QUERIES)))
     queries, pool = table[ids], table[torch.arange(DOCUMENTS)]
-    shadows = loss._shadows(queries, ids, pool)
+    shadows, stood_by = loss._shadows(queries, ids, pool)
     bases = set()
     for query, shadow in zip(queries, shadows, strict=True):
         nearest = pool[int((pool @ query).argmax())]
@@ -469,10 +469,13 @@ def test_shadows_are_documents_moved_as_queries_stand_from_their_nearest(table):
         away = (candidates - shadow).norm(dim=1)
         assert away.min() < 1e-6
         bases.add(int(away.argmin()))
+    assert len(bases) == len(set(stood_by.tolist()))
     assert len(bases) > QUERIES / 2  # spread over the pool
-    assert torch.equal(loss._shadows(queries[3:5], ids[3:5], pool), shadows[3:5])  # whoever else is in the batch
+    assert torch.equal(loss._shadows(queries[3:5], ids[3:5], pool)[0], shadows[3:5])  # whoever else is in the batch
+    near = torch.arange(QUERIES) % DOCUMENTS
+    assert torch.allclose(loss._shadows(queries, ids, pool, near)[0], unit(pool[stood_by] + queries - pool[near]))
     loss.begin_step(2, 8)
-    assert not torch.equal(loss._shadows(queries, ids, pool), shadows)
+    assert not torch.equal(loss._shadows(queries, ids, pool)[0], shadows)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
@@ -488,8 +491,41 @@ def test_shadows_take_their_share_of_the_alignment(table, share):
 
     shadows = loss_with_shadows(table, 0.5)
     shadows.begin_step(0, 3)
-    expected = (1 - share) * drift(queries) + share * drift(shadows._shadows(queries, ids, pool))
+    expected = (1 - share) * drift(queries) + share * drift(shadows._shadows(queries, ids, pool)[0])
     assert loss(columns, labels)["alignment"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
+def test_with_labels_shadows_stand_by_one_document_as_queries_by_their_own(table, relevance, share):
+    loss = SMECLoss(make_model(), table, relevance, memory_of(table, range(DOCUMENTS)), shadow_share=share)
+    loss.begin_step(1, 2)
+    columns, labels = batch_of(table, *BATCH)
+    terms, candidates = run(loss, columns, labels)
+    pool_ids = candidates if share == 0 else candidates[: -len(labels)]
+    own = torch.stack([(pool_ids == document).nonzero().squeeze() for document in labels[:, 1]])
+    pool, queries = table[pool_ids], columns[0]["sentence_embedding"]
+    drawing = SMECLoss(make_model(), table, relevance, shadow_share=0.5)
+    drawing.begin_step(1, 2)
+    shadows, stood_by = drawing._shadows(queries, labels[:, 0], pool, own)
+    expected = unit(torch.stack([pool[j] + q - pool[i] for q, i, j in zip(queries, own, stood_by, strict=True)]))
+    assert torch.allclose(shadows, expected, atol=1e-6)
+    only = torch.eye(len(pool))[stood_by]
+
+    def rank(rows, grades):
+        small = [unit(loss.model({"sentence_embedding": x})["sentence_embedding"]) for x in (rows, pool)]
+        return contrastive_loss(small[0] @ small[1].T, grades, loss.tau)
+
+    expected = (1 - share) * rank(queries, naive_grades(labels[:, 0], pool_ids)) + share * rank(shadows, only)
+    assert terms["rank"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_queries_that_are_documents_cast_no_shadow(rng):
+    vectors = rng.normal(size=(DOCUMENTS, WIDTH))
+    table = VectorTable(vectors, vectors[:QUERIES], np.arange(QUERIES))
+    columns, labels = batch_of(table, *BATCH)
+    losses = [SMECLoss(make_model(), table, None, memory_of(table, range(20)), shadow_share=s) for s in (0.0, 0.5)]
+    plain, shadowed = (loss(columns, labels)["alignment"] for loss in losses)
+    assert torch.equal(plain, shadowed)
 
 
 def test_documents_that_ask_cast_no_shadow(rng):

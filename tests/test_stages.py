@@ -121,6 +121,16 @@ def test_default_dims_halve_down_to_a_sixteenth(width, expected):
     assert default_dims(width) == expected
 
 
+@pytest.mark.parametrize(
+    ("strength", "kept"), [(1.0, "kept the result"), (0.0, "kept the start"), (0.5, "kept 50% of the way, 0.625")]
+)
+def test_stage_report_says_what_was_kept_and_why(strength, kept):
+    report = StageReport(stage="s", dim=8, steps=3, seconds=0.5, loss=1.0, strength=strength)
+    assert report.verdict() == ""
+    report.held_out = {"1": 0.5, "0.5": 0.625, "0": 0.25}
+    assert report.verdict() == f"8 dims: start 0.250, result 0.500; {kept}"
+
+
 def test_stage_report_is_json():
     report = StageReport(stage="s", dim=8, steps=3, seconds=0.5, loss=1.0, held_out={"1": 0.5}, selected=[0, 2])
     assert StageReport(**json.loads(json.dumps(report.to_dict()))) == report

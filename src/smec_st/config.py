@@ -57,8 +57,8 @@ class FitConfig:
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn per step.
         stream_rows: Corpus rows that enter a memory smaller than the corpus, per step.
-        shadow_share: Without labels, share of the unsupervised term on queries that goes to shadows of them; see
-            :class:`~smec_st.losses.SMECLoss`.
+        shadow_share: Share of both terms on queries that goes to shadows of them: queries as they would stand by other
+            documents; see :class:`~smec_st.losses.SMECLoss`.
         hard_neighbors: Place this many of each query's nearest training queries in its batch; 0 to spread only.
         guard: Whether held-out queries choose each stage's strength.
         held_out_share: Training queries held out for the guard when there is no dev split.
@@ -198,6 +198,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "wide_weight": 1.0,
         "memory": 5000,
         "random_rows": 1,
+        "shadow_share": 0.0,
         "narrow_hidden": 0.0,
         "guard": False,
     },

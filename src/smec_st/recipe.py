@@ -160,7 +160,7 @@ def make_loss(config: FitConfig, model: Any, table: VectorTable, qrels: Qrels | 
         top_k=config.top_k,
         random_rows=config.random_rows,
         stream_rows=config.stream_rows,
-        shadow_share=config.shadow_share if qrels is None else 0.0,
+        shadow_share=config.shadow_share,
         seed=config.seed,
     )
 

@@ -163,3 +163,13 @@ class StageReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields."""
         return asdict(self)
+
+    def verdict(self) -> str:
+        """What held-out queries chose, and by which scores; empty without them."""
+        if not self.held_out:
+            return ""
+        start, result = self.held_out["0"], self.held_out["1"]
+        chosen = {1.0: "the result", 0.0: "the start"}.get(self.strength)
+        if chosen is None:
+            chosen = f"{self.strength:.0%} of the way, {self.held_out[f'{self.strength:g}']:.3f}"
+        return f"{self.dim} dims: start {start:.3f}, result {result:.3f}; kept {chosen}"

@@ -51,7 +51,8 @@ def text_trainer(
         corpus: Further documents for the memory to draw on.
         held_out_share: Queries held out to choose how far each stage goes; 0 for none.
         memory: Rows that S-XBM remembers, at most; 0 for none.
-        loss: Settings of :class:`~smec_st.losses.SMECLoss`.
+        loss: Settings of :class:`~smec_st.losses.SMECLoss`; where the backbone stays as it is, half of the terms on
+            queries goes to shadows of them, as in :class:`~smec_st.config.FitConfig`.
         **kwargs: As for the trainer: ``evaluator``, ``callbacks``, ``stages``.
     """
     pairs = number_pairs(train_dataset)
@@ -70,7 +71,7 @@ def text_trainer(
         table,
         Relevance(train, table),
         SelectableCrossBatchMemory(table.width, capacity) if capacity else None,
-        **{"seed": args.seed, **(loss or {})},
+        **{"seed": args.seed, "shadow_share": 0.0 if train_backbone else FitConfig.shadow_share, **(loss or {})},
     )
     if held is not None and "guard" not in kwargs:
         # The evaluator is made when it is asked: by then a backbone that trains has its last weights.

@@ -116,6 +116,7 @@ def fit(
         print_rows(rows, title)
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
+    _print_verdicts(compressor.info)
     if "note" in compressor.info["data"]:
         click.echo(f"note: {compressor.info['data']['note']}")
     if bytes_ is not None:
@@ -126,6 +127,17 @@ def fit(
     click.echo(f"{compressor}\nsaved to {out}")
     if aim is not None and choice.dim is None:
         raise click.exceptions.Exit(FAILED)
+
+
+def _print_verdicts(info: dict[str, Any]) -> None:
+    """How far each size went from its untrained start, and why."""
+    from smec_st.stages import StageReport
+
+    verdicts = [verdict for stage in info["stages"] if (verdict := StageReport(**stage).verdict())]
+    if verdicts:
+        click.echo(f"nDCG@10 of {info['data']['held_out_queries']} held-out queries chose:")
+        for verdict in reversed(verdicts):
+            click.echo(f"  {verdict}")
 
 
 def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, Qrels | None]:

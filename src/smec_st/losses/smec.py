@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -66,8 +67,9 @@ class SMECLoss(nn.Module):
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn at random per step.
         stream_rows: Corpus rows pushed per step, when the memory is smaller than the corpus.
-        shadow_share: Share of ``L_align`` on queries that goes to shadows of them: documents of the pool, moved as a
-            query stands from its nearest one. They ask where no training query does.
+        shadow_share: Share of ``L_rank`` and ``L_align`` on queries that goes to shadows of them: documents of the
+            pool, moved as a query stands from its relevant one (without labels: its nearest one), and relevant to
+            nothing but that document. They ask where no training query does.
         seed: Seeds the order in which the corpus passes through the memory, and the random rows.
     """
 
@@ -204,7 +206,8 @@ class SMECLoss(nn.Module):
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             pool, pool_ids, own, teacher = self._pool(anchors, anchor_ids, columns[1:], labels[:, 1])
             is_query = own_documents < 0
-            shadows = self._shadows(anchors[is_query], anchor_ids[is_query], pool)
+            near = own[is_query] if has_documents and self.relevance is not None else None
+            shadows, stood_by = self._shadows(anchors[is_query], anchor_ids[is_query], pool, near)
         features = self.model({"sentence_embedding": torch.cat([anchors, pool, shadows])})
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             views = {"": (features["sentence_embedding"].float(), 1.0)}
@@ -219,7 +222,13 @@ class SMECLoss(nn.Module):
                 if self.relevance is not None and self.rank_weight > 0 and has_documents:
                     grades = self.relevance(anchor_ids, pool_ids)
                     possible = student.masked_fill(pool_ids == own_documents.unsqueeze(1), NEVER)
-                    terms[f"{name}rank"] = weight * self.rank_weight * self._rank(possible, grades)
+                    rank = self._rank(possible, grades)
+                    if self._casts_shadows and name != "source_":
+                        there = torch.zeros(len(shadows), len(pool), device=pool.device)
+                        there.scatter_(1, stood_by.unsqueeze(1), 1.0)
+                        moved = self._rank(small_shadows @ small_pool.T, there)
+                        rank = (1 - self.shadow_share) * rank + self.shadow_share * moved
+                    terms[f"{name}rank"] = weight * self.rank_weight * rank
                 if self.alignment_weight > 0 and name != "source_":
                     drift = self._alignment(student, teacher, own_documents, pool_ids)
                     if self._casts_shadows:
@@ -308,24 +317,38 @@ class SMECLoss(nn.Module):
             vectors = torch.cat([vectors, self.memory.vectors[slots]])
         return vectors, ids, own, similarity
 
-    @property
+    @cached_property
     def _casts_shadows(self) -> bool:
-        return self.shadow_share > 0 and self.table is not None and self.table.query_size > 0
+        """Whether there are queries that are no documents themselves: a class's members have no place of their own."""
+        if self.shadow_share == 0 or self.table is None or self.table.query_size == 0:
+            return False
+        return bool((self.table.own(torch.arange(self.table.corpus_size, len(self.table))) < 0).any())
 
     @torch.no_grad()
-    def _shadows(self, queries: Tensor, ids: Tensor, pool: Tensor) -> Tensor:
-        """Queries as they would stand elsewhere: documents of the pool, moved as a query is from its nearest one.
+    def _shadows(
+        self, queries: Tensor, ids: Tensor, pool: Tensor, near: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries as they would stand elsewhere: documents of the pool, moved as a query stands from its own.
 
-        A narrow map can keep the neighbourhoods of the training queries alone, and those of no other query. Which
-        document takes which query's move depends on (seed, stage, step, query) alone. ``(b, D) -> (b, D)``, unit norm.
+        A narrow map can serve the training queries and their documents alone, and no other. Which document takes which
+        query's move depends on (seed, stage, step, query) alone.
+
+        Args:
+            queries: ``(b, D)``.
+            ids: Their row ids, ``(b,)``.
+            pool: ``(C, D)``.
+            near: Place in the pool of the document that each query stands by, ``(b,)``; None for the nearest.
+
+        Returns:
+            Shadows ``(b, D)``, unit norm, and the place of the document that each stands by, ``(b,)``.
         """
         if not self._casts_shadows or len(pool) == 0:
-            return queries[:0].detach()
+            return queries[:0].detach(), ids[:0]
         stage, step = self._step
         start = int(np.random.default_rng([self.seed, stage, step, 2]).integers(2**62))
         drawn = ((ids * 6364136223846793005 + start) >> 33) % len(pool)  # one step of Knuth's MMIX generator
-        nearest = pool[(queries @ pool.T).argmax(dim=1)]
-        return unit(pool[drawn] + queries - nearest).detach()
+        near = (queries @ pool.T).argmax(dim=1) if near is None else near
+        return unit(pool[drawn] + queries - pool[near]).detach(), drawn
 
     def _document_vectors(self, ids: Tensor, place: Tensor, documents: Tensor) -> Tensor:
         """Vectors of all ranks' documents, each once, ``(C, D)``; looked up where they are frozen, else gathered."""
