@@ -3,7 +3,7 @@
     python benchmarks/ablation.py DATA/scifact --dims 24,12 --variant '{}' --variant '{"narrow_hidden": 0}'
 
 Folds are drawn query by query, so that held-out queries share documents with training ones as they happen to; with
---unseen, queries that share a relevant document stay together, and what is held out asks for documents never trained on.
+--unseen, queries that share a relevant document stay together: what is held out asks for documents never trained on.
 Each variant is a JSON object of FitConfig fields; the first is the reference. Writes benchmarks/results/ablation/
 NAME.json: nDCG@10 by variant, size and query, means, and paired 95 % intervals of the difference to the first.
 """
