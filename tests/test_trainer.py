@@ -66,7 +66,7 @@ def make_trainer(
         table=table,
         loss=loss,
         train_dataset=Dataset.from_dict(columns),
-        guard=HeldOutEvaluator(table, Qrels(held, held, np.ones(20))).score if guarded else None,
+        guard=HeldOutEvaluator(table, Qrels(held, held, np.ones(20))).per_query if guarded else None,
         distinct=judged,
         **own,
     )
@@ -145,11 +145,20 @@ def test_guard_leaves_the_strength_it_reports(tmp_path):
         ([0.9, 0.8, 0.6, 0.3, 0.1], 1.0),
         ([0.3, 0.4, 0.5, 0.6, 0.7], 0.0),
         ([0.5, 0.6, 0.62, 0.6, 0.5], 0.5),
-        ([0.60, 0.59, 0.58, 0.57, 0.602], 1.0),  # one lucky point at the wrong end
+        ([0.70, 0.68, 0.60, 0.705, 0.50], 1.0),  # one lucky point
+        ([0.60, 0.59, 0.58, 0.57, 0.602], 0.0),  # no gain over the start
     ],
 )
 def test_best_strength_follows_the_curve_and_not_a_lucky_point(means, expected):
-    assert best_strength(dict(zip(STRENGTHS, means, strict=True))) == expected
+    scores = {strength: np.full(20, mean) for strength, mean in zip(STRENGTHS, means, strict=True)}
+    assert best_strength(scores) == expected
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(0.05, 0.0), (0.3, 1.0)])
+def test_best_strength_is_the_start_where_the_gain_may_be_chance(gain, expected):
+    spread = np.tile([-1.0, 1.0], 10)  # of the difference to the start: a standard error of 0.23
+    scores = {strength: strength * (gain + spread) for strength in STRENGTHS}
+    assert best_strength(scores) == expected
 
 
 def test_guard_goes_back_to_the_start_when_training_misled(tmp_path):

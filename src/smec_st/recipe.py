@@ -117,7 +117,7 @@ def fit_stages(
             loss=loss,
             stages=stages,
             train_dataset=Dataset.from_dict(columns),
-            guard=HeldOutEvaluator(table, held_out).score if held_out is not None and config.guard else None,
+            guard=HeldOutEvaluator(table, held_out).per_query if held_out is not None and config.guard else None,
             distinct=qrels is not None and _can_be_distinct(columns, batch_size),
             neighbors=neighbors,
         )

@@ -75,7 +75,7 @@ def text_trainer(
     )
     if held is not None and "guard" not in kwargs:
         # The evaluator is made when it is asked: by then a backbone that trains has its last weights.
-        kwargs["guard"] = lambda trained: HeldOutEvaluator(table, held).score(trained)
+        kwargs["guard"] = lambda trained: HeldOutEvaluator(table, held).per_query(trained)
     batch = args.per_device_train_batch_size * args.world_size
     return SequentialTrainer(
         model,

@@ -57,8 +57,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         stages: A plan of one's own, for continual compression; None to follow ``args.dims`` and ``args.order``.
         distinct: Passed to the sampler.
         neighbors: Passed to the sampler.
-        guard: Scores a model on held-out queries, higher is better; see
-            :meth:`smec_st.evaluation.HeldOutEvaluator.score`. None to keep every result as it is trained.
+        guard: Scores a model on each held-out query, ``(q,)``, higher is better; see
+            :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
             columns ``anchor`` and, with labels, ``document``.
     """
@@ -78,7 +78,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         stages: tuple[Stage, ...] | None = None,
         distinct: bool = True,
         neighbors: np.ndarray | None = None,
-        guard: Callable[[SentenceTransformer], float] | None = None,
+        guard: Callable[[SentenceTransformer], np.ndarray] | None = None,
         **kwargs: Any,
     ) -> None:
         order: Order = "shrink" if args.order == "shrink" else "grow"
@@ -221,13 +221,13 @@ class SequentialTrainer(SentenceTransformerTrainer):
         """Of the points between start and result, keep the one that :func:`best_strength` names."""
         if self.guard is None:
             return 1.0, {}
-        scores: dict[float, float] = {}
+        scores: dict[float, np.ndarray] = {}
         for strength in STRENGTHS:
             adapter.strength.fill_(strength)
             scores[strength] = self.guard(self.model)
         chosen = best_strength(scores)
         adapter.strength.fill_(chosen)
-        return chosen, {f"{strength:g}": score for strength, score in scores.items()}
+        return chosen, {f"{strength:g}": float(score.mean()) for strength, score in scores.items()}
 
     # -- a backbone that trains ---------------------------------------------------------------------------------------
 

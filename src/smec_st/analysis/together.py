@@ -162,4 +162,4 @@ def fit_together(data: TrainingData, dims: Sequence[int], config: FitConfig) -> 
 def _guard(data: TrainingData, dims: Sequence[int]) -> Any:
     assert data.dev is not None
     evaluator = HeldOutEvaluator(data.table, data.dev)
-    return lambda model: float(np.mean([evaluator.score(cast(Any, Prefix(model, dim))) for dim in dims]))
+    return lambda model: np.mean([evaluator.per_query(cast(Any, Prefix(model, dim))) for dim in dims], axis=0)

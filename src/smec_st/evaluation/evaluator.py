@@ -46,9 +46,13 @@ class HeldOutEvaluator(BaseEvaluator):
         self._corpus = table[torch.from_numpy(rows)]
         self._queries = table[torch.from_numpy(table.query_ids(queries))]
 
-    @torch.no_grad()
     def score(self, model: SentenceTransformer) -> float:
         """Mean nDCG@10 with the model's current output."""
+        return float(self.per_query(model).mean())
+
+    @torch.no_grad()
+    def per_query(self, model: SentenceTransformer) -> np.ndarray:
+        """nDCG@10 of each held-out query, ``(q,)``, with the model's current output."""
         was_training = model.training
         model.eval()
         corpus, queries = (
@@ -56,8 +60,7 @@ class HeldOutEvaluator(BaseEvaluator):
             for x in (self._corpus, self._queries)
         )
         model.train(was_training)
-        scores = evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",), self._own)
-        return float(scores["ndcg@10"].mean())
+        return evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",), self._own)["ndcg@10"]
 
     def __call__(
         self,
