@@ -14,6 +14,7 @@ from smec_st.functional import (
     contrastive_loss,
     gumbel_noise,
     leftover_axes,
+    linear_link,
     rank_loss,
     reconstruction_l1,
     second_moment,
@@ -316,3 +317,27 @@ def test_leftover_axes_have_a_fixed_sign(data):
 def test_leftover_axes_reject_more_than_are_left(data):
     with pytest.raises(ValueError, match=r"`count` must be at most 7, the directions left over, got 8"):
         leftover_axes(second_moment(data), torch.eye(10)[:3], 8)
+
+
+# -- how queries follow from documents --------------------------------------------------------------------------------
+
+
+def test_linear_link_is_a_regression_on_rows_that_pull_towards_one_factor(rng):
+    x, y = rng.normal(size=(30, 6)), rng.normal(size=(30, 6))
+    factor = (x * y).sum() / (x * x).sum()
+    ridge = (x * x).sum() / 30**2
+    pull = math.sqrt(30 * ridge) * np.eye(6)
+    expected = np.linalg.lstsq(np.vstack([x, pull]), np.vstack([y, factor * pull]), rcond=None)[0].T
+    assert np.allclose(linear_link(torch.from_numpy(x), torch.from_numpy(y)).numpy(), expected, atol=1e-5)
+
+
+def test_linear_link_finds_what_is_carried_along_and_what_is_not(rng):
+    x = torch.from_numpy(rng.normal(size=(5000, 4)))
+    carried = torch.diag(torch.tensor([1.0, 1.0, 0.0, -0.5], dtype=torch.float64))
+    found = linear_link(x, x @ carried.T + 0.1 * torch.from_numpy(rng.normal(size=(5000, 4))))
+    assert torch.allclose(found, carried.float(), atol=0.02)
+
+
+def test_linear_link_of_one_pair_is_about_one_factor_where_the_pair_says_nothing():
+    x, y = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.5, 0.0, 0.0]])
+    assert torch.allclose(linear_link(x, y), 0.5 * torch.eye(3), atol=1e-6)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from smec_st.data import Qrels, VectorTable
-from smec_st.functional import alignment_kl, alignment_l1, contrastive_loss, rank_loss, unit
+from smec_st.functional import alignment_kl, alignment_l1, contrastive_loss, linear_link, rank_loss, unit
 from smec_st.losses import Relevance, SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
@@ -472,8 +472,6 @@ def test_shadows_are_documents_moved_as_queries_stand_from_their_nearest(table):
     assert len(bases) == len(set(stood_by.tolist()))
     assert len(bases) > QUERIES / 2  # spread over the pool
     assert torch.equal(loss._shadows(queries[3:5], ids[3:5], pool)[0], shadows[3:5])  # whoever else is in the batch
-    near = torch.arange(QUERIES) % DOCUMENTS
-    assert torch.allclose(loss._shadows(queries, ids, pool, near)[0], unit(pool[stood_by] + queries - pool[near]))
     loss.begin_step(2, 8)
     assert not torch.equal(loss._shadows(queries, ids, pool)[0], shadows)
 
@@ -507,8 +505,11 @@ def test_with_labels_shadows_stand_by_one_document_as_queries_by_their_own(table
     drawing = SMECLoss(make_model(), table, relevance, shadow_share=0.5)
     drawing.begin_step(1, 2)
     shadows, stood_by = drawing._shadows(queries, labels[:, 0], pool, own)
-    expected = unit(torch.stack([pool[j] + q - pool[i] for q, i, j in zip(queries, own, stood_by, strict=True)]))
-    assert torch.allclose(shadows, expected, atol=1e-6)
+    judged = [(q, d) for q, grades in JUDGED.items() for d, grade in grades.items() if grade > 0]
+    asked, found = (table[torch.tensor(rows)] for rows in zip(*((q + DOCUMENTS, d) for q, d in judged), strict=True))
+    link = linear_link(found, asked)
+    moved = [q + link @ (pool[j] - pool[i]) for q, i, j in zip(queries, own, stood_by, strict=True)]
+    assert torch.allclose(shadows, unit(torch.stack(moved)), atol=1e-5)
     only = torch.eye(len(pool))[stood_by]
 
     def rank(rows, grades):
@@ -521,11 +522,14 @@ def test_with_labels_shadows_stand_by_one_document_as_queries_by_their_own(table
 
 def test_queries_that_are_documents_cast_no_shadow(rng):
     vectors = rng.normal(size=(DOCUMENTS, WIDTH))
-    table = VectorTable(vectors, vectors[:QUERIES], np.arange(QUERIES))
+    own = np.r_[np.arange(QUERIES), -1]  # and one that nobody trains on
+    table = VectorTable(vectors, np.vstack([vectors[:QUERIES], -vectors[:1]]), own)
+    relevance = Relevance(Qrels.from_dict(JUDGED, range(QUERIES + 1), range(DOCUMENTS)), table)
     columns, labels = batch_of(table, *BATCH)
-    losses = [SMECLoss(make_model(), table, None, memory_of(table, range(20)), shadow_share=s) for s in (0.0, 0.5)]
-    plain, shadowed = (loss(columns, labels)["alignment"] for loss in losses)
-    assert torch.equal(plain, shadowed)
+    for judged in (None, relevance):
+        losses = [SMECLoss(make_model(), table, judged, memory_of(table, range(20)), shadow_share=s) for s in (0, 0.5)]
+        plain, shadowed = (loss(columns, labels) for loss in losses)
+        assert all(torch.equal(plain[name], shadowed[name]) for name in plain)
 
 
 def test_documents_that_ask_cast_no_shadow(rng):

@@ -224,6 +224,31 @@ def _few_leading_axes(moment: Tensor, removed: Tensor, count: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(axes)).to(moment)
 
 
+def linear_link(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """The matrix that makes ``outputs`` of ``inputs``, as far as so many pairs can tell.
+
+    ``argmin_A mean |y - A x|^2 + l |A - a I|^2``: ridge regression towards ``a I``, where ``a`` is the best single
+    factor and ``l = mean |x|^2 / P``, about the covariance that chance makes of ``P`` pairs.
+
+    Args:
+        inputs: ``x``, ``(P, D)``.
+        outputs: ``y``, ``(P, D)``.
+
+    Returns:
+        ``A``, float32, ``(D, D)``.
+    """
+    x, y = inputs.double(), outputs.double()
+    count, width = x.shape
+    squares = (x * x).sum()
+    factor = (x * y).sum() / squares
+    eye = torch.eye(width, dtype=x.dtype, device=x.device)
+    ridge = squares / count**2
+    left = x.T @ x / count + ridge * eye
+    right = x.T @ y / count + ridge * factor * eye
+    link: Tensor = torch.linalg.solve(left, right).T.float()
+    return link
+
+
 def leftover_axes(moment: Tensor, taken: Tensor, count: int, last: Tensor | None = None) -> Tensor:
     """Principal axes of what the ``taken`` directions leave over.
 

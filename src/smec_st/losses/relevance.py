@@ -32,6 +32,12 @@ class Relevance(nn.Module):
         self.register_buffer("documents", torch.from_numpy(qrels.documents[relevant]), persistent=False)
         self.register_buffer("grades", torch.from_numpy(qrels.grades[relevant]), persistent=False)
 
+    @property
+    def pairs(self) -> Tensor:
+        """Row ids of each query and its relevant documents, ``(P, 2)``."""
+        queries = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
+        return torch.stack([torch.repeat_interleave(queries, self.offsets.diff()), self.documents], dim=1)
+
     def forward(self, queries: Tensor, candidates: Tensor) -> Tensor:
         """Grades of each query's candidates.
 

@@ -16,6 +16,7 @@ from smec_st.functional import (
     alignment_kl,
     alignment_l1,
     contrastive_loss,
+    linear_link,
     rank_loss,
     reconstruction_l1,
     unit,
@@ -24,6 +25,8 @@ from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, share_of_
 from smec_st.losses.relevance import Relevance
 from smec_st.memory import EMPTY, SelectableCrossBatchMemory
 from smec_st.modules import ResidualAdapter
+
+MOST_LINKED = 1 << 16  # training pairs that say how queries follow from documents
 
 
 class SMECLoss(nn.Module):
@@ -67,9 +70,9 @@ class SMECLoss(nn.Module):
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn at random per step.
         stream_rows: Corpus rows pushed per step, when the memory is smaller than the corpus.
-        shadow_share: Share of ``L_rank`` and ``L_align`` on queries that goes to shadows of them: documents of the
-            pool, moved as a query stands from its relevant one (without labels: its nearest one), and relevant to
-            nothing but that document. They ask where no training query does.
+        shadow_share: Share of ``L_rank`` and ``L_align`` on queries that goes to shadows of them: what a query would
+            be if its relevant document (without labels: its nearest one) were another of the pool, and it asked for
+            that one alone. They ask where no training query does.
         seed: Seeds the order in which the corpus passes through the memory, and the random rows.
     """
 
@@ -319,19 +322,35 @@ class SMECLoss(nn.Module):
 
     @cached_property
     def _casts_shadows(self) -> bool:
-        """Whether there are queries that are no documents themselves: a class's members have no place of their own."""
-        if self.shadow_share == 0 or self.table is None or self.table.query_size == 0:
+        """Whether queries (with labels: those of training) are no documents, which have places of their own."""
+        if self.shadow_share == 0 or self.table is None:
             return False
-        return bool((self.table.own(torch.arange(self.table.corpus_size, len(self.table))) < 0).any())
+        asking = torch.arange(self.table.corpus_size, len(self.table))
+        if self.relevance is not None:
+            asking = self.relevance.pairs[:, 0].cpu()
+        return len(asking) > 0 and bool((self.table.own(asking) < 0).all())
+
+    @cached_property
+    def _link(self) -> Tensor:
+        """What of a document its queries carry along, ``(D, D)``, by the training pairs."""
+        assert self.relevance is not None
+        assert self.table is not None
+        pairs = self.relevance.pairs.cpu()
+        if len(pairs) > MOST_LINKED:
+            drawn = np.random.default_rng(self.seed).choice(len(pairs), MOST_LINKED, replace=False)
+            pairs = pairs[torch.from_numpy(np.sort(drawn))]
+        return linear_link(self.table[pairs[:, 1]], self.table[pairs[:, 0]])
 
     @torch.no_grad()
     def _shadows(
         self, queries: Tensor, ids: Tensor, pool: Tensor, near: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Queries as they would stand elsewhere: documents of the pool, moved as a query stands from its own.
+        """Queries as they would stand elsewhere: as if a query's own document ``d`` were another one, ``d'``.
 
-        A narrow map can serve the training queries and their documents alone, and no other. Which document takes which
-        query's move depends on (seed, stage, step, query) alone.
+        ``unit(q + A (d' - d))``, where ``A`` is what of a document its queries carry along
+        (:func:`~smec_st.functional.linear_link` over the training pairs; the identity without labels). A narrow map
+        can serve the training queries and their documents alone, and no other. Which document stands in depends on
+        (seed, stage, step, query) alone.
 
         Args:
             queries: ``(b, D)``.
@@ -347,8 +366,9 @@ class SMECLoss(nn.Module):
         stage, step = self._step
         start = int(np.random.default_rng([self.seed, stage, step, 2]).integers(2**62))
         drawn = ((ids * 6364136223846793005 + start) >> 33) % len(pool)  # one step of Knuth's MMIX generator
-        near = (queries @ pool.T).argmax(dim=1) if near is None else near
-        return unit(pool[drawn] + queries - pool[near]).detach(), drawn
+        if near is None:
+            return unit(pool[drawn] + queries - pool[(queries @ pool.T).argmax(dim=1)]), drawn
+        return unit(queries + (pool[drawn] - pool[near]) @ self._link.to(queries).T), drawn
 
     def _document_vectors(self, ids: Tensor, place: Tensor, documents: Tensor) -> Tensor:
         """Vectors of all ranks' documents, each once, ``(C, D)``; looked up where they are frozen, else gathered."""
