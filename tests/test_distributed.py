@@ -95,7 +95,7 @@ SETTINGS = {
         "loss": {"rank": "pairwise", "alignment": "l1", "wide_weight": 1.0, "reconstruction_weight": 0.1},
     },
 }
-CUT = {"cut": {"order": "grow", "save_strategy": "steps", "cut": [2, 7]}}
+CUT = {"cut": {**SETTINGS["grow"], "cut": [2, 7]}}
 
 
 @pytest.fixture(scope="module")
