@@ -38,11 +38,15 @@ TRAIN = textwrap.dedent(
         ends.append((report.loss, report.strength, report.selected, state, memory, self.loss.log_scale.data))
         return report
 
-    def make_trainer(folder, texts=False, **settings):
-        if not texts:
-            return test_trainer.make_trainer(folder, **settings)
-        backbone = tiny_model(Path.cwd() / f"qwen2-{{rank}}", "qwen2")  # has no dropout
-        return test_text.make_trainer(backbone, folder, train_backbone=True, **settings)
+    def make_trainer(folder, loss, texts=False, **settings):
+        if texts:
+            backbone = tiny_model(Path.cwd() / f"qwen2-{{rank}}", "qwen2")  # has no dropout
+            trainer = test_text.make_trainer(backbone, folder, train_backbone=True, **settings)
+        else:
+            trainer = test_trainer.make_trainer(folder, **settings)
+        for key, value in loss.items():
+            setattr(trainer.loss, key, value)
+        return trainer
 
     SequentialTrainer._end_stage = recording
     for name, settings in json.loads(sys.argv[1]).items():
@@ -51,9 +55,7 @@ TRAIN = textwrap.dedent(
         if "RANK" in os.environ:
             settings["ddp_backend"] = "gloo"
         ends = []
-        trainer = make_trainer(folder, **settings)
-        for key, value in loss.items():
-            setattr(trainer.loss, key, value)
+        trainer = make_trainer(folder, loss, **settings)
         if cut:
             begin = trainer.loss.begin_step
             def failing(*at):
@@ -64,7 +66,7 @@ TRAIN = textwrap.dedent(
         try:
             trainer.train(resume_from_checkpoint=settings.get("save_strategy") == "steps")
         except InterruptedError:
-            trainer = make_trainer(folder, **settings)
+            trainer = make_trainer(folder, loss, **settings)
             trainer.train(resume_from_checkpoint=True)
         torch.save(ends, Path.cwd() / f"{{name}}-{{trainer.args.process_index}}.pt")
     """
