@@ -94,9 +94,9 @@ class Calibration:
 
 
 #: :func:`calibrate` over what saw no judgements in ``benchmarks/results/compare/report.json``: untrained methods,
-#: int8, binary, PQ, OPQ and Matryoshka-Adaptor without labels, on scifact, medquad, xquad_r_en and clothing_images. Fitted
-#: on three of them, the sizes that :func:`recommend_size` named on the fourth kept 0.90 to 1.01 of the original's
-#: nDCG@10 where 0.95 was wanted; 20 of 28 kept that.
+#: int8, binary, PQ, OPQ and Matryoshka-Adaptor without labels, on scifact, medquad, xquad_r_en and clothing_images.
+#: Fitted on three of them, the sizes that :func:`recommend_size` named on the fourth kept 0.90 to 1.01 of the
+#: original's nDCG@10 where 0.95 was wanted; 20 of 28 kept that.
 CALIBRATION = Calibration(
     overlaps=(0.0851, 0.1766, 0.2681, 0.3596, 0.4511, 0.5426, 0.634, 0.7255, 0.817, 0.9085, 1.0),
     shares=(0.2495, 0.3765, 0.5512, 0.5956, 0.7506, 0.8259, 0.8965, 0.9365, 0.9737, 0.9938, 1.0),
