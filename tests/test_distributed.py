@@ -69,6 +69,9 @@ TRAIN = textwrap.dedent(
             trainer = make_trainer(folder, loss, **settings)
             trainer.train(resume_from_checkpoint=True)
         torch.save(ends, Path.cwd() / f"{{name}}-{{trainer.args.process_index}}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # a rank that is left alone while it ends may abort
+        torch.distributed.destroy_process_group()
     """
 )
 

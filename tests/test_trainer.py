@@ -263,6 +263,8 @@ TWO_RANKS = textwrap.dedent(
     trainer = make_trainer(folder, order=order, ddp_backend="gloo")
     trainer.train()
     torch.save(weights(trainer), folder / f"rank{{trainer.args.process_index}}.pt")
+    torch.distributed.barrier()  # a rank that is left alone while it ends may abort
+    torch.distributed.destroy_process_group()
     """
 )
 
