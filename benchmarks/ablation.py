@@ -30,18 +30,16 @@ RESULTS = Path(__file__).parent / "results" / "ablation"
 
 def folds(collection: Collection, count: int, unseen: bool) -> list[tuple[Qrels, Qrels]]:
     """Training and held-out judgements; ``unseen`` keeps queries that share a relevant document together."""
-    splits = [collection.qrels[name] for name in ("train", "dev") if name in collection.qrels]
-    judged = Qrels(*(np.concatenate([getattr(s, f) for s in splits]) for f in ("queries", "documents", "grades")))
-    rest, parts = judged, []
-    for left in range(count, 1, -1) if unseen else ():
-        rest, part = rest.split(1 / left, seed=0)
-        parts.append(part.query_rows)
+    judged = Qrels.joined(collection.qrels[name] for name in ("train", "dev") if name in collection.qrels)
+    order = np.random.default_rng(0).permutation(judged.query_rows)
+    parts = [order[fold::count] for fold in range(count)]
     if unseen:
+        rest, parts = judged, []
+        for left in range(count, 1, -1):
+            rest, part = rest.split(1 / left, seed=0)
+            parts.append(part.query_rows)
         parts.append(rest.query_rows)
-    else:
-        order = np.random.default_rng(0).permutation(judged.query_rows)
-        parts = [order[fold::count] for fold in range(count)]
-    return [(judged.of_queries(np.setdiff1d(judged.query_rows, p)), judged.of_queries(p)) for p in parts]
+    return [(judged.of_queries(np.setdiff1d(order, rows)), judged.of_queries(rows)) for rows in parts]
 
 
 def fit_and_score(

@@ -141,9 +141,7 @@ def synthetic(
 def unseen(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
     for folder in folders:
         collection = load(folder)
-        parts = [collection.qrels[name] for name in ("train", "dev")]
-        judged = Qrels(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("queries", "documents", "grades")))
-        rest, asked = judged.split(0.35, seed)
+        rest, asked = Qrels.joined(collection.qrels[name] for name in ("train", "dev")).split(0.35, seed)
         for name, labels in (("judged", rest), ("none", None)):
             train, dev = (None, None) if labels is None else labels.hold_out(0.1, seed)
             for method in [*(UNTRAINED if labels is None else ()), *methods]:

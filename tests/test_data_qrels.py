@@ -91,6 +91,15 @@ def test_qrels_refuse_an_infinite_grade_and_repeated_ids():
         Qrels.from_dict({"q": {"d": 1}}, ["q"], ["d", "d"])
 
 
+def test_qrels_joined_hold_the_judgements_of_all_parts():
+    one, other = Qrels([2, 0], [1, 5], [1, 0]), Qrels([1, 2], [3, 0], [2, 1])
+    both = Qrels.joined([one, other])
+    triples = zip(both.queries.tolist(), both.documents.tolist(), both.grades.tolist(), strict=True)
+    assert list(triples) == [(0, 5, 0), (1, 3, 2), (2, 0, 1), (2, 1, 1)]
+    with pytest.raises(DataError, match="twice, with different grades"):
+        Qrels.joined([one, Qrels([2], [1], [3])])
+
+
 def test_qrels_without_own_drop_each_query_with_its_document(qrels):
     own = np.array([1, 2, -1, 0])
     kept = qrels.without_own(own)

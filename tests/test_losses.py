@@ -520,6 +520,17 @@ def test_with_labels_shadows_stand_by_one_document_as_queries_by_their_own(table
     assert terms["rank"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_of_many_training_pairs_a_sample_says_how_queries_follow(table, relevance, monkeypatch):
+    pairs = relevance.pairs
+    assert pairs.tolist() == sorted([q + DOCUMENTS, d] for q, of in JUDGED.items() for d, g in of.items() if g > 0)
+    whole = SMECLoss(make_model(), table, relevance)._link
+    assert torch.equal(whole, linear_link(table[pairs[:, 1]], table[pairs[:, 0]]))
+    monkeypatch.setattr("smec_st.losses.smec.MOST_LINKED", len(pairs) // 2)
+    one, again = (SMECLoss(make_model(), table, relevance)._link for _ in range(2))
+    assert torch.equal(one, again)
+    assert not torch.allclose(one, whole, atol=0.01)
+
+
 def test_queries_that_are_documents_cast_no_shadow(rng):
     vectors = rng.normal(size=(DOCUMENTS, WIDTH))
     own = np.r_[np.arange(QUERIES), -1]  # and one that nobody trains on

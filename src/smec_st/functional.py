@@ -237,15 +237,14 @@ def linear_link(inputs: Tensor, outputs: Tensor) -> Tensor:
     Returns:
         ``A``, float32, ``(D, D)``.
     """
-    x, y = inputs.double(), outputs.double()
-    count, width = x.shape
-    squares = (x * x).sum()
-    factor = (x * y).sum() / squares
-    eye = torch.eye(width, dtype=x.dtype, device=x.device)
-    ridge = squares / count**2
-    left = x.T @ x / count + ridge * eye
-    right = x.T @ y / count + ridge * factor * eye
-    link: Tensor = torch.linalg.solve(left, right).T.float()
+    count, width = inputs.shape
+    eye = torch.eye(width, dtype=torch.float64, device=inputs.device)
+    left, right = torch.zeros_like(eye), torch.zeros_like(eye)
+    for x, y in zip(inputs.split(4096), outputs.split(4096), strict=True):
+        left += x.double().T @ x.double() / count
+        right += x.double().T @ y.double() / count
+    ridge, factor = left.trace() / count, right.trace() / left.trace()
+    link: Tensor = torch.linalg.solve(left + ridge * eye, right + ridge * factor * eye).T.float()
     return link
 
 

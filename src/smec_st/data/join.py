@@ -39,12 +39,12 @@ def join_collections(collections: Sequence[Collection], name: str | None = None)
     qrels = {}
     for split in SPLITS:
         parts = [
-            (each.qrels[split].queries + q, each.qrels[split].documents + d, each.qrels[split].grades)
+            Qrels(each.qrels[split].queries + q, each.qrels[split].documents + d, each.qrels[split].grades)
             for each, q, d in zip(collections, queries, documents, strict=False)
             if split in each.qrels
         ]
         if parts:
-            qrels[split] = Qrels(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+            qrels[split] = Qrels.joined(parts)
     own = [
         np.where(each.own_document >= 0, each.own_document + start, -1)
         for each, start in zip(collections, documents, strict=False)

@@ -77,6 +77,12 @@ class Qrels:
             np.array(columns[2], dtype=np.float32),
         )
 
+    @classmethod
+    def joined(cls, parts: Iterable[Qrels]) -> Qrels:
+        """The judgements of all parts."""
+        columns = zip(*((part.queries, part.documents, part.grades) for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
     @cached_property
     def pairs(self) -> np.ndarray:
         """Relevant pairs (query row, document row), ``(P, 2)`` int64."""

@@ -87,15 +87,15 @@ def add_synthetic_queries(
     queries = len(collection.queries) + np.arange(len(rows))
     documents = len(collection.corpus) + np.arange(len(rows))
     train = collection.qrels.get("train")
-    own = [] if train is None else [(train.queries, train.documents, train.grades)]
-    columns = zip(*own, (queries, documents, np.ones(len(rows), dtype=np.float32)), strict=True)
+    asked = Qrels(queries, documents, np.ones(len(rows)))
+    judged = asked if train is None else Qrels.joined([train, asked])
     return dataclasses.replace(
         collection,
         corpus=np.concatenate([collection.corpus, answers]),
         queries=np.concatenate([collection.queries, made]),
         corpus_ids=[*collection.corpus_ids, *(f"{collection.corpus_ids[row]}#rest" for row in rows)],
         query_ids=[*collection.query_ids, *(f"{collection.corpus_ids[row]}#query" for row in rows)],
-        qrels={**collection.qrels, "train": Qrels(*(np.concatenate(column) for column in columns))},
+        qrels={**collection.qrels, "train": judged},
         own_document=np.concatenate([collection.own_document, rows]),
         titles=[*collection.titles, *([""] * len(rows))],
         texts=[*collection.texts, *(rest for _, rest in chosen)],

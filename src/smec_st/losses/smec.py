@@ -26,7 +26,7 @@ from smec_st.losses.relevance import Relevance
 from smec_st.memory import EMPTY, SelectableCrossBatchMemory
 from smec_st.modules import ResidualAdapter
 
-MOST_LINKED = 1 << 16  # training pairs that say how queries follow from documents
+MOST_LINKED = 1 << 14  # training pairs that say how queries follow from documents
 
 
 class SMECLoss(nn.Module):
