@@ -7,6 +7,7 @@ decoded documents have length 1 for all alike, RaBitQ apart. Done parts are kept
 
     python benchmarks/bytes.py DATA/scifact --fitted FOLDER --json benchmarks/results/bytes.json
 
+The floats are ours, the original's, and those of every method of the field that makes floats, each with its defaults.
 `--fitted` keeps one compressor per collection (fitted with the defaults when it is not there).
 """
 
@@ -27,8 +28,8 @@ import numpy as np
 import torch
 
 from smec_st import Collection, Compressor, VectorTable, load_collection
-from smec_st.baselines import TrainingData, pca, truncate
-from smec_st.baselines.mrl import MRL
+from smec_st.baselines import Size, TrainingData
+from smec_st.compare import METHODS
 from smec_st.data import unit_rows
 from smec_st.metrics import evaluate_retrieval, leave_out, score_rankings
 from smec_st.quantization.codecs import Binary
@@ -37,6 +38,10 @@ from smec_st.quantization.starts import calibrate_int8, product_codes, random_ro
 BUDGETS = (384, 96, 48, 32, 24, 16, 12, 6)
 WIDEST_GROUP = 16  # of product codes; any for the original's own width
 RABITQ_FACTORS = 8
+PARTS = (
+    "ours", "original", "pca", "truncate", "mrl-principal", "mrl", "matryoshka-adaptor", "smec-published", "dive",
+    "adawidth", "search-adaptor",
+)  # fmt: skip
 Floats = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -121,10 +126,12 @@ def our_rows(data: Collection, compressor: Compressor, budgets: tuple[int, ...])
         }  # fmt: skip
 
 
-def mrl(data: Collection, dims: tuple[int, ...]) -> Floats:
+def floats_of(data: Collection, method: str, dims: tuple[int, ...]) -> Floats:
+    """A method of the field, fitted with its defaults."""
     table = VectorTable(data.corpus, data.queries, data.own_document)
     given = TrainingData(table, data.judged("train"), data.qrels["dev"], data.judged("train").query_rows)
-    return MRL().fit(given, dims).transform
+    encoder = METHODS[method]().fit(given, dims)
+    return lambda vectors, dim: encoder.documents(vectors, Size(dim, 4 * dim))
 
 
 def measure(data: Collection, compressor: Compressor, part: str) -> list[dict]:
@@ -132,10 +139,8 @@ def measure(data: Collection, compressor: Compressor, part: str) -> list[dict]:
     dims = tuple(dict.fromkeys((width, *compressor.dims)))
     if part.startswith("ours-"):
         return list(our_rows(data, compressor, (int(part.removeprefix("ours-")),)))
-    if part == "original":
-        return list(rows_of(data, part, truncate, (width,)))
-    floats = {"truncate": lambda: truncate, "pca": lambda: pca(data.corpus), "mrl": lambda: mrl(data, dims[1:])}
-    return list(rows_of(data, part, floats[part](), tuple(dim for dim in dims if dim < width)))
+    served = (width,) if part == "original" else tuple(dim for dim in dims if dim < width)
+    return list(rows_of(data, part, floats_of(data, part, served), served))
 
 
 def best(rows: list[dict]) -> dict[str, dict[int, dict]]:
@@ -171,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--fitted", type=Path, required=True)
-    parser.add_argument("--parts", default="ours,original,pca,truncate,mrl")
+    parser.add_argument("--parts", default=",".join(PARTS), help="ours, and methods of the field that make floats")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()

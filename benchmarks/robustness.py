@@ -9,7 +9,7 @@
 
 few: 0, 20, 50, 100, 200 and all training queries (a fifth of them held out, no dev split), beside rivals.
 misleading: as they are; judgements that name another query's documents; 20 random pairs. Beside untrained methods.
-transfer: fitted on one collection, used on another, beside PCA fitted on the first.
+transfer: fitted on one collection with and without labels, used on another, beside PCA fitted on the first.
 synthetic: queries made from the documents by MODEL, in place of judgements and beside 50 judged queries.
 unseen: judged queries whose documents no training query names, with and without labels; test is not read.
 wide: made vectors of 4,096 numbers whose 32 directions of meaning are known, under louder ones that mean nothing.
@@ -20,6 +20,7 @@ Writes benchmarks/results/robustness/NAME.json: nDCG@10 on test by size, one row
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -112,10 +113,16 @@ def misleading(folders: list[Path], dims: tuple[int, ...], methods: list[str], s
 def transfer(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
     collections = {folder.name: load(folder) for folder in folders}
     for source, collection in collections.items():
-        for method in ["pca", *methods]:
-            encoder = fit(method, collection, collection.judged("train"), dims, seed, collection.qrels.get("dev"))
+        labelled = collection.judged("train"), collection.qrels.get("dev")
+        for method, (train, dev) in itertools.product(["pca", *methods], (labelled, (None, None))):
+            if method == "pca" and train is not None:
+                continue
+            encoder = fit(method, collection, train, dims, seed, dev)
             for target, used in collections.items():
-                yield {"fitted_on": source, "used_on": target, "method": method, "ndcg@10": score(encoder, used)}
+                yield {
+                    "fitted_on": source, "used_on": target, "method": method,
+                    "labels": "none" if train is None else "judged", "ndcg@10": score(encoder, used),
+                }  # fmt: skip
 
 
 def synthetic(

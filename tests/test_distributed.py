@@ -34,7 +34,7 @@ TRAIN = textwrap.dedent(
     def recording(self, *arguments):
         report = end(self, *arguments)
         memory = self.loss.memory.state_dict()
-        state = {{**weights(self), **self._learned()}}
+        state = {{**weights(self), **(self.backbone.state() if self.backbone else {{}})}}
         ends.append((report.loss, report.strength, report.selected, state, memory, self.loss.log_scale.data))
         return report
 

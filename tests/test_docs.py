@@ -32,6 +32,7 @@ LAYERS = [
     {"functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
     {
         "arguments",
+        "backbone_training",
         "collator",
         "config",
         "guard",

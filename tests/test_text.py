@@ -179,7 +179,7 @@ def test_lora_trains_the_adapters_alone(tmp_path):
     moved = changed(before, state(backbone))
     assert moved
     assert all("lora_" in name for name in moved)
-    assert all("lora_" in name for name in trainer._learned() if "rotary" not in name and "position" not in name)
+    assert all("lora_" in name for name in trainer.backbone.state() if "rotary" not in name and "position" not in name)
 
 
 def test_router_trains_both_sides(tmp_path):
@@ -218,8 +218,8 @@ def test_the_sweep_sees_a_training_backbone_as_it_is(tmp_path):
     pairs = number_pairs(make_pairs())
     evaluator = DimensionSweepEvaluator.from_table(trainer.table, pairs.qrels, [8, 4], metrics=("ndcg@10",))
     trainer.evaluator, live = evaluator, []
-    end = trainer._freeze_backbone
-    trainer._freeze_backbone = lambda: live.append(evaluator(trainer.model)) or end()
+    end = trainer.backbone.finish
+    trainer.backbone.finish = lambda: live.append(evaluator(trainer.model)) or end()
     trainer.train()
     texts = DimensionSweepEvaluator(pairs.corpus, pairs.queries, pairs.qrels, [8, 4], metrics=("ndcg@10",))
     served = texts(trained_compressor(trainer, backbone).attach(backbone))

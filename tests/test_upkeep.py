@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +19,10 @@ from smec_st.overlap import kept_neighbors, pool_for
 
 faiss = pytest.importorskip("faiss")
 WIDTH, ROWS = 24, 600
+
+
+class Killed(BaseException):
+    """What nothing catches."""
 
 
 def make(rng, rows, mix):
@@ -111,14 +118,80 @@ def test_migrate_beside_and_in_place(vectors, folder, tmp_path, capsys):
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_migrate_parquet_in_place(vectors, folder, tmp_path, is_folder):
     store = tmp_path / ("store" if is_folder else "store.parquet")
+    (parquet_folder if is_folder else parquet)(vectors, store)
+    assert run(["migrate", folder, str(store), "--dim", "8", "--in-place"]) == 0
+    np.testing.assert_allclose(load_vectors(store), Compressor.load(folder).transform(vectors, 8), atol=1e-6)
+
+
+def parquet(vectors, path):
     table = pa.table(
         {"id": [str(i) for i in range(ROWS)], "vector": pa.array(vectors.tolist(), pa.list_(pa.float32()))}
     )
-    if is_folder:
-        store.mkdir()
-    pq.write_table(table, store / "a.parquet" if is_folder else store)
-    assert run(["migrate", folder, str(store), "--dim", "8", "--in-place"]) == 0
-    np.testing.assert_allclose(load_vectors(store), Compressor.load(folder).transform(vectors, 8), atol=1e-6)
+    pq.write_table(table, path)
+
+
+def parquet_folder(vectors, path):
+    path.mkdir()
+    parquet(vectors, path / "a.parquet")
+
+
+def faiss_index(vectors, path):
+    index = faiss.IndexFlatIP(WIDTH)
+    index.add(vectors)
+    faiss.write_index(index, str(path))
+
+
+def kill_at(patched, number, after):
+    """End the run before or after its nth rename or removal."""
+    seen = itertools.count()
+
+    def counted(step):
+        def maybe_killed(*args, **kwargs):
+            is_last = next(seen) == number
+            if is_last and not after:
+                raise Killed
+            result = step(*args, **kwargs)
+            if is_last:
+                raise Killed
+            return result
+
+        return maybe_killed
+
+    for module, name in ((os, "replace"), (os, "unlink"), (shutil, "rmtree")):
+        patched.setattr(module, name, counted(getattr(module, name)))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("s.npy", lambda vectors, path: np.save(path, vectors)),
+        ("s.parquet", parquet),
+        ("s", parquet_folder),
+        ("s.faiss", faiss_index),
+    ],
+)
+def test_migration_in_place_may_be_cut_off_at_any_step(vectors, folder, tmp_path, monkeypatch, name, write, after):
+    """A kill before or after the nth rename or removal: the same command again ends with the whole new store."""
+    command = ["migrate", folder, str(tmp_path / "there" / name), "--dim", "8", "--in-place"]
+    expected = Compressor.load(folder).transform(vectors, 8)
+    for cut_at in itertools.count():
+        shutil.rmtree(tmp_path / "there", ignore_errors=True)
+        (tmp_path / "there").mkdir()
+        write(vectors, tmp_path / "there" / name)
+        with monkeypatch.context() as patched:
+            kill_at(patched, cut_at, after)
+            try:
+                run(command)
+                break
+            except Killed:
+                pass
+        code = run(command)
+        assert code == 0 or (code == 2 and not (tmp_path / "there" / f".{name}.swap.json").exists())
+        np.testing.assert_allclose(load_vectors(tmp_path / "there" / name), expected, atol=1e-6)
+        assert run(command) == 2, "compressed already"
+        assert not list((tmp_path / "there").glob(".*"))
+    assert cut_at >= 4
 
 
 @pytest.mark.parametrize("with_ids", [True, False])
@@ -140,7 +213,7 @@ def test_migrate_faiss(vectors, folder, tmp_path, capsys, with_ids):
     assert "compressed already" in capsys.readouterr().err
 
 
-def test_migrate_milvus(vectors, folder, tmp_path, capsys):
+def test_migrate_milvus(vectors, folder, tmp_path, capsys, monkeypatch):
     pymilvus = pytest.importorskip("pymilvus")
     pytest.importorskip("milvus_lite")
     client = pymilvus.MilvusClient(str(tmp_path / "s.db"))
@@ -168,5 +241,13 @@ def test_migrate_milvus(vectors, folder, tmp_path, capsys):
     assert "has a collection small already" in capsys.readouterr().err
     assert run(["migrate", folder, store, "--dim", "8", "--precision", "int8", "--out", "tiny"]) == 2
     assert "cannot hold int8" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+
+        def killed(*_, **__):
+            raise Killed
+
+        patched.setattr(pymilvus.MilvusClient, "rename_collection", killed)
+        with pytest.raises(Killed):
+            run(["migrate", folder, store, "--dim", "8", "--in-place"])
     assert run(["migrate", folder, store, "--dim", "8", "--in-place"]) == 0
     np.testing.assert_allclose(load_vectors(store), expected, atol=1e-6)

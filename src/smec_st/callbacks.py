@@ -48,8 +48,7 @@ class StepCallback(TrainerCallback):
         """Write the loss's state into the checkpoint, last of all."""
         if args.should_save:
             path = os.path.join(args.output_dir, f"checkpoint-{state.global_step}", LOSS_STATE)
-            state_of = {**self.trainer.loss.training_state(), **self.trainer.backbone_state()}
-            tensors = {name: value.contiguous() for name, value in state_of.items()}
+            tensors = {name: value.contiguous() for name, value in self.trainer.training_state().items()}
             save_file(tensors, path + ".partial")
             os.replace(path + ".partial", path)
 

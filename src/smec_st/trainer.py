@@ -20,9 +20,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
 
 from smec_st.arguments import NARROW, SequentialTrainingArguments
+from smec_st.backbone_training import PREFIX, BackboneInTraining
 from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
 from smec_st.collator import VectorCollator
-from smec_st.data import DataError, EncodedTable, VectorTable
+from smec_st.data import DataError, VectorTable
 from smec_st.files import write_text
 from smec_st.functional import leftover_axes
 from smec_st.guard import STRENGTHS, best_strength
@@ -36,7 +37,6 @@ from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 REPORT = "stage.json"
 RUN = "run.json"
 BACKBONE = "backbone.safetensors"
-LIVE = "backbone."  # how names of a training backbone's tensors begin
 
 
 class SequentialTrainer(SentenceTransformerTrainer):
@@ -97,10 +97,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         if args.fsdp or args.deepspeed:
             raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
         model.model_card_data.generate_widget_examples = False
-        self._backbone: LiveBackbone | None = model[0] if isinstance(model[0], LiveBackbone) else None
-        if self._backbone is not None and not isinstance(table, EncodedTable):
-            raise ValueError("A backbone trains on texts or images: `table` must be an EncodedTable of it.")
-        self._backbone_trains = [] if self._backbone is None else _trainable(self._backbone)
+        self.backbone = BackboneInTraining.of(model, table)
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
         for callback in (ProgressCallback, PrinterCallback):
@@ -177,10 +174,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         if stage.phase != "adapt":
             selection.logits.requires_grad_(True)
         is_live = self._is_live
-        if self._backbone is not None and is_live:
-            for name, parameter in self._backbone.named_parameters():
-                parameter.requires_grad_(name in self._backbone_trains)
-            self._freeze_unused(self._backbone)
+        if self.backbone is not None and is_live:
+            self.backbone.begin()
         self.data_collator.live = is_live
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
@@ -199,8 +194,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 f"{stage.name} diverged (its weights are no longer finite); lower `learning_rate`."
             )
         loss = float(total(torch.tensor(loss, device=self.args.device))) / world_size()  # each knows its own rows'
-        if self._is_live:
-            self._freeze_backbone()
+        self._freeze_backbone()
         report = StageReport(stage=stage.name, dim=stage.out_dim, steps=steps, seconds=seconds, loss=loss)
         if stage.phase != "adapt":
             chosen = selection.freeze()
@@ -233,55 +227,22 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     @property
     def _is_live(self) -> bool:
-        return isinstance(self.model[0], LiveBackbone)
-
-    def _freeze_unused(self, backbone: LiveBackbone) -> None:
-        """DDP waits for every trainable weight: freeze what no output depends on (a pooler that is not read)."""
-        assert isinstance(self.table, EncodedTable)
-        for rows, side in ((torch.tensor([0]), "document"), (torch.tensor([self.table.corpus_size]), "query")):
-            if int(rows) < len(self.table):
-                inputs = self.table.inputs(rows, side)
-                features = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-                backbone(features)["sentence_embedding"].sum().backward()
-        for parameter in backbone.parameters():
-            if parameter.grad is None:
-                parameter.requires_grad_(False)
-            parameter.grad = None
-
-    def _freeze_backbone(self) -> None:
-        """The backbone is done: the stages to come read its vectors, made anew, once each."""
-        assert self._backbone is not None
-        assert isinstance(self.table, EncodedTable)
-        self._backbone.eval()
-        self._backbone.requires_grad_(False)
-        self.model[0] = EmbeddingInput(self.table.width)
-        self.table.forget()
-        self._moments = None
+        return self.backbone is not None and self.backbone.is_live
 
     @property
     def trained_backbone(self) -> bool:
         """Whether a backbone trains, or trained, with the first stage."""
-        return bool(self._backbone_trains)
+        return self.backbone is not None and self.backbone.trains
 
-    def backbone_state(self) -> dict[str, Tensor]:
-        """What a training backbone has learned so far, by name; empty without one, and when it is done."""
-        return self._learned() if self._is_live else {}
+    def training_state(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint of the model lacks: of the loss, and of a backbone while it trains."""
+        backbone = self.backbone.state() if self.backbone is not None and self._is_live else {}
+        return {**self.loss.training_state(), **backbone}
 
-    def _learned(self) -> dict[str, Tensor]:
-        if self._backbone is None:
-            return {}
-        state = self._backbone.state_dict()
-        buffers = {name for name, _ in self._backbone.named_buffers()}
-        kept = [name for name in state if name in buffers or name in self._backbone_trains]
-        return {LIVE + name: state[name].detach().clone() for name in kept}
-
-    def _load_backbone(self, path: Path) -> None:
-        assert self._backbone is not None
-        state = {name.removeprefix(LIVE): v for name, v in load_file(path).items() if name.startswith(LIVE)}
-        missing = {name.removeprefix(LIVE) for name in self._learned()} - set(state)
-        if missing:
-            raise ValueError(f"{path} lacks {len(missing)} weights of this backbone, {sorted(missing)[0]} among them.")
-        self._backbone.load_state_dict(state, strict=False)
+    def _freeze_backbone(self) -> None:
+        if self.backbone is not None and self._is_live:
+            self.backbone.finish()
+            self._moments = None
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
@@ -464,8 +425,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         draft = folder / "final.partial"
         shutil.rmtree(draft, ignore_errors=True)
         self.model.save_pretrained(str(draft), create_model_card=False)
-        if self._backbone is not None:
-            save_file(self._learned(), draft / BACKBONE)
+        if self.backbone is not None:
+            save_file(self.backbone.state(), draft / BACKBONE)
         (draft / REPORT).write_text(json.dumps(report.to_dict(), indent=1))
         os.replace(draft, folder / "final")
         for checkpoint in folder.glob("checkpoint-*"):
@@ -479,8 +440,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
             if not path.is_file():
                 break
             self.reports.append(StageReport(**json.loads(path.read_text())))
-        if self.reports and self._backbone is not None:
-            self._load_backbone(root / self.reports[-1].stage / "final" / BACKBONE)
+        if self.reports and self.backbone is not None:
+            self.backbone.load(root / self.reports[-1].stage / "final" / BACKBONE)
             self._freeze_backbone()
         if self.reports:
             loaded = self._load_modules(root / self.reports[-1].stage / "final")
@@ -507,13 +468,13 @@ class SequentialTrainer(SentenceTransformerTrainer):
     def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
         """Weights of the model, and the state of the loss, which the parent knows nothing of."""
         folder = Path(checkpoint_path)
-        if self._is_live:
-            self._load_backbone(folder / LOSS_STATE)
+        if self.backbone is not None and self._is_live:
+            self.backbone.load(folder / LOSS_STATE)
         loaded = self._load_modules(folder)
         for own, saved in zip(list(self.model)[1:], list(loaded)[1:], strict=True):
             own.load_state_dict(saved.state_dict())
         state = load_file(folder / LOSS_STATE)
-        self.loss.load_training_state({name: value for name, value in state.items() if not name.startswith(LIVE)})
+        self.loss.load_training_state({name: value for name, value in state.items() if not name.startswith(PREFIX)})
 
 
 class _Placeholder(EmbeddingInput):
@@ -521,10 +482,6 @@ class _Placeholder(EmbeddingInput):
 
     def __init__(self) -> None:
         super().__init__(1)
-
-
-def _trainable(module: nn.Module) -> list[str]:
-    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -190,7 +190,8 @@ def _hold(out: Path, about: Mapping[str, Any]) -> Iterator[None]:
     """The folder is ours alone, and of this job."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is not a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / JOB).is_file():
+    cut_off = f"{JOB}.partial"  # of a run that was killed before it began
+    if out.is_dir() and not (out / JOB).is_file() and any(path.name != cut_off for path in out.iterdir()):
         raise DataError(f"{out} holds something else; choose another folder or remove it.")
     if (out / JOB).is_file():
         before = json.loads((out / JOB).read_text(encoding="utf-8"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +18,9 @@ from smec_st.files import write_text
 from smec_st.overlap import kept_neighbors, pool_for
 from smec_st.quantization.head import Head
 from smec_st.streaming import Job, Manifest, space_record, transform_files
+from smec_st.upkeep.swap import finish_swap, swap
 
+MIGRATING = "_migrating"
 Told = Callable[[int, int | None], None]
 
 
@@ -85,6 +85,8 @@ def estimate(plan: Plan, sample: int = 4096) -> Estimate:
 def migrate(plan: Plan, told: Told | None = None) -> str:
     """Rewrite a store; the old one is left as it is, or goes only when the new one is complete.
 
+    In place, a run that was cut off is finished by running it again, wherever it stopped.
+
     Files become a folder of shards (:func:`~smec_st.streaming.transform_files`); in place, a ``.npy`` file becomes one
     ``.npy`` file and parquet a folder of parquet files. A FAISS index becomes a flat index with the same ids. A
     Milvus collection becomes one with the same other fields.
@@ -95,6 +97,8 @@ def migrate(plan: Plan, told: Told | None = None) -> str:
     Raises:
         DataError: If the store cannot be read, or cannot hold such codes.
     """
+    if plan.out is None and _was_cut_off(plan.job):
+        return plan.job.source
     source, compressor, head = plan.job.open()
     if isinstance(source, FaissVectors):
         return _faiss(plan, source, compressor, head)
@@ -114,19 +118,28 @@ def _files_in_place(job: Job, source: VectorSource, told: Told | None) -> str:
     kind = "npy" if is_npy else "parquet"
     work = store.with_name(f".{store.name}.migrating")
     manifest = transform_files(Job(**{**vars(job), "kind": kind}), work, told=told)
-    record = json.dumps(manifest.job["space"], indent=1) + "\n"
-    old = store.with_name(f".{store.name}.before")
+    space = manifest.job["space"]
     if is_npy:
-        one = work / "all.npy"
-        join_npy(manifest, work, one)
-        write_text(store.with_name(store.name + ".json"), record)
-        os.replace(one, store)
+        whole, record = work / "all.npy", work / "space.json"
+        join_npy(manifest, work, whole)
+        write_text(record, json.dumps(space, indent=1) + "\n")
+        swap(store, space, [(whole, store), (record, store.with_name(store.name + ".json"))], [work])
     else:
-        os.replace(store, old)
-        os.replace(work, store)
-    for rest in (work, old):
-        shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
+        before = store.with_name(f".{store.name}.before")
+        swap(store, space, [(store, before), (work, store)], [before])
     return str(store)
+
+
+def _was_cut_off(job: Job) -> bool:
+    """Whether an earlier run of the same migration had only renames left to do; they are done now."""
+    uri, _, collection = job.source.rpartition("#")
+    if uri:
+        return _finish_milvus(uri, collection)
+    now = finish_swap(Path(job.source))
+    if now is None:
+        return False
+    compressor = Compressor.load(job.compressor)
+    return now == space_record(compressor, compressor.head(job.dim, job.precision, job.bytes))
 
 
 def join_npy(manifest: Manifest, folder: Path, path: Path) -> None:
@@ -156,8 +169,10 @@ def _faiss(plan: Plan, source: FaissVectors, compressor: Compressor, head: Head)
     out = Path(plan.out or plan.job.source)
     draft = out.with_name(out.name + ".partial")
     faiss.write_index(index, str(draft))
-    write_text(out.with_name(out.name + ".json"), json.dumps(space_record(compressor, head), indent=1) + "\n")
-    os.replace(draft, out)
+    space, record = space_record(compressor, head), out.with_name(out.name + ".json")
+    space_draft = record.with_name(record.name + ".draft")
+    write_text(space_draft, json.dumps(space, indent=1) + "\n")
+    swap(out, space, [(draft, out), (space_draft, record)])
     return str(out)
 
 
@@ -172,7 +187,7 @@ def _milvus(plan: Plan, source: MilvusVectors, compressor: Compressor, head: Hea
     if head.precision not in kinds or (head.precision == "binary" and head.dim % 8):
         raise DataError(f"a Milvus collection cannot hold {head.precision} of {head.dim} numbers; choose another.")
     client, uri = source.client, plan.job.source.rpartition("#")[0]
-    name = plan.out or f"{source.collection}_migrating"
+    name = plan.out or f"{source.collection}{MIGRATING}"
     if plan.out is not None and client.has_collection(plan.out):
         raise DataError(f"{uri} has a collection {plan.out} already.")
     if client.has_collection(name):
@@ -208,6 +223,22 @@ def _milvus(plan: Plan, source: MilvusVectors, compressor: Compressor, head: Hea
         client.rename_collection(name, source.collection)
         name = source.collection
     return f"{uri}#{name}"
+
+
+def _finish_milvus(uri: str, collection: str) -> bool:
+    """Give a new collection its name, when a run was cut off after it had removed the old one."""
+    if "://" not in uri and not Path(uri).exists():
+        return False
+    from pymilvus import MilvusClient
+
+    client, new = MilvusClient(uri), f"{collection}{MIGRATING}"
+    try:
+        if client.has_collection(collection) or not client.has_collection(new):
+            return False
+        client.rename_collection(new, collection)
+    finally:
+        client.close()
+    return True
 
 
 def _entities(source: MilvusVectors) -> Iterator[list[dict[str, Any]]]:
