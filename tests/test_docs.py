@@ -49,6 +49,7 @@ LAYERS = [
         "trainer",
         "callbacks",
         "recipe",
+        "fitting",
         "hub",
         "compressor",
         "text",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from smec_st.data import DataError, VectorTable, as_numpy, as_qrels
+from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
 from smec_st.data.embedding import backbone_record, embed_if_texts
 from smec_st.files import new_folder
 from smec_st.maps import FoldedMap
@@ -20,7 +19,6 @@ from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
 from smec_st.saved import CONFIG_FILE, read_files, write_files
 from smec_st.space import check_backbone
-from smec_st.stages import check_dims, default_dims
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -323,61 +321,30 @@ class Compressor:
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
-        from smec_st.config import METHODS, FitConfig
-        from smec_st.labels import Labels, LabelsWarning, share_labels
-        from smec_st.recipe import fit_stages, fit_untrained, labels_are_classes
+        from smec_st.fitting import fit_maps, make_recipe, settings_of
 
-        if method not in METHODS:
-            raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
-        settings = {**({} if config is None else config.to_dict()), **METHODS[method], **settings}
+        given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
         if dims is not None:
-            settings["dims"] = tuple(dims)
+            given["dims"] = tuple(dims)
         corpus, queries, known = embed_if_texts(corpus, queries, model, progress)
         table = VectorTable(corpus, queries, own_document)
-        try:
-            settings["dims"] = check_dims(settings.get("dims") or default_dims(table.width), table.width)
-            recipe = FitConfig.from_dict(settings)
-        except ValueError as error:
-            raise DataError(str(error)) from error
-        train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
-        dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
-        labels, asking = Labels(train, dev), unlabelled_queries
-        if train is not None and recipe.guard and method not in ("truncate", "pca"):
-            labels = share_labels(table, train, dev, recipe.held_out_share, recipe.seed)
-            asking = train.query_rows if asking is None else asking
-        if labels.note:
-            warnings.warn(labels.note, LabelsWarning, stacklevel=2)
-        recipe = recipe.for_labels(labels_are_classes(table, labels.train))
-        if method in ("truncate", "pca"):
-            fitted = fit_untrained(method, table, settings["dims"])
-        else:
-            fitted = fit_stages(
-                table,
-                labels.train,
-                labels.held_out,
-                recipe,
-                unlabelled_queries=None if asking is None else np.asarray(asking),
-                work_dir=None if work_dir is None else Path(work_dir),
-                progress=progress,
-            )
-        info = {
-            "method": method,
-            "backbone": {**(known or {"width": table.width}), **(backbone or {})},
-            "settings": recipe.to_dict(),
-            "data": {
-                "documents": table.corpus_size,
-                "training_queries": 0 if labels.train is None else len(labels.train.query_rows),
-                "held_out_queries": 0 if labels.held_out is None else len(labels.held_out.query_rows),
-                **({"note": labels.note} if labels.note else {}),
-            },
-            "stages": [report.to_dict() for report in fitted.reports],
-        }
-        compressor = cls(fitted.maps, info).calibrate(table.documents())
+        recipe = make_recipe(given, table.width)
+        made = fit_maps(
+            method,
+            table,
+            *_judgements(table, qrels, dev_qrels),
+            recipe,
+            unlabelled_queries=None if unlabelled_queries is None else np.asarray(unlabelled_queries),
+            work_dir=None if work_dir is None else Path(work_dir),
+            progress=progress,
+        )
+        backbone = {**(known or {"width": table.width}), **(backbone or {})}
+        compressor = cls(made.maps, {"backbone": backbone, **made.info}).calibrate(table.documents())
         if bytes is None:
             return compressor
         from smec_st.quantization.choice import add_best
 
-        asking = asking if labels.train is None else None
+        labels, asking = made.labels, made.asking if made.labels.train is None else None
         return add_best(compressor, table, labels.train, labels.held_out, bytes, recipe.seed, asking)
 
     def calibrate(self, corpus: np.ndarray) -> Compressor:
@@ -432,11 +399,8 @@ class Compressor:
         """
         from smec_st.quantization.choice import add_best
 
-        table = VectorTable(corpus, queries, own_document)
-        if table.width != self.width:
-            raise DataError(f"the vectors are {table.width} wide; this compressor reads {self.width}.")
-        train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
-        dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
+        table = self._table(corpus, queries, own_document)
+        train, dev = _judgements(table, qrels, dev_qrels)
         if train is not None and dev is None:
             train, dev = train.hold_out(0.1, seed)
         return add_best(self, table, train, dev, bytes, seed, None)
@@ -471,44 +435,19 @@ class Compressor:
         Raises:
             DataError: If a size exists already or the input cannot be used.
         """
-        from smec_st.config import FitConfig
-        from smec_st.recipe import fit_stages
-        from smec_st.stages import Stage, plan_stages
+        from smec_st.fitting import extend_maps, make_recipe
 
+        table = self._table(corpus, queries, own_document)
+        config = make_recipe({**self.info.get("settings", {}), **settings, "dims": tuple(dims)}, self.width)
+        maps, reports = extend_maps(self._maps, table, *_judgements(table, qrels, dev_qrels), config, progress)
+        info = {**self.info, "stages": [*self.info.get("stages", []), *reports]}
+        return type(self)(maps, info, self.heads).calibrate(table.documents())
+
+    def _table(self, corpus: Any, queries: Any, own_document: Any) -> VectorTable:
         table = VectorTable(corpus, queries, own_document)
         if table.width != self.width:
             raise DataError(f"the vectors are {table.width} wide; this compressor reads {self.width}.")
-        try:
-            new = check_dims(dims, self.width)
-        except ValueError as error:
-            raise DataError(str(error)) from error
-        if set(new) & set(self.dims):
-            raise DataError(f"size {max(set(new) & set(self.dims))} exists already.")
-        config = FitConfig.from_dict({**self.info.get("settings", {}), **settings, "dims": new})
-        train = None if qrels is None else as_qrels(qrels, table.query_size, table.corpus_size)
-        dev = None if dev_qrels is None else as_qrels(dev_qrels, table.query_size, table.corpus_size)
-        maps = list(self._maps)
-        reports = list(self.info.get("stages", []))
-        above = [dim for dim in new if dim > self.dims[0]]
-        if above:
-            widest = self.map_for(self.dims[0])
-            plan = plan_stages(self.width, above, "grow", config.selection_ratio, have=self.dims[0])
-            fitted = fit_stages(table, train, dev, config, base=widest, stages=plan, progress=progress)
-            grown = fitted.maps[0][0]
-            home = next(i for i, (_, sizes) in enumerate(maps) if self.dims[0] in sizes)
-            maps[home] = (grown, (*above, *maps[home][1]))
-            reports += [report.to_dict() for report in fitted.reports]
-        have = sorted({*self.dims, *above})
-        for dim in (dim for dim in new if dim not in above):
-            parent = min(size for size in have if size > dim)
-            source = next(folded.first(parent) for folded, sizes in maps if parent in sizes)
-            stage = Stage(index=0, order="shrink", phase="joint", in_dim=parent, out_dim=dim, candidates=parent)
-            shrink = dataclasses.replace(config, order="shrink")
-            fitted = fit_stages(table, train, dev, shrink, base=source, stages=(stage,), progress=progress)
-            maps.append((fitted.maps[-1][0], (dim,)))
-            have.append(dim)
-            reports += [report.to_dict() for report in fitted.reports]
-        return type(self)(maps, {**self.info, "stages": reports}, self.heads).calibrate(table.documents())
+        return table
 
     # -- keep ---------------------------------------------------------------------------------------------------------
 
@@ -576,3 +515,8 @@ class Compressor:
             raise DataError(f"{folder}: weights and {CONFIG_FILE} do not belong together (fingerprints differ).")
         compressor.heads = read_codes(compressor.map_for)
         return compressor
+
+
+def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:
+    size = table.query_size, table.corpus_size
+    return (None if train is None else as_qrels(train, *size)), (None if dev is None else as_qrels(dev, *size))

@@ -1,0 +1,163 @@
+"""From a collection to the maps of a compressor, and from its maps to more of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smec_st.config import METHODS, FitConfig
+from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.labels import Labels, LabelsWarning, share_labels
+from smec_st.maps import FoldedMap
+from smec_st.recipe import fit_stages, fit_untrained, labels_are_classes
+from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
+
+UNTRAINED = ("truncate", "pca")
+Maps = Sequence[tuple[FoldedMap, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a fit makes.
+
+    Attributes:
+        maps: Folded maps and the sizes that each serves.
+        info: Method, settings, data and stages, for :attr:`Compressor.info`.
+        labels: Which judgements trained and which chose.
+        asking: Query rows that may be read without judgements; None for all.
+    """
+
+    maps: Maps
+    info: dict[str, Any]
+    labels: Labels
+    asking: np.ndarray | None
+
+
+def settings_of(method: str) -> dict[str, Any]:
+    """Settings of a named method that differ from the defaults.
+
+    Raises:
+        DataError: If there is no such method.
+    """
+    if method not in METHODS:
+        raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
+    return METHODS[method]
+
+
+def make_recipe(settings: Mapping[str, Any], width: int) -> FitConfig:
+    """The settings, with sizes that fit the width: the default ones where none are named.
+
+    Raises:
+        DataError: If a name, a value or a size is wrong.
+    """
+    dims = settings.get("dims")
+    try:
+        dims = check_dims(default_dims(width) if dims is None else dims, width)
+        return FitConfig.from_dict({**settings, "dims": dims})
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def fit_maps(
+    method: str,
+    table: VectorTable,
+    train: Qrels | None,
+    dev: Qrels | None,
+    recipe: FitConfig,
+    *,
+    unlabelled_queries: np.ndarray | None = None,
+    work_dir: Path | None = None,
+    progress: bool = False,
+) -> Made:
+    """Share the judgements out, then train or compute the maps.
+
+    Args:
+        method: A name in :data:`~smec_st.config.METHODS`.
+        table: Corpus and queries.
+        train: Training judgements; None to train without labels.
+        dev: Judgements of held-out queries; None to hold some out.
+        recipe: Settings, with ``dims``.
+        unlabelled_queries: See :meth:`smec_st.Compressor.fit`.
+        work_dir: Likewise.
+        progress: Likewise.
+    """
+    labels, asking = Labels(train, dev), unlabelled_queries
+    if train is not None and recipe.guard and method not in UNTRAINED:
+        labels = share_labels(table, train, dev, recipe.held_out_share, recipe.seed)
+        asking = train.query_rows if asking is None else asking
+    if labels.note:
+        warnings.warn(labels.note, LabelsWarning, stacklevel=3)
+    recipe = recipe.for_labels(labels_are_classes(table, labels.train))
+    if method in UNTRAINED:
+        fitted = fit_untrained(method, table, recipe.dims or default_dims(table.width))
+    else:
+        fitted = fit_stages(
+            table,
+            labels.train,
+            labels.held_out,
+            recipe,
+            unlabelled_queries=asking,
+            work_dir=work_dir,
+            progress=progress,
+        )
+    info = {
+        "method": method,
+        "settings": recipe.to_dict(),
+        "data": {
+            "documents": table.corpus_size,
+            "training_queries": 0 if labels.train is None else len(labels.train.query_rows),
+            "held_out_queries": 0 if labels.held_out is None else len(labels.held_out.query_rows),
+            **({"note": labels.note} if labels.note else {}),
+        },
+        "stages": [report.to_dict() for report in fitted.reports],
+    }
+    return Made(fitted.maps, info, labels, asking)
+
+
+def extend_maps(
+    maps: Maps,
+    table: VectorTable,
+    train: Qrels | None,
+    dev: Qrels | None,
+    config: FitConfig,
+    progress: bool = False,
+) -> tuple[Maps, list[dict[str, Any]]]:
+    """Maps with the further sizes ``config.dims``; those that were there stay as they are.
+
+    Returns:
+        All maps, and reports of the new stages.
+
+    Raises:
+        DataError: If a size exists already.
+    """
+    new = config.dims or ()
+    kept, reports = list(maps), list[StageReport]()
+    have = sorted(dim for _, sizes in maps for dim in sizes)
+    if set(new) & set(have):
+        raise DataError(f"size {max(set(new) & set(have))} exists already.")
+    widest = have[-1]
+    above = [dim for dim in new if dim > widest]
+    if above:
+        home = next(i for i, (_, sizes) in enumerate(kept) if widest in sizes)
+        plan = plan_stages(table.width, above, "grow", config.selection_ratio, have=widest)
+        base = kept[home][0].first(widest)
+        fitted = fit_stages(table, train, dev, config, base=base, stages=plan, progress=progress)
+        kept[home] = (fitted.maps[0][0], (*above, *kept[home][1]))
+        reports += fitted.reports
+        have += above
+    for dim in (dim for dim in new if dim not in above):
+        parent = min(size for size in have if size > dim)
+        source = next(folded.first(parent) for folded, sizes in kept if parent in sizes)
+        stage = Stage(index=0, order="shrink", phase="joint", in_dim=parent, out_dim=dim, candidates=parent)
+        shrink = dataclasses.replace(config, order="shrink")
+        fitted = fit_stages(table, train, dev, shrink, base=source, stages=(stage,), progress=progress)
+        kept.append((fitted.maps[-1][0], (dim,)))
+        reports += fitted.reports
+        have.append(dim)
+    return kept, [report.to_dict() for report in reports]
