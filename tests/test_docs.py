@@ -176,7 +176,7 @@ def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch)
     models = {"sentence-transformers/all-MiniLM-L6-v2": get_model_path(), "Qwen/Qwen2-7B-Instruct": "decoder"}
     if "Qwen" in page.read_text():
         tiny_qwen2(tmp_path / "desk" / "decoder")
-    if page.stem in ("serving", "sharing"):
+    if page.stem in ("search", "serving", "sharing", "stores"):
         Compressor.fit(np.load("corpus.npy"), dims=(96, 48), method="pca").save("my-compressor")
     names: dict[str, object] = {}
     with Hub() as hub:
@@ -188,7 +188,8 @@ def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch)
             if language == "python":
                 exec(compile(block, str(page), "exec"), names)
             else:
-                assert run(shlex.split(block)[1:]) == 0
+                for line in block.replace("\\\n", " ").splitlines():
+                    assert run(shlex.split(line)[1:]) == 0
 
 
 @pytest.mark.slow
