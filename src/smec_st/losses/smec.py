@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -16,17 +15,15 @@ from smec_st.functional import (
     alignment_kl,
     alignment_l1,
     contrastive_loss,
-    linear_link,
     rank_loss,
     reconstruction_l1,
     unit,
 )
 from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, share_of_mean, total, world_size
 from smec_st.losses.relevance import Relevance
+from smec_st.losses.shadows import Shadows
 from smec_st.memory import EMPTY, SelectableCrossBatchMemory
 from smec_st.modules import ResidualAdapter
-
-MOST_LINKED = 1 << 14  # training pairs that say how queries follow from documents
 
 
 class SMECLoss(nn.Module):
@@ -70,9 +67,8 @@ class SMECLoss(nn.Module):
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn at random per step.
         stream_rows: Corpus rows pushed per step, when the memory is smaller than the corpus.
-        shadow_share: Share of ``L_rank`` and ``L_align`` on queries that goes to shadows of them: what a query would
-            be if its relevant document (without labels: its nearest one) were another of the pool, and it asked for
-            that one alone. They ask where no training query does.
+        shadow_share: Share of ``L_rank`` and ``L_align`` on queries that goes to shadows of them
+            (:class:`~smec_st.losses.shadows.Shadows`), each asking for the document that it stands by alone.
         seed: Seeds the order in which the corpus passes through the memory, and the random rows.
     """
 
@@ -122,6 +118,7 @@ class SMECLoss(nn.Module):
         self.tau, self.alignment_tau, self.narrow_alignment_tau = tau, alignment_tau, narrow_alignment_tau
         self.top_k, self.random_rows, self.stream_rows, self.seed = top_k, random_rows, stream_rows, seed
         self.shadow_share = shadow_share
+        self._shadow_of = Shadows(table, relevance, seed)
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.log_scale.register_hook(mean_gradient)  # DDP wraps the model, not the loss
         self._step = (0, 0)
@@ -320,55 +317,16 @@ class SMECLoss(nn.Module):
             vectors = torch.cat([vectors, self.memory.vectors[slots]])
         return vectors, ids, own, similarity
 
-    @cached_property
+    @property
     def _casts_shadows(self) -> bool:
-        """Whether queries (with labels: those of training) are no documents, which have places of their own."""
-        if self.shadow_share == 0 or self.table is None:
-            return False
-        asking = torch.arange(self.table.corpus_size, len(self.table))
-        if self.relevance is not None:
-            asking = self.relevance.pairs[:, 0].cpu()
-        return len(asking) > 0 and bool((self.table.own(asking) < 0).all())
+        return self.shadow_share > 0 and self._shadow_of.are_cast
 
-    @cached_property
-    def _link(self) -> Tensor:
-        """What of a document its queries carry along, ``(D, D)``, by the training pairs."""
-        assert self.relevance is not None
-        assert self.table is not None
-        pairs = self.relevance.pairs.cpu()
-        if len(pairs) > MOST_LINKED:
-            drawn = np.random.default_rng(self.seed).choice(len(pairs), MOST_LINKED, replace=False)
-            pairs = pairs[torch.from_numpy(np.sort(drawn))]
-        return linear_link(self.table[pairs[:, 1]], self.table[pairs[:, 0]])
-
-    @torch.no_grad()
     def _shadows(
         self, queries: Tensor, ids: Tensor, pool: Tensor, near: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Queries as they would stand elsewhere: as if a query's own document ``d`` were another one, ``d'``.
-
-        ``unit(q + A (d' - d))``, where ``A`` is what of a document its queries carry along
-        (:func:`~smec_st.functional.linear_link` over the training pairs; the identity without labels). A narrow map
-        can serve the training queries and their documents alone, and no other. Which document stands in depends on
-        (seed, stage, step, query) alone.
-
-        Args:
-            queries: ``(b, D)``.
-            ids: Their row ids, ``(b,)``.
-            pool: ``(C, D)``.
-            near: Place in the pool of the document that each query stands by, ``(b,)``; None for the nearest.
-
-        Returns:
-            Shadows ``(b, D)``, unit norm, and the place of the document that each stands by, ``(b,)``.
-        """
         if not self._casts_shadows or len(pool) == 0:
             return queries[:0].detach(), ids[:0]
-        stage, step = self._step
-        start = int(np.random.default_rng([self.seed, stage, step, 2]).integers(2**62))
-        drawn = ((ids * 6364136223846793005 + start) >> 33) % len(pool)  # one step of Knuth's MMIX generator
-        if near is None:
-            return unit(pool[drawn] + queries - pool[(queries @ pool.T).argmax(dim=1)]), drawn
-        return unit(queries + (pool[drawn] - pool[near]) @ self._link.to(queries).T), drawn
+        return self._shadow_of(queries, ids, pool, near, self._step)
 
     def _document_vectors(self, ids: Tensor, place: Tensor, documents: Tensor) -> Tensor:
         """Vectors of all ranks' documents, each once, ``(C, D)``; looked up where they are frozen, else gathered."""
