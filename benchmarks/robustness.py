@@ -3,6 +3,7 @@
     python benchmarks/robustness.py few        DATA/scifact
     python benchmarks/robustness.py misleading DATA/xquad_r_en DATA/scifact
     python benchmarks/robustness.py transfer   DATA/scifact DATA/medquad DATA/xquad_r_en
+    python benchmarks/robustness.py mix        DATA/scifact DATA/medquad DATA/xquad_r_en
     python benchmarks/robustness.py synthetic  DATA/scifact --model MODEL
     python benchmarks/robustness.py unseen     DATA/scifact DATA/xquad_r_en
     python benchmarks/robustness.py wide --dims 256,64,32 --methods smec,pca-centred,mrl-principal
@@ -10,6 +11,7 @@
 few: 0, 20, 50, 100, 200 and all training queries (a fifth of them held out, no dev split), beside rivals.
 misleading: as they are; judgements that name another query's documents; 20 random pairs. Beside untrained methods.
 transfer: fitted on one collection with and without labels, used on another, beside PCA fitted on the first.
+mix: fitted on all of them at once, used on each, beside PCA of all.
 synthetic: queries made from the documents by MODEL, in place of judgements and beside 50 judged queries.
 unseen: judged queries whose documents no training query names, with and without labels; test is not read.
 wide: made vectors of 4,096 numbers whose 32 directions of meaning are known, under louder ones that mean nothing.
@@ -33,7 +35,16 @@ from record import write_record
 
 from smec_st.baselines import TrainingData
 from smec_st.compare import METHODS
-from smec_st.data import Collection, Qrels, VectorTable, add_synthetic_queries, load_collection, read_jsonl, unit_rows
+from smec_st.data import (
+    Collection,
+    Qrels,
+    VectorTable,
+    add_synthetic_queries,
+    join_collections,
+    load_collection,
+    read_jsonl,
+    unit_rows,
+)
 from smec_st.data.beir import Side
 from smec_st.metrics import evaluate_retrieval
 
@@ -125,6 +136,15 @@ def transfer(folders: list[Path], dims: tuple[int, ...], methods: list[str], see
                 }  # fmt: skip
 
 
+def mix(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    collections = {folder.name: load(folder) for folder in folders}
+    joined = join_collections(list(collections.values()))
+    for method in ["pca", *methods]:
+        encoder = fit(method, joined, joined.judged("train"), dims, seed, joined.qrels.get("dev"))
+        for target, used in collections.items():
+            yield {"fitted_on": joined.name, "used_on": target, "method": method, "ndcg@10": score(encoder, used)}
+
+
 def synthetic(
     folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int, model: str
 ) -> Iterator[dict[str, Any]]:
@@ -203,7 +223,7 @@ def made_wide(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["few", "misleading", "transfer", "synthetic", "unseen", "wide"])
+    parser.add_argument("what", choices=["few", "misleading", "transfer", "mix", "synthetic", "unseen", "wide"])
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--methods", default="smec")
