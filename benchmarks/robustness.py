@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -229,19 +230,24 @@ def main() -> None:
     parser.add_argument("--methods", default="smec")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--model", help="That made the vectors, for queries made from texts.")
+    parser.add_argument("--keep", action="store_true", help="Keep recorded rows of other methods.")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dims = tuple(int(dim) for dim in options.dims.split(","))
-    rows = []
+    path = RESULTS / f"{options.what}.json"
+    rows = json.loads(path.read_text())["rows"] if options.keep else []
+    methods = options.methods.split(",")
+    rows = [row for row in rows if row["method"] not in methods]
+    options.methods = ",".join(dict.fromkeys([*(row["method"] for row in rows), *methods]))
     for seed in (int(seed) for seed in options.seeds.split(",")):
         began = time.perf_counter()
         more = (options.model,) if options.what == "synthetic" else ()
-        for row in globals()[options.what](options.data, dims, options.methods.split(","), seed, *more):
+        for row in globals()[options.what](options.data, dims, methods, seed, *more):
             rows.append({**row, "seed": seed, "seconds": round(time.perf_counter() - began, 1)})
             began = time.perf_counter()
             print(rows[-1], flush=True)
-            write_record(RESULTS / f"{options.what}.json", options, rows)
+            write_record(path, options, rows)
 
 
 if __name__ == "__main__":

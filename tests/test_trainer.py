@@ -154,11 +154,42 @@ def test_best_strength_follows_the_curve_and_not_a_lucky_point(means, expected):
     assert best_strength(scores) == expected
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(0.05, 0.0), (0.3, 1.0)])
-def test_best_strength_is_the_start_where_the_gain_may_be_chance(gain, expected):
+@pytest.mark.parametrize(
+    ("gain", "proven", "expected"),
+    [(0.05, False, 0.0), (0.3, False, 1.0), (0.05, True, 1.0), (-0.05, True, 0.0)],
+)
+def test_best_strength_is_the_start_where_the_gain_may_be_chance(gain, proven, expected):
     spread = np.tile([-1.0, 1.0], 10)  # of the difference to the start: a standard error of 0.23
     scores = {strength: strength * (gain + spread) for strength in STRENGTHS}
-    assert best_strength(scores) == expected
+    assert best_strength(scores, proven) == expected
+
+
+@pytest.mark.parametrize(("first", "expected"), [(0.1, 0.0), (0.3, 1.0)])
+def test_training_that_has_proven_itself_needs_no_more_proof(tmp_path, first, expected):
+    """The second size gains a fifth of a standard error; that is kept where the first gained more than one."""
+    trainer = make_trainer(tmp_path, selection_ratio=1.0)
+    spread = np.tile([-1.0, 1.0], 10)
+
+    def score(_):
+        adapter, _ = trainer.last_pair()
+        return float(adapter.strength) * ((first if trainer.stage.index == 0 else 0.05) + spread)
+
+    trainer.guard = score
+    assert [report.strength for report in trainer.train()] == [expected, expected]
+
+
+def test_a_stage_begins_from_axes_as_long_as_the_frozen_columns(tmp_path):
+    trainer = make_trainer(tmp_path, guarded=False, learning_rate=0.5, selection_ratio=1.0)
+    trainer.train()
+    first, second = (m for m in trainer.model if isinstance(m, ResidualAdapter))
+    corpus = trainer.table[torch.arange(trainer.table.corpus_size)]
+    columns = first.linear_map()
+    basis = torch.linalg.qr(columns.T).Q.T
+    length = (corpus @ columns.T).norm() / (corpus @ basis.T).norm()
+    assert length > 1.2
+    grams = second.start @ torch.cat([second.start, columns]).T
+    expected = torch.cat([length**2 * torch.eye(4), torch.zeros(4, 4)], dim=1)
+    assert torch.allclose(grams, expected, atol=1e-4 * float(length) ** 2)
 
 
 def test_guard_goes_back_to_the_start_when_training_misled(tmp_path):

@@ -11,16 +11,17 @@ STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
 SURE = 1.0  # standard errors
 
 
-def best_strength(scores: Mapping[float, np.ndarray]) -> float:
+def best_strength(scores: Mapping[float, np.ndarray], proven: bool = False) -> float:
     """The strength with the best smoothed mean, the greatest of equals; 0 where its gain over 0 may be chance.
 
     Quality changes smoothly from start to result, while a mean over few held-out queries does not: each mean is
     averaged with a parabola fitted through all of them, so that no single lucky point decides. And the start is the
     safe choice, for this size and for the larger ones, which begin with it: a gain over it of less than :data:`SURE`
-    standard errors does not count.
+    standard errors does not count, unless training has proven itself at a size before.
 
     Args:
         scores: Scores of the held-out queries by strength, ``(q,)`` each, in one order; 0 and two others at least.
+        proven: Whether a size before left its start.
     """
     strengths = sorted(scores, reverse=True)
     measured = np.array([scores[strength].mean() for strength in strengths])
@@ -29,4 +30,4 @@ def best_strength(scores: Mapping[float, np.ndarray]) -> float:
     best = strengths[int(smoothed.argmax())]
     gain = scores[best] - scores[0.0]
     error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    return best if gain.mean() >= SURE * error else 0.0
+    return best if proven or gain.mean() >= SURE * error else 0.0

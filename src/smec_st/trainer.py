@@ -37,6 +37,7 @@ from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 REPORT = "stage.json"
 RUN = "run.json"
 BACKBONE = "backbone.safetensors"
+SAMPLE = 4096  # documents that lengths are measured on
 
 
 class SequentialTrainer(SentenceTransformerTrainer):
@@ -219,7 +220,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         for strength in STRENGTHS:
             adapter.strength.fill_(strength)
             scores[strength] = self.guard(self.model)
-        chosen = best_strength(scores)
+        chosen = best_strength(scores, any(report.held_out and report.strength > 0 for report in self.reports))
         adapter.strength.fill_(chosen)
         return chosen, {f"{strength:g}": float(score.mean()) for strength, score in scores.items()}
 
@@ -267,16 +268,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return self.last_pair()
 
     def _new_adapter(self, stage: Stage) -> ResidualAdapter:
-        start: Tensor | None = None
-        if self.args.start == "principal":
-            linear = self._linear_map()
-            if stage.order == "grow":
-                mean, moment = self._data_moments()
-                last = mean if self.args.mean_last else None
-                start = leftover_axes(moment, linear[: stage.have], stage.candidates, last)
-            else:
-                moment = linear.double() @ self._data_moments()[1] @ linear.double().T
-                start = leftover_axes(moment, linear[:0, :0].reshape(0, stage.in_dim), stage.in_dim)
+        start = self._principal_axes(stage) if self.args.start == "principal" else None
         return ResidualAdapter(
             stage.in_dim,
             stage.candidates,
@@ -286,6 +278,30 @@ class SequentialTrainer(SentenceTransformerTrainer):
             writes="candidate_embedding",
             start=start,
         )
+
+    def _principal_axes(self, stage: Stage) -> Tensor:
+        """What a stage begins from, ``(candidates, in_dim)``: axes by falling variance.
+
+        In ``grow`` those of what the frozen columns leave over, as long as these are: training makes columns longer,
+        and beside them axes of length 1 would hardly count, least of all where the guard keeps them as they are.
+        """
+        linear = self._linear_map()
+        mean, moment = self._data_moments()
+        if stage.order == "shrink":
+            moment = linear.double() @ moment @ linear.double().T
+            return leftover_axes(moment, linear[:0, :0].reshape(0, stage.in_dim), stage.in_dim)
+        frozen = linear[: stage.have]
+        axes = leftover_axes(moment, frozen, stage.candidates, mean if self.args.mean_last else None)
+        return axes * self._length(frozen) if stage.have else axes
+
+    @torch.no_grad()
+    def _length(self, frozen: Tensor) -> float:
+        """How much longer the frozen columns' outputs are than with orthonormal axes in their place, on documents."""
+        rows = torch.arange(0, self.table.corpus_size, max(1, self.table.corpus_size // SAMPLE))
+        vectors = self.table[rows].to(self.model.device)
+        outputs = self.model({"sentence_embedding": vectors})["sentence_embedding"].float()[:, : len(frozen)]
+        axes = torch.linalg.svd(frozen, full_matrices=False).Vh.to(vectors)
+        return float(outputs.norm() / (vectors @ axes.T).norm())
 
     def _hidden_dim(self, stage: Stage) -> int | None:
         is_narrow = stage.order == "grow" and stage.out_dim <= NARROW * self.table.width
