@@ -178,8 +178,9 @@ def test_training_that_has_proven_itself_needs_no_more_proof(tmp_path, first, ex
     assert [report.strength for report in trainer.train()] == [expected, expected]
 
 
-def test_a_stage_begins_from_axes_as_long_as_the_frozen_columns(tmp_path):
-    trainer = make_trainer(tmp_path, guarded=False, learning_rate=0.5, selection_ratio=1.0)
+@pytest.mark.parametrize("judged", [True, False])
+def test_with_labels_a_stage_begins_from_axes_as_long_as_the_frozen_columns(tmp_path, judged):
+    trainer = make_trainer(tmp_path, judged=judged, guarded=False, learning_rate=0.5, selection_ratio=1.0)
     trainer.train()
     first, second = (m for m in trainer.model if isinstance(m, ResidualAdapter))
     corpus = trainer.table[torch.arange(trainer.table.corpus_size)]
@@ -187,6 +188,7 @@ def test_a_stage_begins_from_axes_as_long_as_the_frozen_columns(tmp_path):
     basis = torch.linalg.qr(columns.T).Q.T
     length = (corpus @ columns.T).norm() / (corpus @ basis.T).norm()
     assert length > 1.2
+    length = length if judged else 1.0
     grams = second.start @ torch.cat([second.start, columns]).T
     expected = torch.cat([length**2 * torch.eye(4), torch.zeros(4, 4)], dim=1)
     assert torch.allclose(grams, expected, atol=1e-4 * float(length) ** 2)

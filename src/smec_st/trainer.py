@@ -282,8 +282,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
     def _principal_axes(self, stage: Stage) -> Tensor:
         """What a stage begins from, ``(candidates, in_dim)``: axes by falling variance.
 
-        In ``grow`` those of what the frozen columns leave over, as long as these are: training makes columns longer,
-        and beside them axes of length 1 would hardly count, least of all where the guard keeps them as they are.
+        In ``grow`` those of what the frozen columns leave over. With labels they are as long as these: ranking makes
+        columns longer, and beside them axes of length 1 would hardly count, least of all where the guard keeps them.
         """
         linear = self._linear_map()
         mean, moment = self._data_moments()
@@ -292,7 +292,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             return leftover_axes(moment, linear[:0, :0].reshape(0, stage.in_dim), stage.in_dim)
         frozen = linear[: stage.have]
         axes = leftover_axes(moment, frozen, stage.candidates, mean if self.args.mean_last else None)
-        return axes * self._length(frozen) if stage.have else axes
+        return axes * self._length(frozen) if stage.have and self.loss.relevance is not None else axes
 
     @torch.no_grad()
     def _length(self, frozen: Tensor) -> float:
