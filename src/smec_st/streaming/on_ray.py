@@ -84,7 +84,7 @@ def start_ray(ray: Any) -> None:
         try:
             ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
             return
-        except RuntimeError as error:
+        except Exception as error:  # a node that was too slow is a plain Exception
             ray.shutdown()
             if left == 0:
                 reason = " ".join(str(error).split())[:200]
