@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -251,3 +252,10 @@ def test_migrate_milvus(vectors, folder, tmp_path, capsys, monkeypatch):
             run(["migrate", folder, store, "--dim", "8", "--in-place"])
     assert run(["migrate", folder, store, "--dim", "8", "--in-place"]) == 0
     np.testing.assert_allclose(load_vectors(store), expected, atol=1e-6)
+
+
+def test_migration_in_place_says_that_milvus_is_missing(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    (tmp_path / "s.db").touch()
+    assert run(["migrate", folder, f"{tmp_path / 's.db'}#docs", "--dim", "8", "--in-place"]) == 2
+    assert "reading Milvus needs pymilvus" in capsys.readouterr().err

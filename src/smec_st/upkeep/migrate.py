@@ -229,9 +229,14 @@ def _finish_milvus(uri: str, collection: str) -> bool:
     """Give a new collection its name, when a run was cut off after it had removed the old one."""
     if "://" not in uri and not Path(uri).exists():
         return False
-    from pymilvus import MilvusClient
-
-    client, new = MilvusClient(uri), f"{collection}{MIGRATING}"
+    try:  # where this fails, opening the store says why
+        from pymilvus import MilvusClient, MilvusException
+    except ImportError:
+        return False
+    try:
+        client, new = MilvusClient(uri), f"{collection}{MIGRATING}"
+    except MilvusException:
+        return False
     try:
         if client.has_collection(collection) or not client.has_collection(new):
             return False
