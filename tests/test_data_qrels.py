@@ -156,6 +156,17 @@ def test_queries_with_a_document_in_common_are_held_out_together(rng):
     assert other.query_rows.tolist() != held.query_rows.tolist()
 
 
+def test_half_of_the_held_out_queries_ask_for_documents_that_are_trained_on(rng):
+    documents = np.repeat(np.arange(60), 5)
+    qrels = Qrels(rng.permutation(300), documents, np.ones(300))
+    rest, held = qrels.hold_out(0.2, seed=1)
+    assert len(held.query_rows) == 60
+    assert sorted(np.r_[rest.query_rows, held.query_rows]) == list(range(300))
+    trained = set(rest.documents.tolist())
+    assert sum(document in trained for document in held.documents.tolist()) == 30
+    assert qrels.hold_out(0.2, seed=2)[1].query_rows.tolist() != held.query_rows.tolist()
+
+
 def test_groups_are_those_of_a_plain_walk(rng):
     qrels = Qrels(rng.integers(0, 40, 60), rng.integers(0, 50, 60), rng.integers(0, 2, 60))
     neighbors = {q: set() for q in qrels.query_rows.tolist()}

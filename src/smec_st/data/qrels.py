@@ -122,8 +122,8 @@ class Qrels:
     def split(self, share: float, seed: int) -> tuple[Qrels, Qrels]:
         """Two parts by query: the first keeps about ``1 - share`` of the queries, the second holds ``share`` out.
 
-        Queries that share a relevant document stay together, so that documents held out were never trained on: most
-        documents that will be searched were not. Where they all hang together (classes), queries are drawn one by one.
+        Queries that share a relevant document stay together: no held-out document was trained on. Where they all hang
+        together (classes), queries are drawn one by one.
         """
         rows, groups = self.query_rows, self._groups()
         wanted = round(len(rows) * share)
@@ -160,12 +160,22 @@ class Qrels:
         return order[numbers]
 
     def hold_out(self, share: float, seed: int) -> tuple[Qrels, Qrels | None]:
-        """:meth:`split`, with at least :data:`MIN_HELD_OUT` queries held out; all and None when that is over half."""
+        """What to train on, and what to choose by: about ``share`` of the queries, at least :data:`MIN_HELD_OUT`.
+
+        Queries to come ask for documents that training has seen and for others, nobody knows how often. So half of
+        those held out share no relevant document with the rest (:meth:`split`), and half are drawn one by one.
+
+        Returns:
+            The rest and the held-out part; all and None when that part would be more than half.
+        """
         queries = len(self.query_rows)
         if queries < 2 * MIN_HELD_OUT:
             return self, None
-        rest, held = self.split(max(share, MIN_HELD_OUT / queries), seed)
-        return rest, held
+        wanted = round(queries * max(share, MIN_HELD_OUT / queries))
+        seen, unseen = self.split(wanted / queries / 2, seed)
+        drawn = np.random.default_rng(seed).permutation(seen.query_rows)[: wanted - len(unseen.query_rows)]
+        is_held = np.isin(self.query_rows, np.concatenate([unseen.query_rows, drawn]))
+        return self.of_queries(self.query_rows[~is_held]), self.of_queries(self.query_rows[is_held])
 
 
 def as_qrels(qrels: Any, query_size: int, corpus_size: int) -> Qrels:
