@@ -8,7 +8,7 @@
     python benchmarks/robustness.py unseen     DATA/scifact DATA/xquad_r_en
     python benchmarks/robustness.py wide --dims 256,64,32 --methods smec,pca-centred,mrl-principal
 
-few: 0, 20, 50, 100, 200 and all training queries (a fifth of them held out, no dev split), beside rivals.
+few: 0, 20, 50, 100, 200 and all training queries, no dev split, beside rivals: for those a fifth is held out.
 misleading: as they are; judgements that name another query's documents; 20 random pairs. Beside untrained methods.
 transfer: fitted on one collection with and without labels, used on another, beside PCA fitted on the first.
 mix: fitted on all of them at once, used on each, beside PCA of all.
@@ -90,10 +90,11 @@ def few(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: in
         order = np.random.default_rng(seed).permutation(judged.query_rows)
         for count in FEW:
             chosen = None if count == 0 else judged.of_queries(order[:count])
-            train, dev = (None, None) if chosen is None else chosen.hold_out(0.2, seed)
+            shared = (None, None) if chosen is None else chosen.hold_out(0.2, seed)
             for method in methods:
                 if chosen is None and METHODS[method]().needs_labels:
                     continue
+                train, dev = (chosen, None) if method == "smec" else shared  # ours shares them out itself
                 scores = score(fit(method, collection, train, dims, seed, dev), collection)
                 queries = len(order) if count is None else count
                 yield {"data": folder.name, "method": method, "queries": queries, "ndcg@10": scores}

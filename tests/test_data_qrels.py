@@ -167,6 +167,18 @@ def test_half_of_the_held_out_queries_ask_for_documents_that_are_trained_on(rng)
     assert qrels.hold_out(0.2, seed=2)[1].query_rows.tolist() != held.query_rows.tolist()
 
 
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_folds_hold_every_query_once_and_half_of_them_documents_of_their_own(rng, count):
+    documents = np.repeat(np.arange(60), 5)
+    qrels = Qrels(rng.permutation(300), documents, np.ones(300))
+    parts = qrels.folds(count, seed=1)
+    assert sorted(np.concatenate([part.query_rows for part in parts])) == list(range(300))
+    assert all(abs(len(part.query_rows) - 300 / count) <= 5 for part in parts)
+    for number, part in enumerate(parts):
+        others = {d for other in parts if other is not part for d in other.documents.tolist()}
+        assert (not others & set(part.documents.tolist())) == (number < count // 2)
+
+
 def test_groups_are_those_of_a_plain_walk(rng):
     qrels = Qrels(rng.integers(0, 40, 60), rng.integers(0, 50, 60), rng.integers(0, 2, 60))
     neighbors = {q: set() for q in qrels.query_rows.tolist()}

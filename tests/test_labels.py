@@ -12,6 +12,7 @@ from smec_st import Compressor
 from smec_st.cli import run
 from smec_st.data import Qrels, VectorTable
 from smec_st.labels import LabelsWarning, share_labels, vectors_agree
+from smec_st.trainer import SequentialTrainer
 
 WIDTH, DOCUMENTS = 24, 400
 
@@ -63,6 +64,19 @@ def test_labels_are_shared_between_training_and_the_guard():
     assert share_labels(table, empty, None, 0.1, seed=0).train is empty
 
 
+def test_judgements_too_few_to_hold_some_out_are_cross_validated():
+    table, qrels = made(200)
+    some = share_labels(table, qrels.of_queries(range(199)), None, 0.1, seed=0, folds=4)
+    assert (len(some.train.query_rows), some.held_out) == (199, None)
+    assert sorted(np.concatenate([part.query_rows for part in some.folds])) == list(range(199))
+    many = share_labels(table, qrels, None, 0.1, seed=0, folds=4)
+    assert (len(many.train.query_rows), len(many.held_out.query_rows), many.folds) == (180, 20, ())
+    given = share_labels(table, qrels.of_queries(range(100)), qrels.of_queries(range(100, 200)), 0.1, seed=0, folds=4)
+    assert (len(given.train.query_rows), given.folds) == (100, ())
+    few = share_labels(table, qrels.of_queries(range(39)), None, 0.1, seed=0, folds=4)
+    assert (few.train, few.folds) == (None, ())
+
+
 QUICK = {"steps": 4, "selection_steps": 2, "batch_size": 16, "random_rows": 32}
 
 
@@ -76,6 +90,50 @@ def test_fit_on_misleading_judgements_is_the_fit_without(tmp_path):
     assert misled.fingerprint == Compressor.fit(corpus, queries, None, (12, 6), **QUICK).fingerprint
     told = Compressor.fit(corpus, queries, shuffled(qrels), (12, 6), guard=False, **QUICK)
     assert told.info["data"]["training_queries"] == 100
+
+
+def test_cross_validation_scores_each_query_by_a_fit_without_it_and_then_trains_on_all():
+    table, qrels = made(100)
+    corpus, queries = table.documents(), np.asarray(table[np.arange(DOCUMENTS, DOCUMENTS + 100)])
+    quick = {**QUICK, "steps": 40, "batch_size": 64, "mean_last": False}  # begins from the axes of `pca`
+    fitted = Compressor.fit(corpus, queries, qrels, (6,), **quick)
+    assert fitted.info["data"] == {"documents": 400, "training_queries": 100, "held_out_queries": 100, "folds": 4}
+    (stage,) = fitted.info["stages"]
+    expected = dict.fromkeys(stage["held_out"], 0.0)
+    for held in qrels.folds(4, seed=0):
+        rest = qrels.of_queries(np.setdiff1d(np.arange(100), held.query_rows))
+        (one,) = Compressor.fit(corpus, queries, rest, (6,), dev_qrels=held, **quick).info["stages"]
+        for strength, score in one["held_out"].items():
+            expected[strength] += score * len(held.query_rows) / 100
+    assert stage["held_out"] == pytest.approx(expected)
+    assert len(set(expected.values())) > 1
+    start, result = (
+        Compressor.fit(corpus, queries, labels, (6,), **options).map_for(6).layers[0].weight
+        for labels, options in ((None, {"method": "pca"}), (qrels, {**quick, "guard": False}))
+    )
+    kept = start + stage["strength"] * (result - start)
+    assert np.allclose(fitted.map_for(6).layers[0].weight, kept, atol=1e-6)
+
+
+def test_cross_validation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    table, qrels = made(100)
+    corpus, queries = table.documents(), np.asarray(table[np.arange(DOCUMENTS, DOCUMENTS + 100)])
+    whole = Compressor.fit(corpus, queries, qrels, (12, 6), **QUICK)
+    train, trained = SequentialTrainer._end_stage, []
+
+    def cut_off(self, *arguments):
+        trained.append(arguments[0].name)
+        if len(trained) == 8:  # three stages a fit: in the third
+            raise KeyboardInterrupt
+        return train(self, *arguments)
+
+    monkeypatch.setattr(SequentialTrainer, "_end_stage", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        Compressor.fit(corpus, queries, qrels, (12, 6), work_dir=tmp_path, **QUICK)
+    again = Compressor.fit(corpus, queries, qrels, (12, 6), work_dir=tmp_path, **QUICK)
+    assert len(trained) == 5 * 3 + 1
+    assert again.fingerprint == whole.fingerprint
+    assert [stage["held_out"] for stage in again.info["stages"]] == [s["held_out"] for s in whole.info["stages"]]
 
 
 def test_command_says_that_it_did_not_train_on_labels(tmp_path, capsys):

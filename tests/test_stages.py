@@ -1,5 +1,6 @@
 """Plans for any sizes, and a clear refusal of impossible ones."""
 
+import dataclasses
 import json
 
 import pytest
@@ -134,3 +135,6 @@ def test_stage_report_says_what_was_kept_and_why(strength, kept):
 def test_stage_report_is_json():
     report = StageReport(stage="s", dim=8, steps=3, seconds=0.5, loss=1.0, held_out={"1": 0.5}, selected=[0, 2])
     assert StageReport(**json.loads(json.dumps(report.to_dict()))) == report
+    report.scores = {"1": [0.25, 0.75]}
+    assert StageReport(**json.loads(json.dumps(dataclasses.asdict(report)))) == report
+    assert "scores" not in report.to_dict()

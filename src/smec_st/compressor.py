@@ -302,9 +302,10 @@ class Compressor:
             qrels: Which documents are relevant: a :class:`~smec_st.data.Qrels`, ``{query row: {document row:
                 grade}}``, or pairs ``(P, 2)`` of rows. None to train without labels.
             dims: Sizes; by default the width and its halvings down to a sixteenth.
-            dev_qrels: Judgements of held-out queries for the guard; by default a share of the training queries is
-                held out. Of fewer than 40 judged queries all choose and none train, and judgements that the vectors
-                do not agree with at all are not trained on; a warning says so (see :mod:`smec_st.labels`).
+            dev_qrels: Judgements of held-out queries for the guard; by default a tenth of the training queries is
+                held out, and fewer than 200 are cross-validated, in five fits instead of one. Of fewer than 40 judged
+                queries all choose and none train, and judgements that the vectors do not agree with at all are not
+                trained on; a warning says so (see :mod:`smec_st.labels`).
             model: The backbone, to embed texts with and to remember by name.
             method: A name in :data:`~smec_st.config.METHODS`.
             config: Settings; ``settings`` override them one by one.
@@ -344,8 +345,11 @@ class Compressor:
             return compressor
         from smec_st.quantization.choice import add_best
 
-        labels, asking = made.labels, made.asking if made.labels.train is None else None
-        return add_best(compressor, table, labels.train, labels.held_out, bytes, recipe.seed, asking)
+        train, held = made.labels.train, made.labels.held_out
+        if train is not None and made.labels.folds:
+            train, held = train.hold_out(recipe.held_out_share, recipe.seed)
+        asking = made.asking if train is None else None
+        return add_best(compressor, table, train, held, bytes, recipe.seed, asking)
 
     def calibrate(self, corpus: np.ndarray) -> Compressor:
         """Ranges for int8 and rotations for binary codes at every size; what is there already stays.

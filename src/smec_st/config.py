@@ -62,6 +62,8 @@ class FitConfig:
         hard_neighbors: Place this many of each query's nearest training queries in its batch; 0 to spread only.
         guard: Whether held-out queries choose each stage's strength.
         held_out_share: Training queries held out for the guard when there is no dev split.
+        folds: Where that share would be fewer than 20 queries, they are held out in so many parts, one after the
+            other: as many fits more, and the last one trains on all. 0 to hold out 20 once.
         checkpoint_steps: Steps between checkpoints.
         seed: Of everything random.
     """
@@ -95,6 +97,7 @@ class FitConfig:
     hard_neighbors: int = 0
     guard: bool = True
     held_out_share: float = 0.1
+    folds: int = 4
     checkpoint_steps: int = 125
     seed: int = 0
 
@@ -106,6 +109,8 @@ class FitConfig:
                 raise DataError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
         if self.memory < 0:
             raise DataError(f"`memory` must be 0 or more, got {self.memory}.")
+        if self.folds < 0 or self.folds == 1:
+            raise DataError(f"`folds` must be 2 or more, or 0, got {self.folds}.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise DataError(f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}.")

@@ -13,9 +13,10 @@ import numpy as np
 
 from smec_st.config import METHODS, FitConfig
 from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.guard import scores_of_folds
 from smec_st.labels import Labels, LabelsWarning, share_labels
 from smec_st.maps import FoldedMap
-from smec_st.recipe import fit_stages, fit_untrained, labels_are_classes
+from smec_st.recipe import Fitted, fit_stages, fit_untrained, labels_are_classes
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 UNTRAINED = ("truncate", "pca")
@@ -88,36 +89,51 @@ def fit_maps(
         progress: Likewise.
     """
     labels, asking = Labels(train, dev), unlabelled_queries
-    if train is not None and recipe.guard and method not in UNTRAINED:
-        labels = share_labels(table, train, dev, recipe.held_out_share, recipe.seed)
-        asking = train.query_rows if asking is None else asking
-    if labels.note:
-        warnings.warn(labels.note, LabelsWarning, stacklevel=3)
+    if method not in UNTRAINED:
+        labels = _share(table, train, dev, recipe)
+        asking = train.query_rows if train is not None and asking is None and recipe.guard else asking
     recipe = recipe.for_labels(labels_are_classes(table, labels.train))
     if method in UNTRAINED:
         fitted = fit_untrained(method, table, recipe.dims or default_dims(table.width))
     else:
-        fitted = fit_stages(
-            table,
-            labels.train,
-            labels.held_out,
-            recipe,
-            unlabelled_queries=asking,
-            work_dir=work_dir,
-            progress=progress,
-        )
+        fitted = _fit_guarded(table, labels, recipe, work_dir, unlabelled_queries=asking, progress=progress)
     info = {
         "method": method,
         "settings": recipe.to_dict(),
         "data": {
             "documents": table.corpus_size,
             "training_queries": 0 if labels.train is None else len(labels.train.query_rows),
-            "held_out_queries": 0 if labels.held_out is None else len(labels.held_out.query_rows),
+            "held_out_queries": sum(len(part.query_rows) for part in (labels.held_out, *labels.folds) if part),
+            **({"folds": len(labels.folds)} if labels.folds else {}),
             **({"note": labels.note} if labels.note else {}),
         },
         "stages": [report.to_dict() for report in fitted.reports],
     }
     return Made(fitted.maps, info, labels, asking)
+
+
+def _share(table: VectorTable, train: Qrels | None, dev: Qrels | None, recipe: FitConfig) -> Labels:
+    if train is None or not recipe.guard:
+        return Labels(train, dev)
+    labels = share_labels(table, train, dev, recipe.held_out_share, recipe.seed, recipe.folds)
+    if labels.note:
+        warnings.warn(labels.note, LabelsWarning, stacklevel=4)
+    return labels
+
+
+def _fit_guarded(
+    table: VectorTable, labels: Labels, recipe: FitConfig, work_dir: Path | None = None, **options: Any
+) -> Fitted:
+    """Train; with folds, train without each of them first, and then with all as far as they chose together."""
+    if labels.train is None or not labels.folds:
+        return fit_stages(table, labels.train, labels.held_out, recipe, work_dir=work_dir, **options)
+    parts = []
+    for number, held in enumerate(labels.folds):
+        rest = labels.train.of_queries(np.setdiff1d(labels.train.query_rows, held.query_rows))
+        folder = None if work_dir is None else work_dir / f"fold-{number}"
+        parts.append(fit_stages(table, rest, held, recipe, work_dir=folder, **options).reports)
+    measured = scores_of_folds(parts)
+    return fit_stages(table, labels.train, None, recipe, measured=measured, work_dir=work_dir, **options)
 
 
 def extend_maps(
@@ -143,11 +159,12 @@ def extend_maps(
         raise DataError(f"size {max(set(new) & set(have))} exists already.")
     widest = have[-1]
     above = [dim for dim in new if dim > widest]
+    labels = _share(table, train, dev, config)
     if above:
         home = next(i for i, (_, sizes) in enumerate(kept) if widest in sizes)
         plan = plan_stages(table.width, above, "grow", config.selection_ratio, have=widest)
         base = kept[home][0].first(widest)
-        fitted = fit_stages(table, train, dev, config, base=base, stages=plan, progress=progress)
+        fitted = _fit_guarded(table, labels, config, base=base, stages=plan, progress=progress)
         kept[home] = (fitted.maps[0][0], (*above, *kept[home][1]))
         reports += fitted.reports
         have += above
@@ -156,7 +173,7 @@ def extend_maps(
         source = next(folded.first(parent) for folded, sizes in kept if parent in sizes)
         stage = Stage(index=0, order="shrink", phase="joint", in_dim=parent, out_dim=dim, candidates=parent)
         shrink = dataclasses.replace(config, order="shrink")
-        fitted = fit_stages(table, train, dev, shrink, base=source, stages=(stage,), progress=progress)
+        fitted = _fit_guarded(table, labels, shrink, base=source, stages=(stage,), progress=progress)
         kept.append((fitted.maps[-1][0], (dim,)))
         reports += fitted.reports
         have.append(dim)

@@ -1,11 +1,13 @@
-"""How far to go from start to result, by held-out queries."""
+"""How far to go from start to result, by held-out queries or by cross-validation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from smec_st.stages import StageReport
 
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
 SURE = 1.0  # standard errors
@@ -31,3 +33,17 @@ def best_strength(scores: Mapping[float, np.ndarray], proven: bool = False) -> f
     gain = scores[best] - scores[0.0]
     error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
     return best if proven or gain.mean() >= SURE * error else 0.0
+
+
+def scores_of_folds(folds: Sequence[Sequence[StageReport]]) -> dict[str, dict[float, np.ndarray]]:
+    """What the held-out queries of all folds score by stage and strength, ``(q,)`` each, in one order.
+
+    Args:
+        folds: Reports of the same stages, from fits that each held other queries out.
+    """
+    found: dict[str, dict[float, np.ndarray]] = {}
+    for reports in zip(*folds, strict=True):
+        if reports[0].scores:
+            scores = {name: np.concatenate([report.scores[name] for report in reports]) for name in reports[0].scores}
+            found[reports[0].stage] = {float(strength): values for strength, values in scores.items()}
+    return found

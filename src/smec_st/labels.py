@@ -26,19 +26,24 @@ class Labels:
     Attributes:
         train: What the supervised term learns from; None to train without labels.
         held_out: What chooses how far each stage goes; None for nothing.
+        folds: Parts of ``train``, each held out in turn, where those choose together and not ``held_out``.
         note: Why ``train`` is None although judgements were given; empty otherwise.
     """
 
     train: Qrels | None
     held_out: Qrels | None
     note: str = ""
+    folds: tuple[Qrels, ...] = ()
 
 
-def share_labels(table: VectorTable, train: Qrels, dev: Qrels | None, share: float, seed: int) -> Labels:
+def share_labels(
+    table: VectorTable, train: Qrels, dev: Qrels | None, share: float, seed: int, folds: int = 0
+) -> Labels:
     """Judgements for training and for the guard.
 
-    Few judged queries only choose: a map trained on them keeps their documents and loses the others. Judgements that
-    the full-width vectors agree with no better than with those of other queries are not trained on.
+    Few judged queries only choose: a map trained on them keeps their documents and loses the others. Where the share
+    held out would be few, all choose by cross-validation, and all train. Judgements that the full-width vectors agree
+    with no better than with those of other queries are not trained on.
 
     Args:
         table: Corpus and queries.
@@ -46,6 +51,7 @@ def share_labels(table: VectorTable, train: Qrels, dev: Qrels | None, share: flo
         dev: Judgements to choose by; None to hold some of ``train`` out.
         share: How many of the training queries are held out.
         seed: Of the draw.
+        folds: Parts for cross-validation; 0 to hold out once.
     """
     if len(train.pairs) == 0:
         return Labels(train, dev)
@@ -54,13 +60,15 @@ def share_labels(table: VectorTable, train: Qrels, dev: Qrels | None, share: flo
         return Labels(None, dev, note)
     if dev is not None or share == 0:
         return Labels(train, dev)
-    rest, held = train.hold_out(share, seed)
-    if held is None:
+    judged = len(train.query_rows)
+    if judged < 2 * MIN_HELD_OUT:
         note = (
             f"fewer than {2 * MIN_HELD_OUT} judged queries: they choose how far to go, and nothing is trained on them"
         )
         return Labels(None, train, note)
-    return Labels(rest, held)
+    if folds and judged * share < MIN_HELD_OUT:
+        return Labels(train, None, folds=train.folds(folds, seed))
+    return Labels(*train.hold_out(share, seed))
 
 
 def vectors_agree(table: VectorTable, qrels: Qrels, seed: int = 0) -> bool:

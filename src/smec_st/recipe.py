@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ def fit_stages(
     unlabelled_queries: np.ndarray | None = None,
     base: FoldedMap | None = None,
     stages: tuple[Stage, ...] | None = None,
+    measured: Mapping[str, Mapping[float, np.ndarray]] | None = None,
     work_dir: Path | None = None,
     progress: bool = False,
 ) -> Fitted:
@@ -75,6 +76,7 @@ def fit_stages(
         unlabelled_queries: Query rows to train on beside the corpus when there are no labels; None for all.
         base: A finished map to start from, for continual compression.
         stages: The plan; None to make it from ``config``.
+        measured: Scores that choose in place of ``held_out``; see :class:`~smec_st.trainer.SequentialTrainer`.
         work_dir: Where checkpoints go, and where an unfinished run is continued from; None to keep none.
         progress: Show a progress bar.
     """
@@ -118,6 +120,7 @@ def fit_stages(
             stages=stages,
             train_dataset=Dataset.from_dict(columns),
             guard=HeldOutEvaluator(table, held_out).per_query if held_out is not None and config.guard else None,
+            measured=measured,
             distinct=qrels is not None and _can_be_distinct(columns, batch_size),
             neighbors=neighbors,
         )

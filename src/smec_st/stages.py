@@ -148,6 +148,7 @@ class StageReport:
         loss: Mean training loss.
         strength: How far from the start (0) to the result (1) the guard went.
         held_out: nDCG@10 on held-out queries by strength; empty without held-out queries.
+        scores: The same query by query, for cross-validation.
         selected: Positions that ADS kept, of the directions it could choose from.
     """
 
@@ -159,10 +160,11 @@ class StageReport:
     strength: float = 1.0
     held_out: dict[str, float] = field(default_factory=dict)
     selected: list[int] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields."""
-        return asdict(self)
+        """JSON-able fields, without the scores of single queries."""
+        return {name: value for name, value in asdict(self).items() if name != "scores"}
 
     def verdict(self) -> str:
         """What held-out queries chose, and by which scores; empty without them."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         neighbors: Passed to the sampler.
         guard: Scores a model on each held-out query, ``(q,)``, higher is better; see
             :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
+        measured: Scores of a guard by strength, ``(q,)`` each, by stage name, from fits before this one; they choose
+            in place of the guard.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
             columns ``anchor`` and, with labels, ``document``.
     """
@@ -80,6 +83,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         distinct: bool = True,
         neighbors: np.ndarray | None = None,
         guard: Callable[[SentenceTransformer], np.ndarray] | None = None,
+        measured: Mapping[str, Mapping[float, np.ndarray]] | None = None,
         **kwargs: Any,
     ) -> None:
         order: Order = "shrink" if args.order == "shrink" else "grow"
@@ -90,6 +94,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.distinct = distinct
         self.neighbors = neighbors
         self.guard = guard
+        self.measured = measured or {}
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
         self.batch_sampler: SpreadPairSampler | None = None
@@ -207,22 +212,27 @@ class SequentialTrainer(SentenceTransformerTrainer):
             selection.freeze()
         self.model.requires_grad_(False)
         if stage.phase != "select":
-            report.strength, report.held_out = same_on_all_ranks(self._guard(adapter))
+            report.strength, scores = same_on_all_ranks(self._guard(stage, adapter))
+            report.held_out = {f"{strength:g}": float(score.mean()) for strength, score in scores.items()}
+            report.scores = {f"{strength:g}": score.tolist() for strength, score in scores.items()}
             adapter.strength.fill_(report.strength)
         return report
 
     @torch.no_grad()
-    def _guard(self, adapter: ResidualAdapter) -> tuple[float, dict[str, float]]:
-        """Of the points between start and result, keep the one that :func:`best_strength` names."""
-        if self.guard is None:
-            return 1.0, {}
+    def _guard(self, stage: Stage, adapter: ResidualAdapter) -> tuple[float, Mapping[float, np.ndarray]]:
+        """Of the points between start and result, the one that :func:`best_strength` names, and the scores of all."""
+        scores = self.measured.get(stage.name) or self._scores(adapter)
+        if not scores:
+            return 1.0, scores
+        return best_strength(scores, any(report.held_out and report.strength > 0 for report in self.reports)), scores
+
+    def _scores(self, adapter: ResidualAdapter) -> dict[float, np.ndarray]:
+        """What held-out queries score at each strength; empty without them."""
         scores: dict[float, np.ndarray] = {}
-        for strength in STRENGTHS:
+        for strength in STRENGTHS if self.guard is not None else ():
             adapter.strength.fill_(strength)
             scores[strength] = self.guard(self.model)
-        chosen = best_strength(scores, any(report.held_out and report.strength > 0 for report in self.reports))
-        adapter.strength.fill_(chosen)
-        return chosen, {f"{strength:g}": float(score.mean()) for strength, score in scores.items()}
+        return scores
 
     # -- a backbone that trains ---------------------------------------------------------------------------------------
 
@@ -443,7 +453,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.model.save_pretrained(str(draft), create_model_card=False)
         if self.backbone is not None:
             save_file(self.backbone.state(), draft / BACKBONE)
-        (draft / REPORT).write_text(json.dumps(report.to_dict(), indent=1))
+        (draft / REPORT).write_text(json.dumps(dataclasses.asdict(report), indent=1))
         os.replace(draft, folder / "final")
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)

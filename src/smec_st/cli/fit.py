@@ -135,7 +135,8 @@ def _print_verdicts(info: dict[str, Any]) -> None:
 
     verdicts = [verdict for stage in info["stages"] if (verdict := StageReport(**stage).verdict())]
     if verdicts:
-        click.echo(f"nDCG@10 of {info['data']['held_out_queries']} held-out queries chose:")
+        held_out = f"held-out queries, {info['data']['folds']} folds," if "folds" in info["data"] else "held-out queries"
+        click.echo(f"nDCG@10 of {info['data']['held_out_queries']} {held_out} chose:")
         for verdict in reversed(verdicts):
             click.echo(f"  {verdict}")
 

@@ -178,6 +178,22 @@ class Qrels:
         return self.of_queries(self.query_rows[~is_held]), self.of_queries(self.query_rows[is_held])
 
 
+    def folds(self, count: int, seed: int) -> tuple[Qrels, ...]:
+        """All queries in ``count`` parts, each to be held out in turn, half of them as in :meth:`hold_out`.
+
+        The queries of the first half of the parts share no relevant document with those of the second half, nor, as
+        far as that can be, with each other's.
+        """
+        apart = count // 2
+        drawn, left = self.split(apart / count, seed)
+        parts = []
+        for more in range(apart, 1, -1):
+            left, part = left.split(1 / more, seed)
+            parts.append(part)
+        rows = np.random.default_rng(seed).permutation(drawn.query_rows)
+        return (*parts, left, *(drawn.of_queries(part) for part in np.array_split(rows, count - apart)))
+
+
 def as_qrels(qrels: Any, query_size: int, corpus_size: int) -> Qrels:
     """Judgements by row in any accepted form, checked against the numbers of queries and documents."""
     if isinstance(qrels, Qrels):

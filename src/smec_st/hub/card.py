@@ -248,10 +248,10 @@ def _training(compressor: Compressor, evidence: Evidence | None) -> str:
     info, data = compressor.info, compressor.info.get("data") or {}
     parts = [f"Method `{info.get('method')}`; the backbone was not changed."]
     if data:
-        parts.append(
-            f"Fitted on {data.get('documents', 0):,} documents and {data.get('training_queries', 0):,} judged "
-            f"queries, with {data.get('held_out_queries', 0):,} queries held out to choose how far to go from PCA."
-        )
+        judged = f"{data.get('documents', 0):,} documents and {data.get('training_queries', 0):,} judged queries"
+        held_out = f"{data.get('held_out_queries', 0):,} queries held out chose how far to go from PCA"
+        folds = f" (cross-validation in {data['folds']} parts)" if "folds" in data else ""
+        parts.append(f"Fitted on {judged}; {held_out}{folds}.")
     if evidence and evidence.source:
         parts.append(f"Data: {evidence.source}.")
     if evidence and evidence.data_license:
