@@ -229,7 +229,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
     def _scores(self, adapter: ResidualAdapter) -> dict[float, np.ndarray]:
         """What held-out queries score at each strength; empty without them."""
         scores: dict[float, np.ndarray] = {}
-        for strength in STRENGTHS if self.guard is not None else ():
+        if self.guard is None:
+            return scores
+        for strength in STRENGTHS:
             adapter.strength.fill_(strength)
             scores[strength] = self.guard(self.model)
         return scores

@@ -135,8 +135,9 @@ def _print_verdicts(info: dict[str, Any]) -> None:
 
     verdicts = [verdict for stage in info["stages"] if (verdict := StageReport(**stage).verdict())]
     if verdicts:
-        held_out = f"held-out queries, {info['data']['folds']} folds," if "folds" in info["data"] else "held-out queries"
-        click.echo(f"nDCG@10 of {info['data']['held_out_queries']} {held_out} chose:")
+        data = info["data"]
+        folds = f" in {data['folds']} folds" if "folds" in data else ""
+        click.echo(f"nDCG@10 of {data['held_out_queries']} held-out queries{folds} chose:")
         for verdict in reversed(verdicts):
             click.echo(f"  {verdict}")
 

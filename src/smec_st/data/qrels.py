@@ -177,7 +177,6 @@ class Qrels:
         is_held = np.isin(self.query_rows, np.concatenate([unseen.query_rows, drawn]))
         return self.of_queries(self.query_rows[~is_held]), self.of_queries(self.query_rows[is_held])
 
-
     def folds(self, count: int, seed: int) -> tuple[Qrels, ...]:
         """All queries in ``count`` parts, each to be held out in turn, half of them as in :meth:`hold_out`.
 
