@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from conftest import write_collection
-from smec_st import Compressor
+from smec_st import Compressor, load_collection
 from smec_st.cli import run
+from smec_st.cli.fit import _may_be_read
 from smec_st.data import Qrels, VectorTable
+from smec_st.guard import Choice, better_without_labels
 from smec_st.labels import LabelsWarning, share_labels, vectors_agree
+from smec_st.stages import StageReport
 from smec_st.trainer import SequentialTrainer
 
 WIDTH, DOCUMENTS = 24, 400
@@ -65,12 +69,12 @@ def test_labels_are_shared_between_training_and_the_guard():
 
 
 def test_judgements_too_few_to_hold_some_out_are_cross_validated():
-    table, qrels = made(200)
-    some = share_labels(table, qrels.of_queries(range(199)), None, 0.1, seed=0, folds=4)
-    assert (len(some.train.query_rows), some.held_out) == (199, None)
-    assert sorted(np.concatenate([part.query_rows for part in some.folds])) == list(range(199))
-    many = share_labels(table, qrels, None, 0.1, seed=0, folds=4)
-    assert (len(many.train.query_rows), len(many.held_out.query_rows), many.folds) == (180, 20, ())
+    table, qrels = made(350)
+    some = share_labels(table, qrels.of_queries(range(249)), None, 0.2, seed=0, folds=4)
+    assert (len(some.train.query_rows), some.held_out) == (249, None)
+    assert sorted(np.concatenate([part.query_rows for part in some.folds])) == list(range(249))
+    many = share_labels(table, qrels.of_queries(range(250)), None, 0.2, seed=0, folds=4)
+    assert (len(many.train.query_rows), len(many.held_out.query_rows), many.folds) == (200, 50, ())
     given = share_labels(table, qrels.of_queries(range(100)), qrels.of_queries(range(100, 200)), 0.1, seed=0, folds=4)
     assert (len(given.train.query_rows), given.folds) == (100, ())
     few = share_labels(table, qrels.of_queries(range(39)), None, 0.1, seed=0, folds=4)
@@ -115,23 +119,75 @@ def test_cross_validation_scores_each_query_by_a_fit_without_it_and_then_trains_
     assert np.allclose(fitted.map_for(6).layers[0].weight, kept, atol=1e-6)
 
 
-def test_cross_validation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+@pytest.mark.parametrize("have", [0, 6, 12, 24])
+def test_few_labels_grow_from_the_sizes_that_do_better_without(monkeypatch, have):
     table, qrels = made(100)
     corpus, queries = table.documents(), np.asarray(table[np.arange(DOCUMENTS, DOCUMENTS + 100)])
-    whole = Compressor.fit(corpus, queries, qrels, (12, 6), **QUICK)
-    train, trained = SequentialTrainer._end_stage, []
+    few, everyone = qrels.of_queries(range(50)), np.arange(100)
+    monkeypatch.setattr("smec_st.fitting.better_without_labels", lambda reports, choices: have)
+    for module in ("trainer", "guard"):  # so few steps prove nothing; starts are alike with labels and without
+        monkeypatch.setattr(f"smec_st.{module}.best_strength", lambda *arguments: 1.0)
+    fitted = Compressor.fit(corpus, queries, few, (24, 12, 6), unlabelled_queries=everyone, **QUICK)
+    rest = everyone[50:]
+    free = Compressor.fit(corpus, queries, None, (24, 12, 6), dev_qrels=few, unlabelled_queries=rest, **QUICK)
+    assert fitted.dims == fitted.nested_dims == (24, 12, 6)
+    for dim in fitted.dims:
+        alike = np.array_equal(fitted.transform(corpus, dim), free.transform(corpus, dim))
+        assert alike == (dim <= have)
+    assert [stage["dim"] for stage in fitted.info["stages"]] == [stage["dim"] for stage in free.info["stages"]]
+    assert fitted.info["data"]["training_queries"] == 50
+    assert fitted.info["data"].get("note", "").startswith(f"up to {have} dims trained without labels" if have else "")
+
+
+def test_few_labels_with_few_other_queries_are_trained_on_at_every_size(monkeypatch):
+    table, qrels = made(100)
+    corpus, queries = table.documents(), np.asarray(table[np.arange(DOCUMENTS, DOCUMENTS + 100)])
+    monkeypatch.setattr("smec_st.fitting.better_without_labels", lambda reports, choices: 6)
+    alone = Compressor.fit(corpus, queries, qrels.of_queries(range(60)), (12, 6), **QUICK)
+    asked = np.arange(100)  # 40 others
+    beside = Compressor.fit(corpus, queries, qrels.of_queries(range(60)), (12, 6), unlabelled_queries=asked, **QUICK)
+    assert alone.fingerprint == beside.fingerprint
+    assert "note" not in beside.info["data"]
+
+
+def test_sizes_are_without_labels_up_to_the_first_that_labels_serve_better():
+    free = [StageReport(stage="", dim=8, steps=1, seconds=1.0, loss=1.0)]  # a choice of directions, not scored
+    free += [
+        StageReport(stage="", dim=dim, steps=1, seconds=1.0, loss=1.0, strength=0.5, held_out={"0.5": 0.5, "1": 0.9})
+        for dim in (6, 12, 24)
+    ]
+
+    def choices(*scores):
+        means = zip((6, 12, 24), scores, strict=True)
+        return {dim: Choice(1.0, {1.0: np.full(3, score), 0.0: np.zeros(3)}) for dim, score in means}
+
+    assert better_without_labels(free, choices(0.6, 0.4, 0.4)) == 0
+    assert better_without_labels(free, choices(0.4, 0.6, 0.4)) == 6
+    assert better_without_labels(free, choices(0.4, 0.5, 0.6)) == 12
+    assert better_without_labels(free, choices(0.4, 0.4, 0.4)) == 24
+
+
+@pytest.mark.parametrize("cut_off_at", [8, 14, 17])  # three stages a fit: in the third, the fifth, the last
+def test_cross_validation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, cut_off_at):
+    table, qrels = made(100)
+    corpus, queries = table.documents(), np.asarray(table[np.arange(DOCUMENTS, DOCUMENTS + 100)])
+    monkeypatch.setattr("smec_st.fitting.better_without_labels", lambda reports, choices: 6)
+    data = corpus, queries, qrels.of_queries(range(50)), (12, 6)
+    options = {"unlabelled_queries": np.arange(100), **QUICK}
+    whole = Compressor.fit(*data, **options)
+    end, ended = SequentialTrainer._end_stage, []
 
     def cut_off(self, *arguments):
-        trained.append(arguments[0].name)
-        if len(trained) == 8:  # three stages a fit: in the third
+        ended.append(arguments[0].name)
+        if len(ended) == cut_off_at:
             raise KeyboardInterrupt
-        return train(self, *arguments)
+        return end(self, *arguments)
 
     monkeypatch.setattr(SequentialTrainer, "_end_stage", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        Compressor.fit(corpus, queries, qrels, (12, 6), work_dir=tmp_path, **QUICK)
-    again = Compressor.fit(corpus, queries, qrels, (12, 6), work_dir=tmp_path, **QUICK)
-    assert len(trained) == 5 * 3 + 1
+        Compressor.fit(*data, work_dir=tmp_path, **options)
+    again = Compressor.fit(*data, work_dir=tmp_path, **options)
+    assert len(ended) == 5 * 3 + 2 + 1
     assert again.fingerprint == whole.fingerprint
     assert [stage["held_out"] for stage in again.info["stages"]] == [s["held_out"] for s in whole.info["stages"]]
 
@@ -146,3 +202,16 @@ def test_command_says_that_it_did_not_train_on_labels(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "note: fewer than 40 judged queries" in captured.out
     assert "Warning" not in captured.err
+
+
+def test_command_reads_the_queries_it_trains_on_and_those_that_no_split_judges(small_collection):
+    folder = small_collection(queries=40)
+    collection = load_collection(folder, folder / "vectors.safetensors")
+    judged = collection.judged("train")
+    rows = judged.query_rows
+    train = judged.of_queries(rows[:5])
+    collection = dataclasses.replace(collection, qrels={"train": train, "dev": judged.of_queries(rows[5:8])})
+    everyone = np.arange(len(collection.queries))
+    assert _may_be_read(collection, train).tolist() == np.setdiff1d(everyone, rows[5:8]).tolist()
+    assert _may_be_read(collection, None).tolist() == np.setdiff1d(everyone, rows[:8]).tolist()
+    assert _may_be_read(collection, train.of_queries(rows[:2])).tolist() == np.setdiff1d(everyone, rows[2:8]).tolist()

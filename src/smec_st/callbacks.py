@@ -133,6 +133,7 @@ class PlanProgress(TrainerCallback):
 
     def __init__(self, trainer: SequentialTrainer) -> None:
         self.trainer = trainer
+        self.title = ""  # of the run, where there are several
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -148,7 +149,8 @@ class PlanProgress(TrainerCallback):
             self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
         self.bar.total = total  # less than was thought when a stage stopped early
         stage = trainer.stage
-        self.bar.set_description(f"{stage.phase} {stage.out_dim} dims ({stage.index + 1}/{len(trainer.plan)})")
+        place = f"{stage.phase} {stage.out_dim} dims ({stage.index + 1}/{len(trainer.plan)})"
+        self.bar.set_description(f"{self.title}: {place}" if self.title else place)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One step on."""

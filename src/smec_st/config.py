@@ -62,8 +62,8 @@ class FitConfig:
         hard_neighbors: Place this many of each query's nearest training queries in its batch; 0 to spread only.
         guard: Whether held-out queries choose each stage's strength.
         held_out_share: Training queries held out for the guard when there is no dev split.
-        folds: Where that share would be fewer than 20 queries, they are held out in so many parts, one after the
-            other: as many fits more, and the last one trains on all. 0 to hold out 20 once.
+        folds: Where that share would be fewer than 50 queries, they are held out in so many parts, one after the
+            other: as many fits more, and one without labels; the last one trains on all. 0 to hold out once.
         checkpoint_steps: Steps between checkpoints.
         seed: Of everything random.
     """

@@ -13,7 +13,7 @@ import numpy as np
 
 from smec_st.config import METHODS, FitConfig
 from smec_st.data import DataError, Qrels, VectorTable
-from smec_st.guard import scores_of_folds
+from smec_st.guard import Choice, better_without_labels, choose_by_folds
 from smec_st.labels import Labels, LabelsWarning, share_labels
 from smec_st.maps import FoldedMap
 from smec_st.recipe import Fitted, fit_stages, fit_untrained, labels_are_classes
@@ -92,24 +92,37 @@ def fit_maps(
     if method not in UNTRAINED:
         labels = _share(table, train, dev, recipe)
         asking = train.query_rows if train is not None and asking is None and recipe.guard else asking
-    recipe = recipe.for_labels(labels_are_classes(table, labels.train))
+    without = 0
     if method in UNTRAINED:
         fitted = fit_untrained(method, table, recipe.dims or default_dims(table.width))
     else:
-        fitted = _fit_guarded(table, labels, recipe, work_dir, unlabelled_queries=asking, progress=progress)
+        others = _queries_beside(labels, table, asking)
+        if len(others) and recipe.order == "grow" and recipe.hidden_dim is None:
+            fitted, without = _fit_few(table, labels, recipe, others, work_dir, progress)
+        else:
+            options = {"unlabelled_queries": asking, "work_dir": work_dir, "progress": progress}
+            fitted = _fit_guarded(table, labels, recipe, **options)
     info = {
         "method": method,
-        "settings": recipe.to_dict(),
-        "data": {
-            "documents": table.corpus_size,
-            "training_queries": 0 if labels.train is None else len(labels.train.query_rows),
-            "held_out_queries": sum(len(part.query_rows) for part in (labels.held_out, *labels.folds) if part),
-            **({"folds": len(labels.folds)} if labels.folds else {}),
-            **({"note": labels.note} if labels.note else {}),
-        },
+        "settings": recipe.for_labels(labels_are_classes(table, labels.train)).to_dict(),
+        "data": _data_of(table, labels, without),
         "stages": [report.to_dict() for report in fitted.reports],
     }
     return Made(fitted.maps, info, labels, asking)
+
+
+def _data_of(table: VectorTable, labels: Labels, without: int) -> dict[str, Any]:
+    """What a fit was made of; ``without`` is the size up to which it did better without labels."""
+    note = labels.note
+    if without:
+        note = f"up to {without} dims trained without labels: that ranks the held-out queries better"
+    return {
+        "documents": table.corpus_size,
+        "training_queries": 0 if labels.train is None else len(labels.train.query_rows),
+        "held_out_queries": sum(len(part.query_rows) for part in (labels.held_out, *labels.folds) if part),
+        **({"folds": len(labels.folds)} if labels.folds else {}),
+        **({"note": note} if note else {}),
+    }
 
 
 def _share(table: VectorTable, train: Qrels | None, dev: Qrels | None, recipe: FitConfig) -> Labels:
@@ -121,19 +134,72 @@ def _share(table: VectorTable, train: Qrels | None, dev: Qrels | None, recipe: F
     return labels
 
 
-def _fit_guarded(
+def _queries_beside(labels: Labels, table: VectorTable, asking: np.ndarray | None) -> np.ndarray:
+    """Queries that may be read beside few judged ones, where they are as many at least; else none."""
+    if not labels.folds or labels.train is None:
+        return np.zeros(0, dtype=np.int64)
+    judged = labels.train.query_rows
+    others = np.setdiff1d(np.arange(table.query_size) if asking is None else asking, judged)
+    return others if len(others) >= len(judged) else others[:0]
+
+
+def _fit_guarded(table: VectorTable, labels: Labels, recipe: FitConfig, **options: Any) -> Fitted:
+    """Train; with folds, with all labels as far as those chose together."""
+    choices = _cross_validate(table, labels, recipe, **options) if labels.folds else None
+    return fit_stages(table, labels.train, labels.held_out, recipe, choices=choices, **options)
+
+
+def _cross_validate(
     table: VectorTable, labels: Labels, recipe: FitConfig, work_dir: Path | None = None, **options: Any
-) -> Fitted:
-    """Train; with folds, train without each of them first, and then with all as far as they chose together."""
-    if labels.train is None or not labels.folds:
-        return fit_stages(table, labels.train, labels.held_out, recipe, work_dir=work_dir, **options)
-    parts = []
+) -> dict[int, Choice]:
+    """How far each size should go, by fits without one of the folds each."""
+    assert labels.train is not None
+    fits = []
     for number, held in enumerate(labels.folds):
         rest = labels.train.of_queries(np.setdiff1d(labels.train.query_rows, held.query_rows))
         folder = None if work_dir is None else work_dir / f"fold-{number}"
-        parts.append(fit_stages(table, rest, held, recipe, work_dir=folder, **options).reports)
-    measured = scores_of_folds(parts)
-    return fit_stages(table, labels.train, None, recipe, measured=measured, work_dir=work_dir, **options)
+        title = f"fold {number + 1}/{len(labels.folds)}"
+        fits.append(fit_stages(table, rest, held, recipe, work_dir=folder, title=title, **options).reports)
+    return choose_by_folds(fits)
+
+
+def _fit_few(
+    table: VectorTable,
+    labels: Labels,
+    recipe: FitConfig,
+    others: np.ndarray,
+    work_dir: Path | None,
+    progress: bool,
+) -> tuple[Fitted, int]:
+    """Train with few labels, and without them as long as that ranks their queries better.
+
+    Narrow columns need many queries to learn from, and few labels name few. So sizes from the smallest up to the first
+    that labels serve better are trained without, on ``others``, and the rest grow from there with labels. Judged
+    queries have no part in training without labels, or they could not judge it.
+
+    Returns:
+        The fit, and the size up to which it is without labels.
+    """
+    assert labels.train is not None
+    choices = _cross_validate(table, labels, recipe, work_dir, progress=progress)
+    free = fit_stages(
+        table, None, labels.train, recipe, unlabelled_queries=others, progress=progress, title="without labels",
+        work_dir=None if work_dir is None else work_dir / "without-labels",
+    )  # fmt: skip
+    have = better_without_labels(free.reports, choices)
+    (narrow, sizes), *_ = free.maps
+    if have == sizes[0]:
+        return free, have
+    grown: dict[str, Any] = {}
+    if have:
+        above = [size for size in sizes if size > have]
+        plan = plan_stages(table.width, above, "grow", recipe.selection_ratio, have=have)
+        grown = {"base": narrow.first(have), "stages": plan}
+    fitted = fit_stages(
+        table, labels.train, None, recipe, choices=choices, work_dir=work_dir, progress=progress, **grown
+    )
+    reports = [report for report in free.reports if report.dim <= have]
+    return Fitted(((fitted.maps[0][0], sizes),), (*reports, *fitted.reports)), have
 
 
 def extend_maps(

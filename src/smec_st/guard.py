@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +12,24 @@ from smec_st.stages import StageReport
 
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)
 SURE = 1.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How far a stage goes, and why.
+
+    Attributes:
+        strength: From start (0) to result (1).
+        scores: Of the held-out queries by strength, ``(q,)`` each; empty where none were asked.
+    """
+
+    strength: float
+    scores: Mapping[float, np.ndarray]
+
+    @property
+    def score(self) -> float:
+        """Mean over the held-out queries at the strength chosen."""
+        return float(self.scores[self.strength].mean())
 
 
 def best_strength(scores: Mapping[float, np.ndarray], proven: bool = False) -> float:
@@ -35,15 +54,33 @@ def best_strength(scores: Mapping[float, np.ndarray], proven: bool = False) -> f
     return best if proven or gain.mean() >= SURE * error else 0.0
 
 
-def scores_of_folds(folds: Sequence[Sequence[StageReport]]) -> dict[str, dict[float, np.ndarray]]:
-    """What the held-out queries of all folds score by stage and strength, ``(q,)`` each, in one order.
+def choose_by_folds(folds: Sequence[Sequence[StageReport]]) -> dict[int, Choice]:
+    """What the held-out queries of all folds choose together, size by size.
 
     Args:
         folds: Reports of the same stages, from fits that each held other queries out.
     """
-    found: dict[str, dict[float, np.ndarray]] = {}
+    choices: dict[int, Choice] = {}
     for reports in zip(*folds, strict=True):
-        if reports[0].scores:
-            scores = {name: np.concatenate([report.scores[name] for report in reports]) for name in reports[0].scores}
-            found[reports[0].stage] = {float(strength): values for strength, values in scores.items()}
-    return found
+        names = reports[0].scores
+        if names:
+            scores = {float(name): np.concatenate([report.scores[name] for report in reports]) for name in names}
+            is_proven = any(choice.strength > 0 for choice in choices.values())
+            choices[reports[0].dim] = Choice(best_strength(scores, is_proven), scores)
+    return choices
+
+
+def better_without_labels(reports: Sequence[StageReport], choices: Mapping[int, Choice]) -> int:
+    """The largest size up to which training without labels ranks held-out queries at least as well; 0 for none.
+
+    Args:
+        reports: Of a fit without labels, whose strengths the same queries chose; sizes rise.
+        choices: Of training with labels.
+    """
+    have = 0
+    for report in reports:
+        if report.held_out:
+            if report.held_out[f"{report.strength:g}"] < choices[report.dim].score:
+                break
+            have = report.dim
+    return have

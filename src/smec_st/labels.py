@@ -13,6 +13,7 @@ from smec_st.data.qrels import MIN_HELD_OUT
 SAMPLE = 500  # queries looked at
 MOST_DOCUMENTS = 50_000
 SURE = 2.0  # standard errors
+ENOUGH = 50  # queries to hold out once; fewer leave the choice to chance
 
 
 class LabelsWarning(UserWarning):
@@ -42,8 +43,8 @@ def share_labels(
     """Judgements for training and for the guard.
 
     Few judged queries only choose: a map trained on them keeps their documents and loses the others. Where the share
-    held out would be few, all choose by cross-validation, and all train. Judgements that the full-width vectors agree
-    with no better than with those of other queries are not trained on.
+    held out would be fewer than :data:`ENOUGH`, all choose by cross-validation, and all train. Judgements that the
+    full-width vectors agree with no better than with those of other queries are not trained on.
 
     Args:
         table: Corpus and queries.
@@ -66,7 +67,7 @@ def share_labels(
             f"fewer than {2 * MIN_HELD_OUT} judged queries: they choose how far to go, and nothing is trained on them"
         )
         return Labels(None, train, note)
-    if folds and judged * share < MIN_HELD_OUT:
+    if folds and judged * share < ENOUGH:
         return Labels(train, None, folds=train.folds(folds, seed))
     return Labels(*train.hold_out(share, seed))
 

@@ -14,6 +14,7 @@ import numpy as np
 from smec_st.config import FitConfig
 from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.folding import FoldedMap, Layer
+from smec_st.guard import Choice
 from smec_st.quiet import quiet_libraries
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
@@ -62,9 +63,10 @@ def fit_stages(
     unlabelled_queries: np.ndarray | None = None,
     base: FoldedMap | None = None,
     stages: tuple[Stage, ...] | None = None,
-    measured: Mapping[str, Mapping[float, np.ndarray]] | None = None,
+    choices: Mapping[int, Choice] | None = None,
     work_dir: Path | None = None,
     progress: bool = False,
+    title: str = "",
 ) -> Fitted:
     """Train a plan of stages on cached vectors with :class:`~smec_st.trainer.SequentialTrainer`.
 
@@ -76,9 +78,10 @@ def fit_stages(
         unlabelled_queries: Query rows to train on beside the corpus when there are no labels; None for all.
         base: A finished map to start from, for continual compression.
         stages: The plan; None to make it from ``config``.
-        measured: Scores that choose in place of ``held_out``; see :class:`~smec_st.trainer.SequentialTrainer`.
+        choices: What fits before this one chose, by size, in place of ``held_out``.
         work_dir: Where checkpoints go, and where an unfinished run is continued from; None to keep none.
         progress: Show a progress bar.
+        title: What the bar calls this fit, where it is one of several.
     """
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
@@ -120,10 +123,11 @@ def fit_stages(
             stages=stages,
             train_dataset=Dataset.from_dict(columns),
             guard=HeldOutEvaluator(table, held_out).per_query if held_out is not None and config.guard else None,
-            measured=measured,
+            choices=choices,
             distinct=qrels is not None and _can_be_distinct(columns, batch_size),
             neighbors=neighbors,
         )
+        trainer.progress.title = title
         reports = trainer.train(resume_from_checkpoint=work_dir is not None)
         modules = list(model)
     return Fitted(_maps_of(modules, stages, config, base), tuple(reports))

@@ -27,7 +27,7 @@ from smec_st.collator import VectorCollator
 from smec_st.data import DataError, VectorTable
 from smec_st.files import write_text
 from smec_st.functional import leftover_axes
-from smec_st.guard import STRENGTHS, best_strength
+from smec_st.guard import STRENGTHS, Choice, best_strength
 from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, LiveBackbone, ResidualAdapter
@@ -61,8 +61,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         neighbors: Passed to the sampler.
         guard: Scores a model on each held-out query, ``(q,)``, higher is better; see
             :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
-        measured: Scores of a guard by strength, ``(q,)`` each, by stage name, from fits before this one; they choose
-            in place of the guard.
+        choices: What fits before this one chose, by size, in place of the guard.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
             columns ``anchor`` and, with labels, ``document``.
     """
@@ -83,7 +82,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         distinct: bool = True,
         neighbors: np.ndarray | None = None,
         guard: Callable[[SentenceTransformer], np.ndarray] | None = None,
-        measured: Mapping[str, Mapping[float, np.ndarray]] | None = None,
+        choices: Mapping[int, Choice] | None = None,
         **kwargs: Any,
     ) -> None:
         order: Order = "shrink" if args.order == "shrink" else "grow"
@@ -94,7 +93,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.distinct = distinct
         self.neighbors = neighbors
         self.guard = guard
-        self.measured = measured or {}
+        self.choices = choices or {}
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
         self.batch_sampler: SpreadPairSampler | None = None
@@ -212,29 +211,26 @@ class SequentialTrainer(SentenceTransformerTrainer):
             selection.freeze()
         self.model.requires_grad_(False)
         if stage.phase != "select":
-            report.strength, scores = same_on_all_ranks(self._guard(stage, adapter))
-            report.held_out = {f"{strength:g}": float(score.mean()) for strength, score in scores.items()}
-            report.scores = {f"{strength:g}": score.tolist() for strength, score in scores.items()}
+            choice = same_on_all_ranks(self._guard(stage, adapter))
+            report.strength = choice.strength
+            report.held_out = {f"{strength:g}": float(score.mean()) for strength, score in choice.scores.items()}
+            report.scores = {f"{strength:g}": score.tolist() for strength, score in choice.scores.items()}
             adapter.strength.fill_(report.strength)
         return report
 
     @torch.no_grad()
-    def _guard(self, stage: Stage, adapter: ResidualAdapter) -> tuple[float, Mapping[float, np.ndarray]]:
-        """Of the points between start and result, the one that :func:`best_strength` names, and the scores of all."""
-        scores = self.measured.get(stage.name) or self._scores(adapter)
-        if not scores:
-            return 1.0, scores
-        return best_strength(scores, any(report.held_out and report.strength > 0 for report in self.reports)), scores
-
-    def _scores(self, adapter: ResidualAdapter) -> dict[float, np.ndarray]:
-        """What held-out queries score at each strength; empty without them."""
-        scores: dict[float, np.ndarray] = {}
+    def _guard(self, stage: Stage, adapter: ResidualAdapter) -> Choice:
+        """Of the points between start and result, the one that :func:`best_strength` names."""
+        if stage.out_dim in self.choices:
+            return self.choices[stage.out_dim]
         if self.guard is None:
-            return scores
+            return Choice(1.0, {})
+        scores = {}
         for strength in STRENGTHS:
             adapter.strength.fill_(strength)
             scores[strength] = self.guard(self.model)
-        return scores
+        is_proven = any(report.held_out and report.strength > 0 for report in self.reports)
+        return Choice(best_strength(scores, is_proven), scores)
 
     # -- a backbone that trains ---------------------------------------------------------------------------------------
 

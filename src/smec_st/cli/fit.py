@@ -78,7 +78,7 @@ def fit(
         if aim is not None:
             train, kept = _keep_for_target(train, dev)
             dev = None
-        asking = _without_judgements(collection) if train is None else train.query_rows
+        asking = _may_be_read(collection, train)
         labels = None if no_labels else train
         fitted_on = dataclasses.replace(collection, qrels={} if labels is None else {"train": labels})
         if synthetic is not None:
@@ -149,12 +149,13 @@ def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, 
     return collection.judged("train"), collection.qrels.get("dev")
 
 
-def _without_judgements(collection: Collection) -> np.ndarray:
-    """Queries that no split judges: those that training may read when there is no train split, ``(q,)``."""
+def _may_be_read(collection: Collection, train: Qrels | None) -> np.ndarray:
+    """Queries that training may read without judgements: its own, and those that no split judges, ``(q,)``."""
     import numpy as np
 
-    judged = [qrels.query_rows for qrels in collection.qrels.values()]
-    return np.setdiff1d(np.arange(len(collection.queries)), np.concatenate([*judged, np.empty(0, dtype=np.int64)]))
+    judged = [np.empty(0, dtype=np.int64), *(qrels.query_rows for qrels in collection.qrels.values())]
+    free = np.setdiff1d(np.arange(len(collection.queries)), np.concatenate(judged))
+    return free if train is None else np.union1d(free, train.query_rows)
 
 
 def _keep_for_target(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | None, Qrels]:
