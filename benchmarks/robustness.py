@@ -51,7 +51,7 @@ from smec_st.metrics import evaluate_retrieval
 
 RESULTS = Path(__file__).parent / "results" / "robustness"
 UNTRAINED = ("truncate", "pca", "pca-centred")
-FEW = (0, 20, 50, 100, 200, None)
+FEW = "0,20,50,100,200,all"
 
 
 def load(folder: Path) -> Collection:
@@ -83,12 +83,14 @@ def fit(
     return METHODS[method]().fit(TrainingData(table, train, dev, asked), dims, seed)
 
 
-def few(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+def few(
+    folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int, counts: str
+) -> Iterator[dict[str, Any]]:
     for folder in folders:
         collection = load(folder)
         judged = collection.judged("train")
         order = np.random.default_rng(seed).permutation(judged.query_rows)
-        for count in FEW:
+        for count in (len(order) if name == "all" else int(name) for name in counts.split(",")):
             chosen = None if count == 0 else judged.of_queries(order[:count])
             shared = (None, None) if chosen is None else chosen.hold_out(0.2, seed)
             for method in methods:
@@ -96,8 +98,7 @@ def few(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: in
                     continue
                 train, dev = (chosen, None) if method == "smec" else shared  # ours shares them out itself
                 scores = score(fit(method, collection, train, dims, seed, dev), collection)
-                queries = len(order) if count is None else count
-                yield {"data": folder.name, "method": method, "queries": queries, "ndcg@10": scores}
+                yield {"data": folder.name, "method": method, "queries": count, "ndcg@10": scores}
 
 
 def misleading(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
@@ -231,7 +232,8 @@ def main() -> None:
     parser.add_argument("--methods", default="smec")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--model", help="That made the vectors, for queries made from texts.")
-    parser.add_argument("--keep", action="store_true", help="Keep recorded rows of other methods.")
+    parser.add_argument("--queries", default=FEW, help="How many training queries, for few.")
+    parser.add_argument("--keep", action="store_true", help="Keep recorded rows that this run does not measure.")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -239,13 +241,14 @@ def main() -> None:
     path = RESULTS / f"{options.what}.json"
     rows = json.loads(path.read_text())["rows"] if options.keep else []
     methods = options.methods.split(",")
-    rows = [row for row in rows if row["method"] not in methods]
     options.methods = ",".join(dict.fromkeys([*(row["method"] for row in rows), *methods]))
     for seed in (int(seed) for seed in options.seeds.split(",")):
         began = time.perf_counter()
-        more = (options.model,) if options.what == "synthetic" else ()
+        more = {"synthetic": (options.model,), "few": (options.queries,)}.get(options.what, ())
         for row in globals()[options.what](options.data, dims, methods, seed, *more):
-            rows.append({**row, "seed": seed, "seconds": round(time.perf_counter() - began, 1)})
+            row["seed"] = seed
+            rows = [one for one in rows if any(one.get(name) != row[name] for name in row if name != "ndcg@10")]
+            rows.append({**row, "seconds": round(time.perf_counter() - began, 1)})
             began = time.perf_counter()
             print(rows[-1], flush=True)
             write_record(path, options, rows)

@@ -13,7 +13,7 @@ from smec_st import Compressor, load_collection
 from smec_st.cli import run
 from smec_st.cli.fit import _may_be_read
 from smec_st.data import Qrels, VectorTable
-from smec_st.guard import Choice, better_without_labels
+from smec_st.guard import Choice, best_strength, better_without_labels, choose_by_folds
 from smec_st.labels import LabelsWarning, share_labels, vectors_agree
 from smec_st.stages import StageReport
 from smec_st.trainer import SequentialTrainer
@@ -150,21 +150,36 @@ def test_few_labels_with_few_other_queries_are_trained_on_at_every_size(monkeypa
     assert "note" not in beside.info["data"]
 
 
-def test_sizes_are_without_labels_up_to_the_first_that_labels_serve_better():
-    free = [StageReport(stage="", dim=8, steps=1, seconds=1.0, loss=1.0)]  # a choice of directions, not scored
-    free += [
-        StageReport(stage="", dim=dim, steps=1, seconds=1.0, loss=1.0, strength=0.5, held_out={"0.5": 0.5, "1": 0.9})
-        for dim in (6, 12, 24)
-    ]
+def test_sizes_are_without_labels_up_to_the_first_that_they_do_not_surely_serve_better():
+    spread = np.tile([-1.0, 1.0], 10)  # a standard error of 0.23
+    labelled = {dim: Choice(1.0, {1.0: spread, 0.0: spread + 9}) for dim in (6, 12, 24)}
 
-    def choices(*scores):
-        means = zip((6, 12, 24), scores, strict=True)
-        return {dim: Choice(1.0, {1.0: np.full(3, score), 0.0: np.zeros(3)}) for dim, score in means}
+    def free(*gains):
+        start = StageReport(stage="", dim=6, steps=1, seconds=1.0, loss=1.0)  # a choice of directions, not scored
+        fitted = [dataclasses.replace(start, dim=dim, strength=0.5) for dim in (6, 12, 24)]
+        for report, gain in zip(fitted, gains, strict=True):
+            report.scores = {"0.5": (gain + np.zeros(20)).tolist(), "1": [9.0] * 20}
+        return [start, *fitted]
 
-    assert better_without_labels(free, choices(0.6, 0.4, 0.4)) == 0
-    assert better_without_labels(free, choices(0.4, 0.6, 0.4)) == 6
-    assert better_without_labels(free, choices(0.4, 0.5, 0.6)) == 12
-    assert better_without_labels(free, choices(0.4, 0.4, 0.4)) == 24
+    assert better_without_labels(free(0.1, 0.9, 0.9), labelled) == 0
+    assert better_without_labels(free(0.3, 0.1, 0.9), labelled) == 6
+    assert better_without_labels(free(0.3, 0.9, -0.9), labelled) == 12
+    assert better_without_labels(free(0.9, 0.9, 0.3), labelled) == 24
+
+
+def test_folds_choose_together_and_in_the_order_of_queries():
+    def report(stage, dim, scores):
+        scores = {name: list(values) for name, values in scores.items()}
+        return StageReport(stage=stage, dim=dim, steps=1, seconds=1.0, loss=1.0, scores=scores)
+
+    low, high = {"1": [0.5, 0.1], "0.5": [0.4, 0.4], "0": [0.0, 0.2]}, {"1": [0.9], "0.5": [0.8], "0": [0.1]}
+    folds = [[report("select", 6, {}), report("adapt", 6, low)], [report("select", 6, {}), report("adapt", 6, high)]]
+    choices = choose_by_folds(folds, [np.array([3, 7]), np.array([5])])
+    assert list(choices) == [6]
+    assert {strength: scores.tolist() for strength, scores in choices[6].scores.items()} == {
+        1.0: [0.5, 0.9, 0.1], 0.5: [0.4, 0.8, 0.4], 0.0: [0.0, 0.1, 0.2]
+    }  # fmt: skip
+    assert choices[6].strength == best_strength(choices[6].scores)
 
 
 @pytest.mark.parametrize("cut_off_at", [8, 14, 17])  # three stages a fit: in the third, the fifth, the last

@@ -160,7 +160,7 @@ def _cross_validate(
         folder = None if work_dir is None else work_dir / f"fold-{number}"
         title = f"fold {number + 1}/{len(labels.folds)}"
         fits.append(fit_stages(table, rest, held, recipe, work_dir=folder, title=title, **options).reports)
-    return choose_by_folds(fits)
+    return choose_by_folds(fits, [held.query_rows for held in labels.folds])
 
 
 def _fit_few(

@@ -26,11 +26,6 @@ class Choice:
     strength: float
     scores: Mapping[float, np.ndarray]
 
-    @property
-    def score(self) -> float:
-        """Mean over the held-out queries at the strength chosen."""
-        return float(self.scores[self.strength].mean())
-
 
 def best_strength(scores: Mapping[float, np.ndarray], proven: bool = False) -> float:
     """The strength with the best smoothed mean, the greatest of equals; 0 where its gain over 0 may be chance.
@@ -49,29 +44,35 @@ def best_strength(scores: Mapping[float, np.ndarray], proven: bool = False) -> f
     fitted = np.polyval(np.polyfit(strengths, measured, 2), strengths)
     smoothed = np.round((measured + fitted) / 2, 9)  # equal scores stay equal
     best = strengths[int(smoothed.argmax())]
-    gain = scores[best] - scores[0.0]
+    return best if proven or _is_sure(scores[best] - scores[0.0]) else 0.0
+
+
+def _is_sure(gain: np.ndarray) -> bool:
+    """Whether the mean of these differences, ``(q,)``, is :data:`SURE` standard errors and more, and not below 0."""
     error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    return best if proven or gain.mean() >= SURE * error else 0.0
+    return bool(gain.mean() >= SURE * error)
 
 
-def choose_by_folds(folds: Sequence[Sequence[StageReport]]) -> dict[int, Choice]:
-    """What the held-out queries of all folds choose together, size by size.
+def choose_by_folds(folds: Sequence[Sequence[StageReport]], held_out: Sequence[np.ndarray]) -> dict[int, Choice]:
+    """What the held-out queries of all folds choose together, size by size; their scores by rising query row.
 
     Args:
         folds: Reports of the same stages, from fits that each held other queries out.
+        held_out: Query rows of each fold, rising.
     """
+    order = np.argsort(np.concatenate(held_out))
     choices: dict[int, Choice] = {}
     for reports in zip(*folds, strict=True):
         names = reports[0].scores
         if names:
-            scores = {float(name): np.concatenate([report.scores[name] for report in reports]) for name in names}
+            scores = {float(name): np.concatenate([each.scores[name] for each in reports])[order] for name in names}
             is_proven = any(choice.strength > 0 for choice in choices.values())
             choices[reports[0].dim] = Choice(best_strength(scores, is_proven), scores)
     return choices
 
 
 def better_without_labels(reports: Sequence[StageReport], choices: Mapping[int, Choice]) -> int:
-    """The largest size up to which training without labels ranks held-out queries at least as well; 0 for none.
+    """The largest size up to which training without labels surely ranks held-out queries better; 0 for none.
 
     Args:
         reports: Of a fit without labels, whose strengths the same queries chose; sizes rise.
@@ -79,8 +80,9 @@ def better_without_labels(reports: Sequence[StageReport], choices: Mapping[int, 
     """
     have = 0
     for report in reports:
-        if report.held_out:
-            if report.held_out[f"{report.strength:g}"] < choices[report.dim].score:
+        if report.scores:
+            choice = choices[report.dim]
+            if not _is_sure(np.array(report.scores[f"{report.strength:g}"]) - choice.scores[choice.strength]):
                 break
             have = report.dim
     return have
