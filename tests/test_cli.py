@@ -237,6 +237,7 @@ def test_fit_refuses_bad_options(small_collection, tmp_path, quick, capsys, more
         ("tau: 0.0", "`tau` must be above 0 and finite"),
         ("tau: .nan", "`tau` must be above 0 and finite"),
         ("held_out_share: 1.5", "`held_out_share` must be in"),
+        ("folds: 1", "`folds` must be 2 or more, or 0"),
         ("learning_rate: 1.0e+30\nsteps: 8\nselection_steps: 4", "diverged.*lower `learning_rate`"),
         ("[1, 2", "neither JSON nor YAML"),
         ("- 1", "must hold settings by name"),

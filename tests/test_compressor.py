@@ -19,7 +19,7 @@ from smec_st.functional import alignment_kl
 from smec_st.metrics import evaluate_retrieval
 from smec_st.recipe import PAIRS_PER_QUERY, _some_of_each_query, labels_are_classes
 
-QUICK = {"steps": 30, "selection_steps": 8, "batch_size": 32}
+QUICK = {"steps": 30, "selection_steps": 8, "batch_size": 32, "folds": 0}
 
 
 @pytest.fixture(scope="module")
