@@ -303,7 +303,7 @@ class Compressor:
                 grade}}``, or pairs ``(P, 2)`` of rows. None to train without labels.
             dims: Sizes; by default the width and its halvings down to a sixteenth.
             dev_qrels: Judgements of held-out queries for the guard; by default a tenth of the training queries is
-                held out, and fewer than 500 are cross-validated, in six fits instead of one. Of fewer than 40 judged
+                held out, and fewer than 500 are cross-validated, in five or six fits. Of fewer than 40 judged
                 queries all choose and none train, and judgements that the vectors do not agree with at all are not
                 trained on; a warning says so (see :mod:`smec_st.labels`).
             model: The backbone, to embed texts with and to remember by name.
@@ -311,7 +311,8 @@ class Compressor:
             config: Settings; ``settings`` override them one by one.
             work_dir: Folder for checkpoints; an unfinished run found there is continued. None to keep none.
             progress: Show a progress bar.
-            unlabelled_queries: Without labels, which query rows to train on beside the corpus; all by default.
+            unlabelled_queries: Query rows that may be read without judgements: beside the corpus when there are no
+                labels (all by default), and for the smallest sizes when there are few (none by default).
             own_document: Corpus row that is the query itself, ``(Q,)``, -1 for none (duplicate questions, images among
                 images): it counts neither as relevant nor as irrelevant.
             backbone: What is known of the model that made the vectors (``model``, ``revision``, ``prompt``), when they

@@ -63,7 +63,8 @@ class FitConfig:
         guard: Whether held-out queries choose each stage's strength.
         held_out_share: Training queries held out for the guard when there is no dev split.
         folds: Where that share would be fewer than 50 queries, they are held out in so many parts, one after the
-            other: as many fits more, and one without labels; the last one trains on all. 0 to hold out once.
+            other: as many fits more; the last one trains on all. Where as many queries come without judgements, one
+            fit more is without labels, and competes at the smallest sizes. 0 to hold out once.
         checkpoint_steps: Steps between checkpoints.
         seed: Of everything random.
     """
