@@ -23,6 +23,8 @@ CHOICES = {
 PAIR_DEFAULTS = {"learning_rate": 1e-2, "alignment_weight": 6.0, "narrow_hidden": 4.0}
 CLASS_DEFAULTS = {"learning_rate": 2e-3, "alignment_weight": 0.5, "narrow_hidden": 0.0}
 
+MOST_FOLDS = 20  # of 40 queries none is empty
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
@@ -110,8 +112,8 @@ class FitConfig:
                 raise DataError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
         if self.memory < 0:
             raise DataError(f"`memory` must be 0 or more, got {self.memory}.")
-        if self.folds < 0 or self.folds == 1:
-            raise DataError(f"`folds` must be 2 or more, or 0, got {self.folds}.")
+        if self.folds != 0 and not 2 <= self.folds <= MOST_FOLDS:
+            raise DataError(f"`folds` must be 0, or from 2 to {MOST_FOLDS}, got {self.folds}.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise DataError(f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}.")
