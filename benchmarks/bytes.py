@@ -31,6 +31,7 @@ from smec_st import Collection, Compressor, VectorTable, load_collection
 from smec_st.baselines import Size, TrainingData
 from smec_st.compare import METHODS
 from smec_st.data import unit_rows
+from smec_st.matmul import fast_matmul
 from smec_st.metrics import evaluate_retrieval, leave_out, score_rankings
 from smec_st.quantization.codecs import Binary
 from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation, sample_rows
@@ -134,6 +135,7 @@ def floats_of(data: Collection, method: str, dims: tuple[int, ...]) -> Floats:
     return lambda vectors, dim: encoder.documents(vectors, Size(dim, 4 * dim))
 
 
+@fast_matmul()
 def measure(data: Collection, compressor: Compressor, part: str) -> list[dict]:
     width = data.corpus.shape[1]
     dims = tuple(dict.fromkeys((width, *compressor.dims)))

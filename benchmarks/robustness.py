@@ -47,6 +47,7 @@ from smec_st.data import (
     unit_rows,
 )
 from smec_st.data.beir import Side
+from smec_st.matmul import fast_matmul
 from smec_st.metrics import evaluate_retrieval
 
 RESULTS = Path(__file__).parent / "results" / "robustness"
@@ -69,6 +70,7 @@ def score(encoder: Any, collection: Collection, qrels: Qrels | None = None) -> d
     return scores
 
 
+@fast_matmul()
 def fit(
     method: str,
     collection: Collection,

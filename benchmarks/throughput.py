@@ -32,6 +32,7 @@ from smec_st import (
     VectorTable,
 )
 from smec_st.losses import Relevance
+from smec_st.matmul import fast_matmul
 from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Stage
 
@@ -75,6 +76,7 @@ def through_trainer(options: argparse.Namespace) -> float:
     return options.steps * options.batch_size / report.seconds
 
 
+@fast_matmul()
 def bare_loop(options: argparse.Namespace) -> float:
     """The same modules, loss, batches and optimizer, and nothing else."""
     with tempfile.TemporaryDirectory() as folder:

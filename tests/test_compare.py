@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from smec_st import Compressor
 from smec_st.baselines import FloatEncoder, Size, TrainingData, truncate
 from smec_st.baselines.projections import PCA, Original, RandomCoordinates, Truncation
 from smec_st.cli import run
@@ -117,6 +118,30 @@ def test_our_method_fits_with_labels_and_without(toy):
         encoded.append(encoder.documents(collection.corpus, Size(8, 32)))
         assert np.linalg.norm(encoded[-1], axis=1) == pytest.approx(1, abs=1e-5)
     assert not np.allclose(*encoded)
+
+
+def test_without_a_dev_split_our_method_shares_the_labels_out_as_fit_does(small_collection):
+    """With so few it cross-validates, and all train; a rival gets what is left of them."""
+    large = source(small_collection(queries=160, documents=180)).load()
+    collection = with_splits(large, "train", "test")
+    table = VectorTable(collection.corpus, collection.queries, collection.own_document)
+    given = training_data(collection, table, True, 0)
+    assert len(given.train.query_rows) < len(given.judged.query_rows) == 96
+    settings = {**QUICK, "folds": 2}
+    encoder = SMEC(settings=settings).fit(given, (8, 4), seed=3)
+    fitted = Compressor.fit(
+        collection.corpus,
+        collection.queries,
+        collection.qrels["train"],
+        (8, 4),
+        unlabelled_queries=given.queries,
+        own_document=collection.own_document,
+        seed=3,
+        **settings,
+    )
+    assert fitted.info["data"]["folds"] == 2
+    ours, theirs = encoder.documents(collection.corpus, Size(8, 32)), fitted.transform(collection.corpus, 8)
+    assert np.allclose(ours, theirs, atol=1e-4)
 
 
 # -- what a method may see, and how it is measured --------------------------------------------------------------------

@@ -38,6 +38,7 @@ LAYERS = [
         "guard",
         "labels",
         "metrics",
+        "matmul",
         "memory",
         "modules",
         "moments",

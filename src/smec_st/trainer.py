@@ -30,6 +30,7 @@ from smec_st.functional import leftover_axes
 from smec_st.guard import STRENGTHS, Choice, best_strength
 from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
+from smec_st.matmul import fast_matmul
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, LiveBackbone, ResidualAdapter
 from smec_st.moments import corpus_moments
 from smec_st.sampler import SpreadPairSampler
@@ -116,6 +117,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
+    @fast_matmul()
     def train(self, resume_from_checkpoint: bool | str | None = None, *args: Any, **kwargs: Any) -> list[StageReport]:
         """Run the stages that are not finished yet and return a report of each.
 

@@ -19,6 +19,7 @@ from smec_st.compare.scoring import test_split
 from smec_st.compare.statistics import paired_interval
 from smec_st.config import METHODS, FitConfig
 from smec_st.data import Collection, DataError
+from smec_st.matmul import fast_matmul
 from smec_st.metrics import evaluate_retrieval
 from smec_st.stages import Stage, check_dims, default_dims, plan_stages
 
@@ -42,6 +43,7 @@ def plan_without_selection(width: int, config: FitConfig) -> tuple[Stage, ...]:
     return tuple(dataclasses.replace(stage, phase="adapt") for stage in plan_stages(width, dims, "shrink"))
 
 
+@fast_matmul()
 def fit_variant(data: TrainingData, config: FitConfig, variant: str) -> Transform:
     """Fit a recipe as it is, or with one part left out.
 

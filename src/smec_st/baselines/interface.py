@@ -34,12 +34,15 @@ class TrainingData:
         train: Training judgements; None to fit without labels.
         dev: Judgements that settings and early stopping may look at; None when there are none.
         queries: Rows of the training queries, which methods without labels may use as well, ``(Q,)``.
+        judged: What ``train`` and ``dev`` are shared out from, for a method that shares it out in its own way; None
+            where ``dev`` is a split of the collection.
     """
 
     table: VectorTable
     train: Qrels | None
     dev: Qrels | None
     queries: np.ndarray
+    judged: Qrels | None = None
 
     @property
     def corpus(self) -> np.ndarray:

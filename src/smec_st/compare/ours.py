@@ -13,7 +13,7 @@ from smec_st.baselines import FloatEncoder, TrainingData
 
 @dataclass(frozen=True)
 class SMEC:
-    """:meth:`~smec_st.Compressor.fit`, with labels or without.
+    """:meth:`~smec_st.Compressor.fit`, with labels or without; without a dev split it shares the labels out itself.
 
     Args:
         method: A name in :data:`~smec_st.config.METHODS`.
@@ -32,13 +32,14 @@ class SMEC:
         from smec_st.compressor import Compressor
 
         table = data.table
+        train, dev = (data.train, data.dev) if data.judged is None else (data.judged, None)
         queries = torch.arange(table.corpus_size, len(table))
         compressor = Compressor.fit(
             data.corpus,
             table[queries].numpy(),
-            data.train,
+            train,
             dims,
-            dev_qrels=data.dev,
+            dev_qrels=dev,
             method=self.method,
             unlabelled_queries=data.queries,
             own_document=table.own(queries).numpy(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from smec_st.compare.scoring import Yardstick, test_split
 from smec_st.config import FitConfig
 from smec_st.data import Collection, DataError, VectorTable
 from smec_st.data.errors import one_line
+from smec_st.matmul import fast_matmul
 
 
 class Outcome(NamedTuple):
@@ -62,7 +64,11 @@ def run_cells(
         return []
     jobs = min(jobs, len(missing))
     outcomes = []
-    with joblib.parallel_config("loky", inner_max_num_threads=max(1, joblib.cpu_count() // jobs)):
+    one_share = joblib.parallel_config("loky", inner_max_num_threads=max(1, joblib.cpu_count() // jobs))
+    with one_share, warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="A worker stopped"
+        )  # loky replaces one that has grown; nothing is lost
         work = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
         try:
             for outcome in work(joblib.delayed(run_cell)(cell, out) for cell in missing):
@@ -90,6 +96,7 @@ def run_cell(cell: Cell, out: Path) -> Outcome:
     return Outcome(cell, time.perf_counter() - began, None)
 
 
+@fast_matmul()
 def measure(cell: Cell) -> Result:
     """Fit a cell's method once and score all its sizes."""
     collection, table, yardstick = _prepared(cell.source, cell.fingerprint)
@@ -120,8 +127,7 @@ def _prepared(source: Source, mark: str) -> tuple[Collection, VectorTable, Yards
 def training_data(collection: Collection, table: VectorTable, labels: bool, seed: int) -> TrainingData:
     """What every method may see: nothing of the split it is scored on.
 
-    Held-out judgements are the dev split or, as :meth:`~smec_st.Compressor.fit` has it, a share of the training
-    queries where that is enough of them.
+    Held-out judgements are the dev split, or else a share of the training queries.
     """
     scored = collection.judged(test_split(collection))
     train = collection.judged("train") if labels or "train" in collection.qrels else None
@@ -131,4 +137,4 @@ def training_data(collection: Collection, table: VectorTable, labels: bool, seed
         return TrainingData(table, None, None, queries)
     if "dev" in collection.qrels and test_split(collection) != "dev":
         return TrainingData(table, train, collection.qrels["dev"], queries)
-    return TrainingData(table, *train.hold_out(FitConfig().held_out_share, seed), queries)
+    return TrainingData(table, *train.hold_out(FitConfig().held_out_share, seed), queries, judged=train)

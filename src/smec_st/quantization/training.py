@@ -21,6 +21,7 @@ from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.functional import alignment_kl, contrastive_loss, unit
 from smec_st.losses.relevance import Relevance
 from smec_st.maps import FoldedMap
+from smec_st.matmul import fast_matmul
 from smec_st.quantization.codecs import Binary, Codec, Int8, Product
 
 
@@ -111,6 +112,7 @@ def _straight(exact: Tensor, rounded: Tensor) -> Tensor:
     return result
 
 
+@fast_matmul()
 def train_codes(
     table: VectorTable,
     folded: FoldedMap,
