@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from conftest import write_collection
+from smec_st import SequentialTrainingArguments
 from smec_st.analysis import ablation, convergence, gradients, importance, together
 from smec_st.analysis.layer import LOSSES, LabelledBatches, LayerTraining, loss_by_size, train_layer
 from smec_st.analysis.record import training_data
@@ -367,6 +368,7 @@ def test_all_sizes_loss_is_the_sum_of_each_sizes_own(data):
     own, terms = alone(features, labels), summed(features, labels)
     assert set(terms) == {f"{name}_{dim}" for name in own for dim in (16, 8)}
     assert all(torch.equal(terms[f"{name}_8"], own[name]) for name in own)
+    assert summed.diagnostics()["temperature_8"] == alone.diagnostics()["temperature"]
 
 
 class _Wide(nn.Module):
@@ -378,11 +380,14 @@ class _Wide(nn.Module):
         return {"sentence_embedding": self.linear(features["sentence_embedding"])}
 
 
+LOGGED = int(SequentialTrainingArguments("unused").logging_steps)  # so many steps that the trainer logs
+
+
 @pytest.mark.parametrize("recipe", ablation.RECIPES)
 def test_all_sizes_at_once_train_one_nested_map(data, toy, recipe):
     folded = together.fit_together(data, (16, 8), config_of(recipe))
     assert (folded.in_dim, folded.out_dim) == (32, 32)
-    begin = together.fit_together(data, (16, 8), config_of(recipe, learning_rate=1e-12))
+    begin = together.fit_together(data, (16, 8), config_of(recipe, learning_rate=1e-12, steps=LOGGED))
     assert not np.allclose(folded(toy.corpus), begin(toy.corpus), atol=1e-3)
 
 

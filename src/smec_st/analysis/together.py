@@ -77,6 +77,14 @@ class AllSizesLoss(nn.Module):
         """Settings of the first size's loss, and the sizes."""
         return {**next(iter(self._losses().values())).get_config_dict(), "dims": list(self._losses())}
 
+    def diagnostics(self) -> dict[str, float]:
+        """Those of each size's loss, by name and size."""
+        return {
+            f"{name}_{dim}": value
+            for dim, loss in self._losses().items()
+            for name, value in loss.diagnostics().items()
+        }
+
     def begin_stage(
         self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0, live: bool = False
     ) -> None:
