@@ -24,7 +24,7 @@ _MAKER = "AuthenticAMD"
 def fast_matmul() -> Iterator[None]:
     """Inside, float32 matrices on an AMD processor with AVX-512 are multiplied by oneDNN, as exactly as before.
 
-    Nothing changes on other processors, with torch before 2.9, or where somebody has chosen a precision already.
+    Nothing changes on other processors, beside a GPU, with torch before 2.9, or where somebody has chosen a precision already.
     """
     setting = _setting()
     if setting is None or setting.fp32_precision != "none" or not _gains():
@@ -48,10 +48,10 @@ def _gains() -> bool:
     """Whether the processor is such a one, and oneDNN is exact on it.
 
     By its kind and not by a clock: which library multiplies must not change from run to run, or no run could be
-    continued bit for bit.
+    continued bit for bit. Not beside a GPU, which multiplies itself.
     """
     is_such = torch.backends.cpu.get_cpu_capability() == "AVX512" and _maker() == _MAKER
-    return is_such and rounding("bf16") < 8 * rounding("ieee")
+    return is_such and not torch.cuda.is_available() and rounding("bf16") < 8 * rounding("ieee")
 
 
 def rounding(precision: str) -> float:
@@ -78,7 +78,5 @@ def _maker() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return platform.processor().rpartition(" ")[
-            2
-        ]  # of Windows: "AMD64 Family 25 Model 80 Stepping 0, AuthenticAMD"
+        return platform.processor().rpartition(" ")[2]  # Windows: "AMD64 Family 25 Model 80, AuthenticAMD"
     return next((line.rpartition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")

@@ -66,9 +66,8 @@ def run_cells(
     outcomes = []
     one_share = joblib.parallel_config("loky", inner_max_num_threads=max(1, joblib.cpu_count() // jobs))
     with one_share, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="A worker stopped"
-        )  # loky replaces one that has grown; nothing is lost
+        # loky replaces a worker that has grown; nothing is lost
+        warnings.filterwarnings("ignore", message="A worker stopped")
         work = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
         try:
             for outcome in work(joblib.delayed(run_cell)(cell, out) for cell in missing):
