@@ -24,7 +24,7 @@ _MAKER = "AuthenticAMD"
 def fast_matmul() -> Iterator[None]:
     """Inside, float32 matrices on an AMD processor with AVX-512 are multiplied by oneDNN, as exactly as before.
 
-    Nothing changes on other processors, beside a GPU, with torch before 2.9, or where somebody has chosen a precision already.
+    Nothing changes on other processors, beside a GPU, with torch before 2.9, or where somebody has chosen a precision.
     """
     setting = _setting()
     if setting is None or setting.fp32_precision != "none" or not _gains():
