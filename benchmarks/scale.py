@@ -138,7 +138,7 @@ def growth_part(steps: int) -> tuple[list[dict], dict]:
     base = {"rows": 4000, "width": 256, "dims": (64, 32)}
     series = {
         "rows": [{**base, "rows": 4000 * 2**i} for i in range(5)],
-        "width": [{**base, "width": 128 * 2**i} for i in range(4)],
+        "width": [{**base, "width": 128 * 2**i, "dims": (128, 64)} for i in range(4)],  # above a 24th: no hidden layer
         "dims": [{**base, "dims": tuple(128 // 2**j for j in range(count))} for count in (1, 2, 4)],
     }
     fit_seconds(**base, steps=2)  # imports

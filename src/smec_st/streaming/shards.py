@@ -18,6 +18,7 @@ import numpy as np
 
 from smec_st.data import Batch, VectorSource
 from smec_st.data.sources.batch import RECORD
+from smec_st.quantization.codecs import Codec
 from smec_st.quantization.head import Head
 
 FORMATS = ("npy", "parquet")
@@ -73,32 +74,33 @@ def write_shard(
     draft = path.with_name(path.name + ".partial")
     ids: list[str] = []
 
-    def coded() -> Iterator[np.ndarray]:
+    def compressed() -> Iterator[np.ndarray]:
         for batch in itertools.chain([first], batches):
             ids.extend(batch.ids or ())
-            yield head.codec.encode(head.folded.compress(batch.rows, batch.start))
+            yield head.folded.compress(batch.rows, batch.start)
 
     if path.suffix == ".npy":
-        count, digest = _write_npy(draft, coded(), rows)
+        count, digest = _write_npy(draft, compressed(), head.codec, rows)
     else:
-        parts = list(coded())
+        parts = [head.codec.encode(part) for part in compressed()]
         count, digest = sum(map(len, parts)), _write_parquet(draft, parts, ids, record)
     os.replace(draft, path)
     return Shard(path.name, start, count, digest)
 
 
-def _write_npy(path: Path, parts: Iterator[np.ndarray], expected: int | None) -> tuple[int, str]:
-    """Rows and hash. A second thread hashes and writes while the next part is computed."""
+def _write_npy(path: Path, parts: Iterator[np.ndarray], codec: Codec, expected: int | None) -> tuple[int, str]:
+    """Rows and hash. A second thread encodes, hashes and writes while the next part is computed."""
     first = next(parts)
+    like = codec.encode(first[:1])
     digest, count = hashlib.sha256(), 0
 
     def keep(part: np.ndarray) -> None:
-        data = np.ascontiguousarray(part).view(np.uint8).reshape(-1).data
+        data = np.ascontiguousarray(codec.encode(part)).view(np.uint8).reshape(-1).data
         digest.update(data)
         file.write(data)
 
     with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
-        before = _npy_header(first, expected or 0)
+        before = _npy_header(like, expected or 0)
         digest.update(before)
         file.write(before)
         pending: deque[Future[None]] = deque()
@@ -109,7 +111,7 @@ def _write_npy(path: Path, parts: Iterator[np.ndarray], expected: int | None) ->
                 pending.popleft().result()
         for future in pending:
             future.result()
-        after = _npy_header(first, count)
+        after = _npy_header(like, count)
         if after != before:
             file.seek(0)
             file.write(after)  # of the same length: numpy leaves room for the count
