@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--fitted", type=Path, required=True)
     parser.add_argument("--parts", default=",".join(PARTS), help="ours, and methods of the field that make floats")
+    parser.add_argument("--anew", action="store_true", help="forget what the record holds of these collections")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
@@ -191,6 +192,8 @@ def main() -> None:
     }  # fmt: skip
     record["arguments"] = {"budgets": BUDGETS, "threads": options.threads, "seed": 0}
     for folder in options.folders:
+        if options.anew:
+            record["collections"].pop(folder.name, None)
         data = load_collection(folder, next(folder.glob("*.safetensors")))
         saved = options.fitted / folder.name
         if not saved.exists():
