@@ -204,9 +204,8 @@ def made_wide(
 ) -> tuple[Collection, np.ndarray]:
     """Documents and queries about them: 32 directions of meaning, 32 of louder noise, faint noise everywhere.
 
-    Returns the collection and the directions of meaning, ``(32, 4096)``.
+    Returns the collection and the directions of meaning, ``(32, width)``.
     """
-    width = 4096
     rng = np.random.default_rng(seed)
     axes = np.linalg.qr(rng.normal(size=(width, 64)))[0].T.astype(np.float32)
     meaning, noise = axes[:32], axes[32:]
@@ -223,7 +222,7 @@ def made_wide(
     splits = zip(("train", "dev", "test"), np.split(rows, [queries // 2, queries * 3 // 5]), strict=True)
     qrels = {name: Qrels(part, about[part], np.ones(len(part))) for name, part in splits}
     ids = [str(i) for i in range(documents)]
-    return Collection("made-4096", vectors(latent), vectors(asked), ids, ids[:queries], qrels), meaning
+    return Collection(f"made-{width}", vectors(latent), vectors(asked), ids, ids[:queries], qrels), meaning
 
 
 def main() -> None:
