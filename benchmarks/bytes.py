@@ -160,7 +160,8 @@ def best(rows: list[dict]) -> dict[str, dict[int, dict]]:
 def plot(result: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(result), figsize=(4.6 * len(result), 3.8), squeeze=False)
+    size = (4.6 * len(result), 4.4)
+    figure, axes = plt.subplots(1, len(result), figsize=size, squeeze=False, layout="constrained")
     for axis, (name, entry) in zip(axes[0], result.items(), strict=True):
         for method, by_budget in best(entry["rows"]).items():
             style = {"linewidth": 2.5, "color": "black", "zorder": 3} if method == "smec_st" else {}
@@ -169,8 +170,7 @@ def plot(result: dict, path: Path) -> None:
         axis.set(title=name, xscale="log", xlabel="bytes per document", ylabel="nDCG@10")
         axis.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
         axis.minorticks_off()
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
