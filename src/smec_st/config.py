@@ -49,7 +49,8 @@ class FitConfig:
         rank: Supervised term: ``contrastive`` or ``pairwise``.
         alignment: Unsupervised term: ``kl`` or ``l1``.
         rank_weight: Weight of the supervised term.
-        alignment_weight: Weight of the unsupervised term; None for 6, and 0.5 where labels are classes.
+        alignment_weight: Weight of the unsupervised term; None for 6, and 0.5 where labels are classes, or where they
+            contradict the neighbourhoods of full width and held-out queries surely do better with it.
         reconstruction_weight: Weight of the pull towards the start.
         wide_weight: Weight of the stage's terms before selection (``shrink``).
         tau: Temperature of the contrastive term.

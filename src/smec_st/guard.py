@@ -44,13 +44,13 @@ def best_strength(scores: Mapping[float, np.ndarray], proven: bool = False) -> f
     fitted = np.polyval(np.polyfit(strengths, measured, 2), strengths)
     smoothed = np.round((measured + fitted) / 2, 9)  # equal scores stay equal
     best = strengths[int(smoothed.argmax())]
-    return best if proven or _is_sure(scores[best] - scores[0.0]) else 0.0
+    return best if proven or is_sure(scores[best] - scores[0.0]) else 0.0
 
 
-def _is_sure(gain: np.ndarray) -> bool:
-    """Whether the mean of these differences, ``(q,)``, is :data:`SURE` standard errors and more, and not below 0."""
+def is_sure(gain: np.ndarray, errors: float = SURE) -> bool:
+    """Whether the mean of these differences, ``(q,)``, is so many standard errors and more, and not below 0."""
     error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    return bool(gain.mean() >= SURE * error)
+    return bool(gain.mean() >= errors * error)
 
 
 def choose_by_folds(folds: Sequence[Sequence[StageReport]], held_out: Sequence[np.ndarray]) -> dict[int, Choice]:
@@ -82,7 +82,7 @@ def better_without_labels(reports: Sequence[StageReport], choices: Mapping[int, 
     for report in reports:
         if report.scores:
             choice = choices[report.dim]
-            if not _is_sure(np.array(report.scores[f"{report.strength:g}"]) - choice.scores[choice.strength]):
+            if not is_sure(np.array(report.scores[f"{report.strength:g}"]) - choice.scores[choice.strength]):
                 break
             have = report.dim
     return have

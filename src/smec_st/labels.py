@@ -29,12 +29,23 @@ class Labels:
         held_out: What chooses how far each stage goes; None for nothing.
         folds: Parts of ``train``, each held out in turn, where those choose together and not ``held_out``.
         note: Why ``train`` is None although judgements were given; empty otherwise.
+        quality: Mean nDCG@10 of full-width search by the training judgements; None where it was not measured.
     """
 
     train: Qrels | None
     held_out: Qrels | None
     note: str = ""
     folds: tuple[Qrels, ...] = ()
+    quality: float | None = None
+
+    def one_split(self) -> tuple[Qrels, Qrels] | None:
+        """What to train on and what to choose by, for a trial: of the folds, the first is held out."""
+        if self.train is None:
+            return None
+        if not self.folds:
+            return None if self.held_out is None else (self.train, self.held_out)
+        held = self.folds[0]
+        return self.train.of_queries(np.setdiff1d(self.train.query_rows, held.query_rows)), held
 
 
 def share_labels(
@@ -56,11 +67,13 @@ def share_labels(
     """
     if len(train.pairs) == 0:
         return Labels(train, dev)
-    if not vectors_agree(table, train, seed):
+    own, others = full_width_scores(table, train, seed)
+    if not _agree(own, others):
         note = "the vectors rank the judged documents no better than those of other queries: fitted without labels"
         return Labels(None, dev, note)
+    quality = float(own.mean())
     if dev is not None or share == 0:
-        return Labels(train, dev)
+        return Labels(train, dev, quality=quality)
     judged = len(train.query_rows)
     if judged < 2 * MIN_HELD_OUT:
         note = (
@@ -68,15 +81,28 @@ def share_labels(
         )
         return Labels(None, train, note)
     if folds and judged * share < ENOUGH:
-        return Labels(train, None, folds=train.folds(folds, seed))
-    return Labels(*train.hold_out(share, seed))
+        return Labels(train, None, folds=train.folds(folds, seed), quality=quality)
+    return Labels(*train.hold_out(share, seed), quality=quality)
 
 
 def vectors_agree(table: VectorTable, qrels: Qrels, seed: int = 0) -> bool:
     """Whether full-width search finds the judged documents better than it finds those of other queries.
 
-    nDCG@10 of up to :data:`SAMPLE` queries with their own judgements, against the same rankings with judgements handed
-    on to the next query; better by more than :data:`SURE` standard errors of the paired difference.
+    Better by more than :data:`SURE` standard errors of the paired difference of :func:`full_width_scores`.
+    """
+    return _agree(*full_width_scores(table, qrels, seed))
+
+
+def _agree(own: np.ndarray, others: np.ndarray) -> bool:
+    gain = own - others
+    return len(gain) < 2 or bool(gain.mean() > SURE * gain.std(ddof=1) / math.sqrt(len(gain)))
+
+
+def full_width_scores(table: VectorTable, qrels: Qrels, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """nDCG@10 of full-width search, for up to :data:`SAMPLE` queries.
+
+    Returns:
+        By their own judgements and by those of the next query, ``(q,)`` each.
     """
     import torch
 
@@ -84,8 +110,6 @@ def vectors_agree(table: VectorTable, qrels: Qrels, seed: int = 0) -> bool:
 
     rng = np.random.default_rng(seed)
     rows = rng.permutation(qrels.query_rows)[:SAMPLE]
-    if len(rows) < 2:
-        return True
     judged = qrels.of_queries(rows)
     documents = np.arange(table.corpus_size)
     if table.corpus_size > MOST_DOCUMENTS:
@@ -94,11 +118,9 @@ def vectors_agree(table: VectorTable, qrels: Qrels, seed: int = 0) -> bool:
     ids = torch.from_numpy(table.query_ids(rows))
     ranked, _ = exact_search(table[torch.from_numpy(documents)].numpy(), table[ids].numpy(), min(11, len(documents)))
     ranked = leave_out(documents[ranked], table.own(ids).numpy())[:, :10]
-    own = _scores(ranked, rows, judged)
     after = dict(zip(rows.tolist(), np.roll(rows, 1).tolist(), strict=True))
     others = Qrels(np.array([after[row] for row in judged.queries.tolist()]), judged.documents, judged.grades)
-    gain = own - _scores(ranked, rows, others)
-    return bool(gain.mean() > SURE * gain.std(ddof=1) / math.sqrt(len(gain)))
+    return _scores(ranked, rows, judged), _scores(ranked, rows, others)
 
 
 def _scores(ranked: np.ndarray, rows: np.ndarray, qrels: Qrels) -> np.ndarray:

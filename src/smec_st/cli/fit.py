@@ -213,12 +213,12 @@ def _quiet_labels() -> Iterator[None]:
 def _work_dir(out: Path, key: str) -> Iterator[Path]:
     """A folder for checkpoints beside ``out``; stays when the run is cut off, goes when it is done."""
     work = out.with_name(f".{out.name}.{key}.unfinished")
-    if work.exists() and any(work.glob("stage-*")):
+    if work.exists() and any(work.rglob("stage-*")):
         click.echo(f"continuing the unfinished run in {work}", err=True)
     try:
         yield work
     except BaseException:
-        if not any(work.glob("stage-*/final")) and not any(work.glob("stage-*/checkpoint-*")):
+        if not any(work.rglob("stage-*/final")) and not any(work.rglob("stage-*/checkpoint-*")):
             shutil.rmtree(work, ignore_errors=True)
         raise
     for stale in out.parent.glob(f".{out.name}.*.unfinished"):
