@@ -292,3 +292,8 @@ def test_the_pull_is_tried_where_full_width_ranks_poorly_and_as_the_recipe_leave
     trials.clear()
     fitted_under_noise(True, **quick)
     assert [title for _, title in trials] == [""]
+
+
+def test_the_pull_stays_as_it_is_where_both_trials_rank_alike():
+    compressor, _ = fitted_under_noise(True, steps=2, selection_steps=1, learning_rate=1e-9)
+    assert compressor.info["settings"]["alignment_weight"] == 6.0

@@ -164,9 +164,8 @@ def _settle_pull(
         return np.array(report.scores[f"{report.strength:g}"])
 
     strong, weak = (defaults["alignment_weight"] for defaults in (PAIR_DEFAULTS, CLASS_DEFAULTS))
-    if is_sure(scores(weak) - scores(strong), SURE):
-        return dataclasses.replace(recipe, alignment_weight=weak)
-    return recipe
+    gain = scores(weak) - scores(strong)  # all 0 where both keep the start: no reason to change anything
+    return dataclasses.replace(recipe, alignment_weight=weak) if gain.any() and is_sure(gain, SURE) else recipe
 
 
 def _queries_beside(labels: Labels, table: VectorTable, asking: np.ndarray | None) -> np.ndarray:
