@@ -269,6 +269,8 @@ def test_where_labels_contradict_the_neighbourhoods_these_pull_weakly(dev):
     settled, quality = fitted_under_noise(dev)
     strong, less = fitted_under_noise(dev, alignment_weight=6.0)
     assert [each.info["settings"]["alignment_weight"] for each in (settled, strong)] == [0.5, 6.0]
+    assert "chose a weak pull" in settled.info["data"]["note"]
+    assert "note" not in strong.info["data"]
     assert quality > less + 0.05
 
 

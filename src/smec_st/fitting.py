@@ -94,7 +94,10 @@ def fit_maps(
     if method not in UNTRAINED:
         labels = _share(table, train, dev, recipe)
         asking = train.query_rows if train is not None and asking is None and recipe.guard else asking
-        recipe = _settle_pull(table, labels, recipe, work_dir, progress)
+        settled = _settle_pull(table, labels, recipe, work_dir, progress)
+        if settled != recipe:
+            note = "labels contradict the neighbourhoods of full width: held-out queries chose a weak pull to these"
+            recipe, labels = settled, dataclasses.replace(labels, note=note)
     without = 0
     if method in UNTRAINED:
         fitted = fit_untrained(method, table, recipe.dims or default_dims(table.width))
@@ -116,15 +119,15 @@ def fit_maps(
 
 def _data_of(table: VectorTable, labels: Labels, without: int) -> dict[str, Any]:
     """What a fit was made of; ``without`` is the size up to which it did better without labels."""
-    note = labels.note
+    notes = [labels.note] if labels.note else []
     if without:
-        note = f"up to {without} dims trained without labels: that ranks the held-out queries better"
+        notes.append(f"up to {without} dims trained without labels: that ranks the held-out queries better")
     return {
         "documents": table.corpus_size,
         "training_queries": 0 if labels.train is None else len(labels.train.query_rows),
         "held_out_queries": sum(len(part.query_rows) for part in (labels.held_out, *labels.folds) if part),
         **({"folds": len(labels.folds)} if labels.folds else {}),
-        **({"note": note} if note else {}),
+        **({"note": "; ".join(notes)} if notes else {}),
     }
 
 

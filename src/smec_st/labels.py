@@ -28,7 +28,7 @@ class Labels:
         train: What the supervised term learns from; None to train without labels.
         held_out: What chooses how far each stage goes; None for nothing.
         folds: Parts of ``train``, each held out in turn, where those choose together and not ``held_out``.
-        note: Why ``train`` is None although judgements were given; empty otherwise.
+        note: What is unusual, to be told: why judgements are not trained on, for instance; empty otherwise.
         quality: Mean nDCG@10 of full-width search by the training judgements; None where it was not measured.
     """
 
