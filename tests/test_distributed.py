@@ -93,6 +93,7 @@ SETTINGS = {
     # full length out of a gradient that is zero but for rounding, like that of a key's bias.
     "texts": {"texts": True, "order": "grow", "optim": "sgd", "learning_rate": 0.1, "backbone_learning_rate": 0.1},
     "grow": {"order": "grow", "save_strategy": "steps", "loss": {"shadow_share": 0.5}},
+    "grow-hidden": {"order": "grow", "hidden_dim": 24, "optim": "sgd", "learning_rate": 0.1},
     "grow-without-labels": {"order": "grow", "judged": False, "max_steps": 4, "loss": {"shadow_share": 0.5}},
     "shrink-as-published": {
         "order": "shrink",

@@ -15,11 +15,15 @@ from test_trainer import assert_equal, make_trainer, weights
 EVERY = {"save_steps": 2, "save_total_limit": 20, "max_steps": 6, "selection_steps": 4}
 
 
-@pytest.fixture(scope="module", params=["grow", "shrink"])
+RUNS = {"grow": {}, "shrink": {}, "grow, hidden": {"hidden_dim": 24}}
+
+
+@pytest.fixture(scope="module", params=RUNS)
 def whole(request, tmp_path_factory):
     """A run whose checkpoints are all kept aside, by stage and step, and its end."""
-    folder = tmp_path_factory.mktemp(request.param)
-    trainer = make_trainer(folder / "run", order=request.param, **EVERY)
+    folder = tmp_path_factory.mktemp(request.param.replace(", ", "-"))
+    settings = {"order": request.param.partition(",")[0], **EVERY, **RUNS[request.param]}
+    trainer = make_trainer(folder / "run", **settings)
     save, kept = trainer._save_stage, {}
 
     def keeping(stage_folder, report):
@@ -32,12 +36,12 @@ def whole(request, tmp_path_factory):
 
     trainer._save_stage = keeping
     trainer.train()
-    return request.param, folder / "run", kept, weights(trainer), trainer
+    return settings, folder / "run", kept, weights(trainer), trainer
 
 
 def test_every_checkpoint_of_every_stage_continues_to_the_same_bits(whole, tmp_path):
-    order, run, kept, end, trainer = whole
-    assert len(kept) == {"grow": 8, "shrink": 6}[order]
+    settings, run, kept, end, trainer = whole
+    assert len(kept) == {"grow": 8, "shrink": 6}[settings["order"]]
     for number, ((index, step), checkpoint) in enumerate(kept.items()):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -45,7 +49,7 @@ def test_every_checkpoint_of_every_stage_continues_to_the_same_bits(whole, tmp_p
         for stage in trainer.plan[:index]:
             shutil.copytree(run / stage.name, folder / stage.name)
         shutil.copytree(checkpoint, folder / trainer.plan[index].name / f"checkpoint-{step}")
-        resumed = make_trainer(folder, order=order, **EVERY)
+        resumed = make_trainer(folder, **settings)
         reports = resumed.train(resume_from_checkpoint=True)
         assert_equal(end, weights(resumed))
         assert [report.steps for report in reports] == [resumed.steps_of(stage) for stage in resumed.plan]
@@ -59,22 +63,22 @@ def test_finished_stages_leave_final_and_no_checkpoints(whole):
 
 
 def test_a_finished_run_is_not_trained_again(whole):
-    order, run, _, end, _ = whole
-    again = make_trainer(run, order=order, **EVERY)
+    settings, run, _, end, _ = whole
+    again = make_trainer(run, **settings)
     again.loss.begin_step = None  # a step would fail
     again.train(resume_from_checkpoint=True)
     assert_equal(end, weights(again))
 
 
 def test_a_run_with_other_settings_is_refused(whole):
-    order, run, _, _, _ = whole
+    settings, run, _, _, _ = whole
     for change, name in (
         ({"seed": 7}, "seed"),
         ({"learning_rate": 0.5}, "learning_rate"),
         ({"memory": 32}, "memory"),
         ({"per_device_train_batch_size": 8}, "batch"),
     ):
-        other = make_trainer(run, order=order, **{**EVERY, **change})
+        other = make_trainer(run, **{**settings, **change})
         with pytest.raises(DataError, match=rf"other settings \({name}\)"):
             other.train(resume_from_checkpoint=True)
 

@@ -191,7 +191,11 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.accelerator.free_memory()
         self.model_wrapped = self.model  # else DDP keeps the last stage's parameter list
         self.loss.model = self.model  # else the loss calls the last stage's wrapper
-        self.loss.begin_stage(stage.index, adapter, stage.out_dim / self.table.width, live=is_live)
+        finished = list(self.model)[1:-2]
+        for module in finished:
+            module.is_finished = True
+        share = stage.out_dim / self.table.width
+        self.loss.begin_stage(stage.index, adapter, share, live=is_live, finished=finished)
         self.args.output_dir, self.args.max_steps = str(root / stage.name), self.steps_of(stage)
 
     def _end_stage(self, stage: Stage, loss: float, steps: int, seconds: float) -> StageReport:
@@ -279,7 +283,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     def _new_adapter(self, stage: Stage) -> ResidualAdapter:
         start = self._principal_axes(stage) if self.args.start == "principal" else None
-        return ResidualAdapter(
+        adapter = ResidualAdapter(
             stage.in_dim,
             stage.candidates,
             hidden_dim=self._hidden_dim(stage),
@@ -288,6 +292,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
             writes="candidate_embedding",
             start=start,
         )
+        adapter.draw_hidden(self.args.seed * 1009 + stage.index)  # wherever a run is continued
+        return adapter
 
     def _principal_axes(self, stage: Stage) -> Tensor:
         """What a stage begins from, ``(candidates, in_dim)``: axes by falling variance.

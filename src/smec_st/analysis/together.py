@@ -86,11 +86,16 @@ class AllSizesLoss(nn.Module):
         }
 
     def begin_stage(
-        self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0, live: bool = False
+        self,
+        stage: int,
+        adapter: ResidualAdapter | None = None,
+        share: float = 1.0,
+        live: bool = False,
+        finished: Sequence[nn.Module] = (),
     ) -> None:
         """Begin it for each size; the size decides the share."""
         for dim, loss in self._losses().items():
-            loss.begin_stage(stage, adapter, dim / self.width, live)
+            loss.begin_stage(stage, adapter, dim / self.width, live, finished)
 
     def begin_step(self, stage: int, step: int) -> None:
         """Begin it for each size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from smec_st.losses.relevance import Relevance
 from smec_st.losses.shadows import Shadows
 from smec_st.memory import EMPTY, SelectableCrossBatchMemory
 from smec_st.modules import ResidualAdapter
+from smec_st.modules.weights import FINISHED
 
 
 class SMECLoss(nn.Module):
@@ -125,11 +126,17 @@ class SMECLoss(nn.Module):
         self._is_live = False
         self._is_narrow = False
         self._order: tuple[int, Tensor] | None = None
+        self._finished: tuple[nn.Module, ...] = ()
 
     # -- what the trainer calls ---------------------------------------------------------------------------------------
 
     def begin_stage(
-        self, stage: int, adapter: ResidualAdapter | None = None, share: float = 1.0, live: bool = False
+        self,
+        stage: int,
+        adapter: ResidualAdapter | None = None,
+        share: float = 1.0,
+        live: bool = False,
+        finished: Sequence[nn.Module] = (),
     ) -> None:
         """Reset the learned temperature and fill the memory from the corpus, in an order that depends on the stage.
 
@@ -138,17 +145,20 @@ class SMECLoss(nn.Module):
             adapter: What it trains.
             share: The size it delivers, as a share of the full width.
             live: Whether it trains the backbone too: then the memory holds what batches push.
+            finished: The modules of the stages before it. What they give is remembered where they have a hidden
+                layer; else it costs next to nothing.
         """
+        self._finished = tuple(finished) if any(getattr(module, "hidden", None) is not None for module in finished) else ()
         self._is_narrow, self._is_live = share <= 1 / 16, live
         with torch.no_grad():
             self.log_scale.zero_()
         if adapter is not None:
             adapter.exposes_start = self.reconstruction_weight > 0
         if self.memory is not None:
-            self.memory.clear()
+            self.memory.clear(self._finished[-1].get_embedding_dimension() if self._finished else 0)
             if self.table is not None and not live:
                 rows = self._corpus_order(stage)[: self.memory.capacity]
-                self.memory.push(self.table[rows], rows)
+                self._push(self.table[rows], rows)
 
     def begin_step(self, stage: int, step: int) -> None:
         """Move the corpus on through the memory. Depends on (seed, stage, step) alone, so every rank does the same."""
@@ -160,7 +170,7 @@ class SMECLoss(nn.Module):
         order = self._corpus_order(stage)
         start = self.memory.capacity + step * self.stream_rows
         rows = order[(start + torch.arange(min(self.stream_rows, self.memory.capacity))) % len(order)]
-        self.memory.push(self.table[rows], rows)
+        self._push(self.table[rows], rows)
 
     def training_state(self) -> dict[str, Tensor]:
         """Everything of the loss that a checkpoint of the model lacks."""
@@ -204,11 +214,12 @@ class SMECLoss(nn.Module):
         own_documents = self._own(anchor_ids)
         has_documents = len(columns) > 1
         with torch.autocast(device_type=anchors.device.type, enabled=False):
-            pool, pool_ids, own, teacher = self._pool(anchors, anchor_ids, columns[1:], labels[:, 1])
+            pool, pool_ids, own, teacher, slots = self._pool(anchors, anchor_ids, columns[1:], labels[:, 1])
             is_query = own_documents < 0
             near = own[is_query] if has_documents and self.relevance is not None else None
             shadows, stood_by = self._shadows(anchors[is_query], anchor_ids[is_query], pool, near)
-        features = self.model({"sentence_embedding": torch.cat([anchors, pool, shadows])})
+            known = self._known(anchors, pool, slots, shadows)
+        features = self.model({"sentence_embedding": torch.cat([anchors, pool, shadows]), **known})
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             views = {"": (features["sentence_embedding"].float(), 1.0)}
             if self.wide_weight > 0:
@@ -293,12 +304,13 @@ class SMECLoss(nn.Module):
 
     def _pool(
         self, anchors: Tensor, anchor_ids: Tensor, documents: list[Tensor], document_ids: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What the batch is compared with.
 
         Returns:
-            Vectors ``(C, D)``, distinct row ids ``(C,)``, where each batch row's own document stands ``(B,)``, and the
-            full-width similarity of anchors and vectors ``(B, C)``.
+            Vectors ``(C, D)``, distinct row ids ``(C,)``, where each batch row's own document stands ``(B,)``, the
+            full-width similarity of anchors and vectors ``(B, C)``, and the slots of the memory that the last of the
+            vectors come from.
         """
         if documents:
             gathered, first = gather_rows(document_ids)
@@ -307,6 +319,7 @@ class SMECLoss(nn.Module):
             vectors = self._document_vectors(ids, place, documents[0])
         else:
             ids, own, vectors = document_ids[:0], document_ids[:0], anchors[:0]
+        slots = ids[:0]
         with torch.no_grad():
             similarity = anchors @ vectors.T
             if self.memory is not None:
@@ -315,7 +328,30 @@ class SMECLoss(nn.Module):
                 similarity = torch.cat([similarity, remembered], dim=1)
         if self.memory is not None:
             vectors = torch.cat([vectors, self.memory.vectors[slots]])
-        return vectors, ids, own, similarity
+        return vectors, ids, own, similarity, slots
+
+    @torch.no_grad()
+    def _known(self, anchors: Tensor, pool: Tensor, slots: Tensor, shadows: Tensor) -> dict[str, Tensor]:
+        """What finished stages make of all these rows; of those that are remembered, as it is remembered."""
+        if not self._finished:
+            return {}
+        fresh = len(pool) - len(slots) if self.memory is not None else len(pool)
+        parts = self._columns(torch.cat([anchors, pool[:fresh], shadows])).split([len(anchors), fresh, len(shadows)])
+        remembered = parts[0][:0] if self.memory is None else self.memory.finished[slots]
+        return {FINISHED: torch.cat([parts[0], parts[1], remembered, parts[2]])}
+
+    @torch.no_grad()
+    def _columns(self, vectors: Tensor) -> Tensor:
+        """What finished stages make of full-width vectors, ``(n, D) -> (n, have)``."""
+        features = {"sentence_embedding": vectors}
+        for module in self._finished:
+            features = module(features)
+        return features["sentence_embedding"].float()
+
+    def _push(self, vectors: Tensor, row_ids: Tensor) -> None:
+        assert self.memory is not None
+        vectors = vectors.to(self.memory.vectors)
+        self.memory.push(vectors, row_ids, self._columns(vectors) if self._finished else None)
 
     @property
     def _casts_shadows(self) -> bool:
@@ -373,4 +409,4 @@ class SMECLoss(nn.Module):
         """Push the batch's documents (its anchors when there are none), gathered over all ranks."""
         assert self.memory is not None
         vectors, ids = (columns[1], labels[:, 1]) if len(columns) > 1 else (columns[0], labels[:, 0])
-        self.memory.push(gather_rows(vectors.detach())[0], gather_rows(ids)[0])
+        self._push(gather_rows(vectors.detach())[0], gather_rows(ids)[0])

@@ -72,9 +72,13 @@ class ResidualAdapter(WeightedModule):
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """Read ``features[reads]`` ``(B, in_dim)``, write ``features[writes]`` ``(B, out_dim)``."""
         features.setdefault("source_embedding", features["sentence_embedding"])
+        if self.is_known(features):
+            return features
         x = features[self.reads].to(self.start.dtype)
         if self.hidden is None or self.act is None:
             features[self.writes] = x @ self.linear_map().T
+        elif self.is_at_start:
+            features[self.writes] = x @ self.start.T
         else:
             features[self.writes] = x @ self.start.T + self.strength * self.residual(
                 self.act(self.hidden(x)) * self.scale
@@ -82,6 +86,12 @@ class ResidualAdapter(WeightedModule):
         if self.exposes_start:
             features["start_embedding"] = x @ self.start.T
         return features
+
+    @property
+    def is_at_start(self) -> bool:
+        """Whether ``f`` adds nothing, and is not about to learn."""
+        weight = self.residual.weight
+        return not weight.requires_grad and not (bool(self.strength) and bool(weight.any()))
 
     @property
     def scale(self) -> float:
@@ -93,6 +103,12 @@ class ResidualAdapter(WeightedModule):
         if self.hidden is not None:
             raise ValueError("An adapter with a hidden layer is no linear map.")
         return self.start + self.strength * self.residual.weight
+
+    @torch.no_grad()
+    def draw_hidden(self, seed: int) -> None:
+        """Begin the hidden layer, if there is one, at numbers that depend on ``seed`` alone."""
+        if self.hidden is not None:
+            nn.init.normal_(self.hidden.weight, generator=torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
     def keep_outputs(self, indices: Tensor) -> None:

@@ -38,7 +38,7 @@ class LiveBackbone(InputModule):
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         """``sentence_embedding`` ``(B, D)`` float32: of the inputs, unit norm, or the vectors that were given."""
-        if features.keys() == {"sentence_embedding"}:
+        if "sentence_embedding" in features:
             return dict(features)
         embedding = self.backbone(dict(features), **kwargs)["sentence_embedding"]
         return {"sentence_embedding": F.normalize(embedding.float(), dim=-1)}

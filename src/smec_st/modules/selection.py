@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.functional import gumbel_noise, straight_through_top_k, top_k_indices
-from smec_st.modules.weights import WeightedModule
+from smec_st.modules.weights import FINISHED, WeightedModule
 
 
 class AdaptiveDimensionSelection(WeightedModule):
@@ -82,6 +82,9 @@ class AdaptiveDimensionSelection(WeightedModule):
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """Read ``features[reads]`` ``(B, in_dim)``; ``sentence_embedding`` becomes, or grows by, ``(B, keep)``."""
+        if self.is_known(features):
+            features["sentence_embedding"] = features[FINISHED]
+            return features
         x = features[self.reads]
         kept = x if self.is_trivial else self._select(x)
         if self.offset:

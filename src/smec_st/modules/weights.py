@@ -7,11 +7,22 @@ import os
 from typing import Any
 
 from sentence_transformers.base.modules import Module
+from torch import Tensor
 from typing_extensions import Self
 
 
+FINISHED = "finished_embedding"  # what finished stages give, where that is known already
+
+
 class WeightedModule(Module):
-    """A module that owns weights. Only safetensors are loaded, never pickle."""
+    """A module that owns weights. Only safetensors are loaded, never pickle.
+
+    Attributes:
+        is_finished: Whether a later stage trains: then features may hold what this one and all others before it give,
+            ``(B, have)`` under :data:`FINISHED`, and are passed on.
+    """
+
+    is_finished = False
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write ``config.json`` and ``model.safetensors`` into a folder."""
@@ -42,6 +53,10 @@ class WeightedModule(Module):
             raise ValueError(f"{os.path.join(str(model_name_or_path), subfolder)} holds no model.safetensors.")
         module: Self = cls.load_torch_weights(model_name_or_path, model=cls(**config), **where)
         return module
+
+    def is_known(self, features: dict[str, Tensor]) -> bool:
+        """Whether nothing is left to compute here."""
+        return self.is_finished and FINISHED in features
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({json.dumps(self.get_config_dict())})"
