@@ -51,6 +51,7 @@ LAYERS = [
         "callbacks",
         "recipe",
         "fitting",
+        "pull",
         "hub",
         "compressor",
         "text",

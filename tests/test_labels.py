@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from conftest import write_collection
-from smec_st import Compressor, fitting, load_collection
+from smec_st import Compressor, load_collection
 from smec_st.cli import run
 from smec_st.cli.fit import _may_be_read
 from smec_st.data import Qrels, VectorTable
 from smec_st.guard import Choice, best_strength, better_without_labels, choose_by_folds
 from smec_st.labels import LabelsWarning, share_labels, vectors_agree
-from smec_st.metrics import evaluate_retrieval
 from smec_st.stages import StageReport
 from smec_st.trainer import SequentialTrainer
 
@@ -231,71 +230,3 @@ def test_command_reads_the_queries_it_trains_on_and_those_that_no_split_judges(s
     assert _may_be_read(collection, train).tolist() == np.setdiff1d(everyone, rows[5:8]).tolist()
     assert _may_be_read(collection, None).tolist() == np.setdiff1d(everyone, rows[:8]).tolist()
     assert _may_be_read(collection, train.of_queries(rows[:2])).tolist() == np.setdiff1d(everyone, rows[2:8]).tolist()
-
-
-def under_loud_noise(queries=200, seed=0):
-    """Eight directions of meaning among eight as loud that mean nothing: full width ranks poorly."""
-    rng = np.random.default_rng(seed)
-    meaning = rng.normal(size=(DOCUMENTS, 8))
-    asked = rng.choice(DOCUMENTS, queries, replace=False)
-
-    def vectors(meaning):
-        rest = rng.normal(size=(len(meaning), WIDTH - 8)) * np.repeat([1.0, 0.1], 8)
-        return np.concatenate([meaning, rest], axis=1).astype(np.float32)
-
-    table = VectorTable(vectors(meaning), vectors(meaning[asked] + 0.3 * rng.normal(size=(queries, 8))))
-    return table, Qrels(np.arange(queries), asked, np.ones(queries))
-
-
-def fitted_under_noise(dev, **settings):
-    """A compressor of 100 queries' labels, and its nDCG@10 at 8 dims on 50 others."""
-    table, qrels = under_loud_noise()
-    corpus, queries = table.documents(), np.stack([table[row] for row in range(table.corpus_size, len(table))])
-    compressor = Compressor.fit(
-        corpus,
-        queries,
-        qrels.of_queries(range(100)),
-        (16, 8),
-        dev_qrels=qrels.of_queries(range(100, 150)) if dev else None,
-        **{"steps": 60, "selection_steps": 4, "batch_size": 64, "folds": 2, **settings},
-    )
-    sides = compressor.transform(corpus, 8), compressor.transform(queries, 8)
-    values = evaluate_retrieval(*sides, qrels.of_queries(range(150, 200)), ("ndcg@10",))
-    return compressor, float(values["ndcg@10"].mean())
-
-
-@pytest.mark.parametrize("dev", [True, False])
-def test_where_labels_contradict_the_neighbourhoods_these_pull_weakly(dev):
-    settled, quality = fitted_under_noise(dev)
-    strong, less = fitted_under_noise(dev, alignment_weight=6.0)
-    assert [each.info["settings"]["alignment_weight"] for each in (settled, strong)] == [0.5, 6.0]
-    assert "chose a weak pull" in settled.info["data"]["note"]
-    assert "note" not in strong.info["data"]
-    assert quality > less + 0.05
-
-
-def test_the_pull_is_tried_where_full_width_ranks_poorly_and_as_the_recipe_leaves_it_open(monkeypatch):
-    trials = []
-    real = fitting.fit_stages
-
-    def watched(*args, title="", **kwargs):
-        trials.append((args[3].dims, title))
-        return real(*args, title=title, **kwargs)
-
-    monkeypatch.setattr(fitting, "fit_stages", watched)
-    quick = {"steps": 2, "selection_steps": 1}
-    fitted_under_noise(True, **quick)
-    assert trials == [((16,), "pull 0.5"), ((16,), "pull 6"), ((16, 8), "")]
-    for settings in ({"alignment_weight": 1.0}, {"guard": False}):
-        trials.clear()
-        fitted_under_noise(True, **quick, **settings)
-        assert [title for _, title in trials] == [""]
-    monkeypatch.setattr(fitting, "DOUBTFUL", 0.1)
-    trials.clear()
-    fitted_under_noise(True, **quick)
-    assert [title for _, title in trials] == [""]
-
-
-def test_the_pull_stays_as_it_is_where_both_trials_rank_alike():
-    compressor, _ = fitted_under_noise(True, steps=2, selection_steps=1, learning_rate=1e-9)
-    assert compressor.info["settings"]["alignment_weight"] == 6.0

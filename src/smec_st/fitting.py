@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.config import CLASS_DEFAULTS, METHODS, PAIR_DEFAULTS, FitConfig
+from smec_st.config import METHODS, FitConfig
 from smec_st.data import DataError, Qrels, VectorTable
-from smec_st.guard import Choice, better_without_labels, choose_by_folds, is_sure
+from smec_st.guard import Choice, better_without_labels, choose_by_folds
 from smec_st.labels import Labels, LabelsWarning, share_labels
 from smec_st.maps import FoldedMap
+from smec_st.pull import settle_pull
 from smec_st.recipe import Fitted, fit_stages, fit_untrained, labels_are_classes
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 UNTRAINED = ("truncate", "pca")
-DOUBTFUL = 0.5  # nDCG@10 of full-width search; below, its neighbourhoods may be the wrong ones to keep
-SURE = 2.0  # standard errors
 Maps = Sequence[tuple[FoldedMap, tuple[int, ...]]]
 
 
@@ -94,10 +93,8 @@ def fit_maps(
     if method not in UNTRAINED:
         labels = _share(table, train, dev, recipe)
         asking = train.query_rows if train is not None and asking is None and recipe.guard else asking
-        settled = _settle_pull(table, labels, recipe, work_dir, progress)
-        if settled != recipe:
-            note = "labels contradict the neighbourhoods of full width: held-out queries chose a weak pull to these"
-            recipe, labels = settled, dataclasses.replace(labels, note=note)
+        recipe, note = settle_pull(table, labels, recipe, work_dir=work_dir, progress=progress)
+        labels = dataclasses.replace(labels, note=note or labels.note)
     without = 0
     if method in UNTRAINED:
         fitted = fit_untrained(method, table, recipe.dims or default_dims(table.width))
@@ -138,37 +135,6 @@ def _share(table: VectorTable, train: Qrels | None, dev: Qrels | None, recipe: F
     if labels.note:
         warnings.warn(labels.note, LabelsWarning, stacklevel=4)
     return labels
-
-
-def _settle_pull(
-    table: VectorTable, labels: Labels, recipe: FitConfig, work_dir: Path | None, progress: bool
-) -> FitConfig:
-    """The recipe, with the weak pull to full-width neighbourhoods that classes have where labels contradict these.
-
-    Where full-width search ranks the judged documents poorly (:data:`DOUBTFUL`), its neighbourhoods may rest on
-    directions that mean nothing for the labels. Then the middle one of the sizes is trained alone with either pull,
-    and held-out queries take the weak one for a gain of :data:`SURE` standard errors.
-    """
-    split = labels.one_split()
-    is_settled = recipe.alignment_weight is not None or recipe.order != "grow" or not recipe.guard
-    if is_settled or split is None or labels.quality is None or labels.quality >= DOUBTFUL:
-        return recipe
-    if labels_are_classes(table, labels.train):
-        return recipe
-    sizes = recipe.dims or default_dims(table.width)
-    middle = dataclasses.replace(recipe, dims=(sizes[(len(sizes) - 1) // 2],))
-
-    def scores(weight: float) -> np.ndarray:
-        trial = dataclasses.replace(middle, alignment_weight=weight)
-        folder = None if work_dir is None else work_dir / f"pull-{weight:g}"
-        (*_, report) = fit_stages(
-            table, *split, trial, work_dir=folder, progress=progress, title=f"pull {weight:g}"
-        ).reports
-        return np.array(report.scores[f"{report.strength:g}"])
-
-    strong, weak = (defaults["alignment_weight"] for defaults in (PAIR_DEFAULTS, CLASS_DEFAULTS))
-    gain = scores(weak) - scores(strong)  # all 0 where both keep the start: no reason to change anything
-    return dataclasses.replace(recipe, alignment_weight=weak) if gain.any() and is_sure(gain, SURE) else recipe
 
 
 def _queries_beside(labels: Labels, table: VectorTable, asking: np.ndarray | None) -> np.ndarray:

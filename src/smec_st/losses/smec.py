@@ -148,14 +148,15 @@ class SMECLoss(nn.Module):
             finished: The modules of the stages before it. What they give is remembered where they have a hidden
                 layer; else it costs next to nothing.
         """
-        self._finished = tuple(finished) if any(getattr(module, "hidden", None) is not None for module in finished) else ()
+        costly = any(isinstance(module, ResidualAdapter) and module.hidden is not None for module in finished)
+        self._finished = tuple(finished) if costly else ()
         self._is_narrow, self._is_live = share <= 1 / 16, live
         with torch.no_grad():
             self.log_scale.zero_()
         if adapter is not None:
             adapter.exposes_start = self.reconstruction_weight > 0
         if self.memory is not None:
-            self.memory.clear(self._finished[-1].get_embedding_dimension() if self._finished else 0)
+            self.memory.clear(self._columns(self.memory.vectors[:0]).shape[1] if self._finished else 0)
             if self.table is not None and not live:
                 rows = self._corpus_order(stage)[: self.memory.capacity]
                 self._push(self.table[rows], rows)

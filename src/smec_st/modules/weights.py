@@ -10,7 +10,6 @@ from sentence_transformers.base.modules import Module
 from torch import Tensor
 from typing_extensions import Self
 
-
 FINISHED = "finished_embedding"  # what finished stages give, where that is known already
 
 

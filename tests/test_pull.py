@@ -1,0 +1,129 @@
+"""The pull to full-width neighbourhoods, by trial: where it is tried, what is chosen, what a cut loses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from smec_st import Compressor, pull
+from smec_st.data import Qrels, VectorTable
+from smec_st.metrics import evaluate_retrieval
+from smec_st.trainer import SequentialTrainer
+
+WIDTH, DOCUMENTS, QUERIES = 24, 400, 200
+QUICK = {"steps": 2, "selection_steps": 1, "batch_size": 64, "folds": 2}
+
+
+def under_noise(noise, seed=0):
+    """Eight directions of meaning beside eight that mean nothing; where these are loud, full width ranks poorly."""
+    rng = np.random.default_rng(seed)
+    meaning = rng.normal(size=(DOCUMENTS, 8))
+    asked = rng.choice(DOCUMENTS, QUERIES, replace=False)
+
+    def vectors(meaning):
+        rest = rng.normal(size=(len(meaning), WIDTH - 8)) * np.repeat([noise, 0.1], 8)
+        return np.concatenate([meaning, rest], axis=1).astype(np.float32)
+
+    table = VectorTable(vectors(meaning), vectors(meaning[asked] + 0.3 * rng.normal(size=(QUERIES, 8))))
+    return table, Qrels(np.arange(QUERIES), asked, np.ones(QUERIES))
+
+
+def fit(dev, noise=1.0, **settings):
+    """A compressor of 100 queries' labels, and its nDCG@10 at 8 dims on 50 others."""
+    table, qrels = under_noise(noise)
+    corpus, queries = table.documents(), np.stack([table[row] for row in range(table.corpus_size, len(table))])
+    compressor = Compressor.fit(
+        corpus,
+        queries,
+        qrels.of_queries(range(100)),
+        (16, 8),
+        dev_qrels=qrels.of_queries(range(100, 150)) if dev else None,
+        **{**QUICK, **settings},
+    )
+    sides = compressor.transform(corpus, 8), compressor.transform(queries, 8)
+    values = evaluate_retrieval(*sides, qrels.of_queries(range(150, 200)), ("ndcg@10",))
+    return compressor, float(values["ndcg@10"].mean())
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """Sizes and name of each trial, as they come."""
+    seen = []
+    real = pull.fit_stages
+
+    def watched(*args, title, **kwargs):
+        seen.append((args[3].dims, title))
+        return real(*args, title=title, **kwargs)
+
+    monkeypatch.setattr(pull, "fit_stages", watched)
+    return seen
+
+
+@pytest.mark.parametrize("dev", [True, False])
+def test_where_labels_contradict_the_neighbourhoods_these_pull_weakly(dev, trials):
+    settled, quality = fit(dev, steps=60)
+    strong, less = fit(dev, steps=60, alignment_weight=6.0)
+    assert settled.info["settings"]["alignment_weight"] in pull.PULLS[1:]
+    assert strong.info["settings"]["alignment_weight"] == pull.PULLS[0] == 6.0
+    assert "chose a weaker pull" in settled.info["data"]["note"]
+    assert "note" not in strong.info["data"]
+    assert quality > less + 0.05
+    assert trials[:2] == [((16,), "pull 6"), ((16,), "pull 2")]
+
+
+def test_the_next_weaker_pull_is_tried_only_while_one_surely_does_better(trials, monkeypatch):
+    for answers, expected, weight in (
+        ([False], ["pull 6", "pull 2"], 6.0),
+        ([True, False], ["pull 6", "pull 2", "pull 0.5"], 2.0),
+        ([True, True], ["pull 6", "pull 2", "pull 0.5"], 0.5),
+    ):
+        trials.clear()
+        left = iter(answers)
+        monkeypatch.setattr(pull, "is_sure", lambda gain, errors, left=left: next(left))
+        compressor, _ = fit(True, steps=20)
+        assert [title for _, title in trials] == expected
+        assert compressor.info["settings"]["alignment_weight"] == weight
+        assert list(left) == []
+
+
+def test_the_pull_is_not_tried_where_it_is_given_or_nothing_could_choose(trials):
+    for settings in ({"alignment_weight": 1.0}, {"guard": False}, {"order": "shrink"}):
+        fit(True, **settings)
+        assert trials == []
+
+
+def test_the_pull_is_tried_where_full_width_ranks_poorly_or_many_queries_are_held_out(trials, monkeypatch):
+    fit(True, noise=0.1)  # full width ranks well, and 50 queries are few
+    assert trials == []
+    monkeypatch.setattr(pull, "MANY", 50)
+    fit(True, noise=0.1)
+    assert [title for _, title in trials] == ["pull 6", "pull 2"]
+    trials.clear()
+    monkeypatch.setattr(pull, "MANY", 51)
+    monkeypatch.setattr(pull, "DOUBTFUL", 1.0)
+    fit(True, noise=0.1)
+    assert [title for _, title in trials] == ["pull 6", "pull 2"]
+
+
+def test_the_pull_stays_as_it_is_where_both_trials_rank_alike():
+    compressor, _ = fit(True, learning_rate=1e-9)
+    assert compressor.info["settings"]["alignment_weight"] == 6.0
+
+
+@pytest.mark.parametrize("cut_off_at", [1, 2, 4], ids=["first trial", "second trial", "fit"])
+def test_a_fit_that_was_cut_off_in_a_trial_goes_on_to_the_same_bits(tmp_path, monkeypatch, cut_off_at):
+    whole, _ = fit(True)
+    end, ended = SequentialTrainer._end_stage, []
+
+    def cut_off(self, *arguments):
+        ended.append(arguments[0].name)
+        if len(ended) == cut_off_at:
+            raise KeyboardInterrupt
+        return end(self, *arguments)
+
+    monkeypatch.setattr(SequentialTrainer, "_end_stage", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        fit(True, work_dir=tmp_path)
+    again, _ = fit(True, work_dir=tmp_path)
+    assert len(ended) == 2 + 3 + 1  # each stage once, and the one that was cut off twice
+    assert again.fingerprint == whole.fingerprint
