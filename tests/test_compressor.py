@@ -343,5 +343,8 @@ def test_settings_left_open_follow_the_kind_of_labels(toy, rng):
     few = Qrels(own, (own + 4) % 40, np.ones(40))
     assert labels_are_classes(VectorTable(vectors, vectors, own), classes)
     assert not labels_are_classes(VectorTable(vectors, vectors, own), few)  # duplicates, one each
-    assert not labels_are_classes(VectorTable(vectors, vectors), classes)  # queries of their own
+    others = VectorTable(vectors, vectors)  # queries that are no documents
+    assert labels_are_classes(others, class_pairs(own[:, None] % 4 == own[None, :] % 4, own))
+    assert not labels_are_classes(others, class_pairs(own[:, None] % 10 == own[None, :] % 10, own))  # four each
+    assert not labels_are_classes(others, classes)  # each query has documents of its own
     assert not labels_are_classes(VectorTable(vectors, vectors, own), None)

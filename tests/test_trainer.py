@@ -201,6 +201,38 @@ def test_guard_goes_back_to_the_start_when_training_misled(tmp_path):
     assert reports[0].held_out[f"{reports[0].strength:g}"] >= reports[0].held_out["0"]
 
 
+@pytest.mark.parametrize("proven", [False, True])
+def test_a_start_that_nothing_learned_has_proven_is_the_leading_axes(tmp_path, monkeypatch, proven):
+    """What ADS chose for the second size went by the labels; it stands where these have done good, and only there."""
+    begin = AdaptiveDimensionSelection.set_importance  # ADS prefers the last axes here, not the leading ones
+    monkeypatch.setattr(AdaptiveDimensionSelection, "set_importance", lambda self, by: begin(self, by.flip(0)))
+    trainer = make_trainer(tmp_path, selection_learning_rate=1e-6)
+    judged = []
+
+    def score(_):
+        adapter, _ = trainer.last_pair()
+        is_first = trainer.stage.index == 0
+        judged.append((trainer.stage.index, float(adapter.strength), adapter.start.clone()))
+        return np.full(20, float(adapter.strength) * (1.0 if is_first and proven else -1.0))
+
+    trainer.guard = score
+    reports = trainer.train()
+    assert [report.strength for report in reports if report.held_out] == [float(proven), 0.0]
+    chosen = next(report.selected for report in reports if report.selected)
+    assert chosen == [4, 5, 6, 7]
+    first, second = (module for module in trainer.model if isinstance(module, ResidualAdapter))
+    candidates = trainer._principal_axes(trainer.plan[1])
+    expected = candidates[chosen] if proven else candidates[:4]
+    assert torch.allclose(second.start, expected, atol=1e-5)
+    at_zero = [start for index, strength, start in judged if index == 2 and strength == 0]
+    assert torch.equal(at_zero[0], second.start)
+    results = [start for index, strength, start in judged if index == 2 and strength > 0]
+    assert all(torch.allclose(start, candidates[chosen], atol=1e-5) for start in results)
+    if not proven:
+        outputs = trainer.model({"sentence_embedding": torch.eye(WIDTH)})["sentence_embedding"].T
+        assert torch.equal(outputs, torch.cat([first.start, second.start]))
+
+
 def test_trainer_says_so_when_a_stage_diverges(tmp_path):
     trainer = make_trainer(tmp_path, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="stage-00-grow-4-adapt diverged.*lower `learning_rate`"):

@@ -218,6 +218,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.model.requires_grad_(False)
         if stage.phase != "select":
             choice = same_on_all_ranks(self._guard(stage, adapter))
+            if choice.strength == 0 and self._may_be_untrained(stage):
+                adapter.start.copy_(self._principal_axes(stage))
             report.strength = choice.strength
             report.held_out = {f"{strength:g}": float(score.mean()) for strength, score in choice.scores.items()}
             report.scores = {f"{strength:g}": score.tolist() for strength, score in choice.scores.items()}
@@ -231,12 +233,24 @@ class SequentialTrainer(SentenceTransformerTrainer):
             return self.choices[stage.out_dim]
         if self.guard is None:
             return Choice(1.0, {})
-        scores = {}
+        scores, start = {}, adapter.start.clone()
         for strength in STRENGTHS:
             adapter.strength.fill_(strength)
+            if strength == 0 and self._may_be_untrained(stage):
+                adapter.start.copy_(self._principal_axes(stage))
             scores[strength] = self.guard(self.model)
-        is_proven = any(report.held_out and report.strength > 0 for report in self.reports)
-        return Choice(best_strength(scores, is_proven), scores)
+        adapter.start.copy_(start)
+        return Choice(best_strength(scores, self._is_proven), scores)
+
+    @property
+    def _is_proven(self) -> bool:
+        """Whether held-out queries took what a smaller size learned."""
+        return any(report.held_out and report.strength > 0 for report in self.reports)
+
+    def _may_be_untrained(self, stage: Stage) -> bool:
+        """Whether strength 0 goes back behind ADS, to the leading axes: nothing learned has proven itself yet."""
+        follows_selection = stage.index > 0 and self.plan[stage.index - 1].phase == "select"
+        return stage.order == "grow" and follows_selection and not self._is_proven
 
     # -- a backbone that trains ---------------------------------------------------------------------------------------
 
