@@ -6,6 +6,7 @@
     python benchmarks/robustness.py mix        DATA/scifact DATA/medquad DATA/xquad_r_en
     python benchmarks/robustness.py synthetic  DATA/scifact --model MODEL
     python benchmarks/robustness.py unseen     DATA/scifact DATA/xquad_r_en
+    python benchmarks/robustness.py gallery    DATA/clothing_images --dims 1024,256,128,64,32,16
     python benchmarks/robustness.py wide --dims 256,64,32 --methods smec,pca-centred,mrl-principal
 
 few: 0, 20, 50, 100, 200 and all training queries, no dev split, beside rivals: for those a fifth is held out.
@@ -14,6 +15,7 @@ transfer: fitted on one collection with and without labels, used on another, bes
 mix: fitted on all of them at once, used on each, beside PCA of all.
 synthetic: queries made from the documents by MODEL, in place of judgements and beside 50 judged queries.
 unseen: judged queries whose documents no training query names, with and without labels; test is not read.
+gallery: classes whose queries are no documents: half of the corpus is searched, the other half asks.
 wide: made vectors of 4,096 numbers whose 32 directions of meaning are known, under louder ones that mean nothing.
 
 Writes benchmarks/results/robustness/NAME.json: nDCG@10 on test by size, one row per fit.
@@ -184,6 +186,24 @@ def unseen(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed:
                 }  # fmt: skip
 
 
+def gallery(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    for folder in folders:
+        whole = load(folder)
+        searched = np.sort(np.random.default_rng(seed).permutation(len(whole.corpus))[: len(whole.corpus) // 2])
+        place = np.full(len(whole.corpus), -1)
+        place[searched] = np.arange(len(searched))
+        asks = (whole.own_document < 0) | (place[whole.own_document] < 0)
+        qrels = {}
+        for split, judged in whole.qrels.items():
+            kept = asks[judged.queries] & (place[judged.documents] >= 0)
+            qrels[split] = Qrels(judged.queries[kept], place[judged.documents[kept]], judged.grades[kept])
+        ids = [whole.corpus_ids[row] for row in searched.tolist()]
+        collection = Collection(folder.name, whole.corpus[searched], whole.queries, ids, whole.query_ids, qrels)
+        for method in methods:
+            scores = score(fit(method, collection, qrels["train"], dims, seed, qrels.get("dev")), collection)
+            yield {"data": folder.name, "method": method, "queries": len(qrels["train"].query_rows), "ndcg@10": scores}
+
+
 def wide(_: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
     collection, meaning = made_wide(seed)
     for name, labels, dev in (("judged", collection.qrels["train"], collection.qrels["dev"]), ("none", None, None)):
@@ -227,7 +247,9 @@ def made_wide(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["few", "misleading", "transfer", "mix", "synthetic", "unseen", "wide"])
+    parser.add_argument(
+        "what", choices=["few", "misleading", "transfer", "mix", "synthetic", "unseen", "gallery", "wide"]
+    )
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--methods", default="smec")
