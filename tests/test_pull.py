@@ -71,19 +71,25 @@ def test_where_labels_contradict_the_neighbourhoods_these_pull_weakly(dev, trial
     assert trials[:2] == [((16,), "pull 6"), ((16,), "pull 2")]
 
 
-def test_the_next_weaker_pull_is_tried_only_while_one_surely_does_better(trials, monkeypatch):
-    for answers, expected, weight in (
-        ([False], ["pull 6", "pull 2"], 6.0),
-        ([True, False], ["pull 6", "pull 2", "pull 0.5"], 2.0),
-        ([True, True], ["pull 6", "pull 2", "pull 0.5"], 0.5),
-    ):
-        trials.clear()
-        left = iter(answers)
-        monkeypatch.setattr(pull, "is_sure", lambda gain, errors, left=left: next(left))
-        compressor, _ = fit(True, steps=20)
-        assert [title for _, title in trials] == expected
-        assert compressor.info["settings"]["alignment_weight"] == weight
-        assert list(left) == []
+@pytest.mark.parametrize(
+    ("answers", "weight"),
+    [([False], 6.0), ([True, False], 2.0), ([True, True, False], 0.5), ([True, True, True], 0.0)],
+)
+@pytest.mark.parametrize("many", [50, 51])
+def test_the_next_weaker_pull_is_tried_while_one_surely_does_better(trials, monkeypatch, answers, weight, many):
+    """Fewer than ``MANY`` queries have to be surer to leave the usual pull; 50 are held out."""
+    asked = []
+
+    def answer(gain, errors):
+        asked.append(errors)
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(pull, "is_sure", answer)
+    monkeypatch.setattr(pull, "MANY", many)
+    compressor, _ = fit(True, steps=20)
+    assert [title for _, title in trials] == ["pull 6", "pull 2", "pull 0.5", "pull 0"][: 1 + len(answers)]
+    assert compressor.info["settings"]["alignment_weight"] == weight
+    assert asked == [1.0 if many == 50 else 2.0, 1.0, 1.0][: len(answers)]
 
 
 def test_the_pull_is_not_tried_where_it_is_given_or_nothing_could_choose(trials):

@@ -49,8 +49,9 @@ class FitConfig:
         rank: Supervised term: ``contrastive`` or ``pairwise``.
         alignment: Unsupervised term: ``kl`` or ``l1``.
         rank_weight: Weight of the supervised term.
-        alignment_weight: Weight of the unsupervised term; None for 6, and 0.5 where labels are classes, or where they
-            contradict the neighbourhoods of full width and held-out queries surely do better with it.
+        alignment_weight: Weight of the unsupervised term; None for 0.5 where labels are classes, and else for 6, or
+            what held-out queries choose of 6, 2, 0.5 and 0 where they are many or full width ranks poorly
+            (:func:`~smec_st.pull.settle_pull`).
         reconstruction_weight: Weight of the pull towards the start.
         wide_weight: Weight of the stage's terms before selection (``shrink``).
         tau: Temperature of the contrastive term.
@@ -149,7 +150,7 @@ class FitConfig:
         """The same with a number wherever None leaves the choice to the kind of labels.
 
         Args:
-            are_classes: Whether all documents of a class are relevant to each other, the queries among them.
+            are_classes: Whether labels say which documents are of a query's kind.
         """
         defaults = CLASS_DEFAULTS if are_classes else PAIR_DEFAULTS
         missing: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(self, name) is None}

@@ -14,10 +14,10 @@ from smec_st.labels import Labels
 from smec_st.recipe import fit_stages, labels_are_classes
 from smec_st.stages import default_dims
 
-PULLS = (PAIR_DEFAULTS["alignment_weight"], 2.0, CLASS_DEFAULTS["alignment_weight"])  # falling
+PULLS = (PAIR_DEFAULTS["alignment_weight"], 2.0, CLASS_DEFAULTS["alignment_weight"], 0.0)  # falling
 DOUBTFUL = 0.6  # nDCG@10 of full-width search; below, its neighbourhoods may be the wrong ones to keep
 MANY = 200  # held-out queries that can tell a small gain from chance
-SURE = 2.0  # standard errors
+SURE, SURE_OF_FEW = 1.0, 2.0  # standard errors; the usual pull is left by few queries only for a gain of more
 
 
 def settle_pull(
@@ -62,7 +62,8 @@ def settle_pull(
     for weight in PULLS[1:]:
         weaker = scores(weight)
         gain = weaker - best  # all 0 where both keep the start: no reason to change anything
-        if not (gain.any() and is_sure(gain, SURE)):
+        needed = SURE_OF_FEW if chosen == PULLS[0] and len(gain) < MANY else SURE
+        if not (gain.any() and is_sure(gain, needed)):
             break
         chosen, best = weight, weaker
     if chosen == PULLS[0]:
