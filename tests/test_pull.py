@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smec_st import Compressor, pull
+from smec_st import Compressor, FitConfig, pull
 from smec_st.data import Qrels, VectorTable
+from smec_st.labels import Labels
 from smec_st.metrics import evaluate_retrieval
+from smec_st.recipe import Fitted
+from smec_st.stages import StageReport
 from smec_st.trainer import SequentialTrainer
 
 WIDTH, DOCUMENTS, QUERIES = 24, 400, 200
@@ -90,6 +93,23 @@ def test_the_next_weaker_pull_is_tried_while_one_surely_does_better(trials, monk
     assert [title for _, title in trials] == ["pull 6", "pull 2", "pull 0.5", "pull 0"][: 1 + len(answers)]
     assert compressor.info["settings"]["alignment_weight"] == weight
     assert asked == [1.0 if many == 50 else 2.0, 1.0, 1.0][: len(answers)]
+
+
+def test_trials_are_compared_where_each_serves_the_held_out_queries_best(monkeypatch):
+    """A smoothed curve may name another point than the best one; of a trial only the best counts."""
+    table, qrels = under_noise(1.0)
+    curves = {6.0: (0.50, 0.48), 2.0: (0.60, 0.45), 0.5: (0.55, 0.59)}
+
+    def trial(*arguments, **_):
+        result, between = curves[arguments[3].alignment_weight]
+        scores = {"1": [result] * 50, "0.75": [between] * 50, "0": [0.1] * 50}
+        return Fitted((), (StageReport(stage="", dim=16, steps=1, seconds=0, loss=0, strength=0.75, scores=scores),))
+
+    monkeypatch.setattr(pull, "fit_stages", trial)
+    labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 150)), quality=0.3)
+    settled, note = pull.settle_pull(table, labels, FitConfig(dims=(16, 8)))
+    assert settled.alignment_weight == 2.0
+    assert "2, not 6" in note
 
 
 def test_the_pull_is_not_tried_where_it_is_given_or_nothing_could_choose(trials):
