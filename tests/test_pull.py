@@ -95,6 +95,16 @@ def test_the_next_weaker_pull_is_tried_while_one_surely_does_better(trials, monk
     assert asked == [1.0 if many == 50 else 2.0, 1.0, 1.0][: len(answers)]
 
 
+def test_sizes_without_labels_are_pulled_also_where_labels_chose_to_do_without(monkeypatch):
+    monkeypatch.setattr(pull, "is_sure", lambda gain, errors: True)
+    monkeypatch.setattr(pull, "PULLS", (6.0, 0.0))
+    compressor, _ = fit(False, steps=20, unlabelled_queries=np.arange(QUERIES))  # the smallest may go without labels
+    assert compressor.info["settings"]["alignment_weight"] == 0.0
+    table, _ = under_noise(1.0)
+    wider = compressor.extend(table.documents(), dims=(20,))
+    assert wider.dims == (20, 16, 8)
+
+
 def test_trials_are_compared_where_each_serves_the_held_out_queries_best(monkeypatch):
     """A smoothed curve may name another point than the best one; of a trial only the best counts."""
     table, qrels = under_noise(1.0)

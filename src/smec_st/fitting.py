@@ -137,6 +137,11 @@ def _share(table: VectorTable, train: Qrels | None, dev: Qrels | None, recipe: F
     return labels
 
 
+def _without_labels(recipe: FitConfig) -> FitConfig:
+    """The same where nothing but the pull trains: labels may have chosen to do without it."""
+    return dataclasses.replace(recipe, alignment_weight=recipe.alignment_weight or None)
+
+
 def _queries_beside(labels: Labels, table: VectorTable, asking: np.ndarray | None) -> np.ndarray:
     """Queries that may be read beside few judged ones, where they are as many at least; else none."""
     if not labels.folds or labels.train is None:
@@ -186,7 +191,8 @@ def _fit_few(
     assert labels.train is not None
     choices = _cross_validate(table, labels, recipe, work_dir, progress=progress)
     free = fit_stages(
-        table, None, labels.train, recipe, unlabelled_queries=others, progress=progress, title="without labels",
+        table, None, labels.train, _without_labels(recipe), unlabelled_queries=others, progress=progress,
+        title="without labels",
         work_dir=None if work_dir is None else work_dir / "without-labels",
     )  # fmt: skip
     have = better_without_labels(free.reports, choices)
@@ -229,6 +235,8 @@ def extend_maps(
     widest = have[-1]
     above = [dim for dim in new if dim > widest]
     labels = _share(table, train, dev, config)
+    if labels.train is None:
+        config = _without_labels(config)
     if above:
         home = next(i for i, (_, sizes) in enumerate(kept) if widest in sizes)
         plan = plan_stages(table.width, above, "grow", config.selection_ratio, have=widest)
