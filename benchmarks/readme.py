@@ -68,9 +68,10 @@ def quality_section() -> str:
     result = json.loads((RESULTS / "quality.json").read_text())
     seeds = len(result["arguments"]["seeds"])
     seconds = [fit["seconds"] for c in result["collections"].values() for fit in c["fits"]]
+    machines = f" ({result['note']})" if "note" in result else ""
     note = (
         f"Test queries, all-MiniLM-L6-v2, the defaults of `smec-st fit`, median of {seeds} seeds. A fit took "
-        f"{min(seconds):.0f} to {max(seconds):.0f} seconds on {result['arguments']['threads']} thread(s)."
+        f"{min(seconds):.0f} to {max(seconds):.0f} seconds on {result['arguments']['threads']} thread(s){machines}."
     )
     return f"![Quality by size](benchmarks/results/quality.png)\n\n{table(result)}\n\n{note}"
 
