@@ -28,6 +28,26 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Call with a number: the end of the stage of that number, over all runs, is an interrupt. Returns their names."""
+    from smec_st.trainer import SequentialTrainer
+
+    def at(number):
+        end, ended = SequentialTrainer._end_stage, []
+
+        def counted(self, *arguments):
+            ended.append(arguments[0].name)
+            if len(ended) == number:
+                raise KeyboardInterrupt
+            return end(self, *arguments)
+
+        monkeypatch.setattr(SequentialTrainer, "_end_stage", counted)
+        return ended
+
+    return at
+
+
 def make_vectors(rng, documents, queries, width):
     """Vectors of both sides, the document each query was made from, and the nearest other document by latent."""
     mix = np.linalg.qr(rng.normal(size=(width, width)))[0]

@@ -16,7 +16,6 @@ from smec_st.data import Qrels, VectorTable
 from smec_st.guard import Choice, best_strength, better_without_labels, choose_by_folds
 from smec_st.labels import LabelsWarning, share_labels, vectors_agree
 from smec_st.stages import StageReport
-from smec_st.trainer import SequentialTrainer
 
 WIDTH, DOCUMENTS = 24, 400
 
@@ -182,23 +181,15 @@ def test_folds_choose_together_and_in_the_order_of_queries():
     assert choices[6].strength == best_strength(choices[6].scores)
 
 
-@pytest.mark.parametrize("cut_off_at", [8, 14, 17])  # three stages a fit: in the third, the fifth, the last
-def test_cross_validation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, cut_off_at):
+@pytest.mark.parametrize("number", [8, 14, 17])  # three stages a fit: in the third, the fifth, the last
+def test_cross_validation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, cut_off, number):
     table, qrels = made(100)
     corpus, queries = table.documents(), np.asarray(table[np.arange(DOCUMENTS, DOCUMENTS + 100)])
     monkeypatch.setattr("smec_st.fitting.better_without_labels", lambda reports, choices: 6)
     data = corpus, queries, qrels.of_queries(range(50)), (12, 6)
     options = {"unlabelled_queries": np.arange(100), **QUICK}
     whole = Compressor.fit(*data, **options)
-    end, ended = SequentialTrainer._end_stage, []
-
-    def cut_off(self, *arguments):
-        ended.append(arguments[0].name)
-        if len(ended) == cut_off_at:
-            raise KeyboardInterrupt
-        return end(self, *arguments)
-
-    monkeypatch.setattr(SequentialTrainer, "_end_stage", cut_off)
+    ended = cut_off(number)
     with pytest.raises(KeyboardInterrupt):
         Compressor.fit(*data, work_dir=tmp_path, **options)
     again = Compressor.fit(*data, work_dir=tmp_path, **options)

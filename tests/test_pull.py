@@ -11,7 +11,6 @@ from smec_st.labels import Labels
 from smec_st.metrics import evaluate_retrieval
 from smec_st.recipe import Fitted
 from smec_st.stages import StageReport
-from smec_st.trainer import SequentialTrainer
 
 WIDTH, DOCUMENTS, QUERIES = 24, 400, 200
 QUICK = {"steps": 2, "selection_steps": 1, "batch_size": 64, "folds": 2}
@@ -146,18 +145,10 @@ def test_the_pull_stays_as_it_is_where_both_trials_rank_alike():
     assert compressor.info["settings"]["alignment_weight"] == 6.0
 
 
-@pytest.mark.parametrize("cut_off_at", [1, 2, 4], ids=["first trial", "second trial", "fit"])
-def test_a_fit_that_was_cut_off_in_a_trial_goes_on_to_the_same_bits(tmp_path, monkeypatch, cut_off_at):
+@pytest.mark.parametrize("number", [1, 2, 4], ids=["first trial", "second trial", "fit"])
+def test_a_fit_that_was_cut_off_in_a_trial_goes_on_to_the_same_bits(tmp_path, cut_off, number):
     whole, _ = fit(True)
-    end, ended = SequentialTrainer._end_stage, []
-
-    def cut_off(self, *arguments):
-        ended.append(arguments[0].name)
-        if len(ended) == cut_off_at:
-            raise KeyboardInterrupt
-        return end(self, *arguments)
-
-    monkeypatch.setattr(SequentialTrainer, "_end_stage", cut_off)
+    ended = cut_off(number)
     with pytest.raises(KeyboardInterrupt):
         fit(True, work_dir=tmp_path)
     again, _ = fit(True, work_dir=tmp_path)
