@@ -49,6 +49,7 @@ LAYERS = [
     {
         "trainer",
         "callbacks",
+        "run_folder",
         "recipe",
         "fitting",
         "pull",
@@ -71,10 +72,10 @@ LAYERS = [
 @pytest.mark.slow
 def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    vectors, source, _ = make_vectors(np.random.default_rng(0), 300, 120, 384)
+    vectors, source, _ = make_vectors(np.random.default_rng(0), 300, 600, 384)  # enough not to be cross-validated
     np.save("corpus.npy", vectors["corpus"])
     np.save("queries.npy", vectors["queries"])
-    np.save("relevant.npy", np.stack([np.arange(120), source], axis=1))
+    np.save("relevant.npy", np.stack([np.arange(600), source], axis=1))
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) == 5
     names: dict[str, object] = {}

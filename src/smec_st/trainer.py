@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,32 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import Tensor, nn
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
 
+from smec_st import run_folder
 from smec_st.arguments import NARROW, SequentialTrainingArguments
 from smec_st.backbone_training import PREFIX, BackboneInTraining
 from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
 from smec_st.collator import VectorCollator
-from smec_st.data import DataError, VectorTable
-from smec_st.files import write_text
+from smec_st.data import VectorTable
 from smec_st.functional import leftover_axes
 from smec_st.guard import STRENGTHS, Choice, best_strength
 from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
 from smec_st.matmul import fast_matmul
-from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, LiveBackbone, ResidualAdapter
+from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
 from smec_st.moments import corpus_moments
 from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 
-REPORT = "stage.json"
-RUN = "run.json"
-BACKBONE = "backbone.safetensors"
 SAMPLE = 4096  # documents that lengths are measured on
 
 
@@ -132,17 +126,23 @@ class SequentialTrainer(SentenceTransformerTrainer):
         """
         root = Path(self.args.output_dir)
         self._one_run_for_all_stages(root)
-        self._check_run(root, bool(resume_from_checkpoint))
+        settings = self._settings_of_run()
+        if resume_from_checkpoint:
+            run_folder.check_settings(root, settings)
+        if self._keeps:
+            run_folder.write_settings(root, settings)
         finished = self._load_finished(root) if resume_from_checkpoint else 0
         try:
             for stage in self.plan[finished:]:
                 self._begin_stage(stage, root)
-                checkpoint = _last_complete_checkpoint(Path(self.args.output_dir)) if resume_from_checkpoint else None
+                checkpoint = run_folder.last_checkpoint(root / stage.name) if resume_from_checkpoint else None
                 began = time.perf_counter()
-                if checkpoint is not None and _is_complete(Path(checkpoint)):
-                    loss = self._load_complete(Path(checkpoint))
+                if checkpoint is not None and run_folder.is_complete(checkpoint):
+                    loss = self._load_complete(checkpoint)
                 else:
-                    loss = super().train(checkpoint, *args, **kwargs).training_loss
+                    loss = (
+                        super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs).training_loss
+                    )
                 self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # stages end in full precision
                 seconds = time.perf_counter() - began
                 report = self._end_stage(stage, loss, self.state.global_step, seconds)
@@ -449,53 +449,30 @@ class SequentialTrainer(SentenceTransformerTrainer):
         }
         return json.loads(json.dumps(settings, default=str))  # type: ignore[no-any-return]
 
-    def _check_run(self, root: Path, resume: bool) -> None:
-        """Refuse to continue a run with other settings: its finished stages would silently stay as they are."""
-        path, settings = root / RUN, self._settings_of_run()
-        if resume and path.is_file():
-            before = json.loads(path.read_text())
-            other = sorted(name for name in settings if before.get(name) != settings[name])
-            if other:
-                raise DataError(
-                    f"{root} holds a run with other settings ({', '.join(other)}); continue it with its own, "
-                    "or choose another output_dir."
-                )
-        if self.args.should_save and self.args.save_strategy != "no":
-            root.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(settings, indent=1) + "\n")
-
-    def _save_stage(self, folder: Path, report: StageReport) -> None:
-        """Write ``final/`` under another name, then rename it: a folder of that name is always whole."""
-        if not self.args.should_save or self.args.save_strategy == "no":
-            return
-        draft = folder / "final.partial"
-        shutil.rmtree(draft, ignore_errors=True)
-        self.model.save_pretrained(str(draft), create_model_card=False)
-        if self.backbone is not None:
-            save_file(self.backbone.state(), draft / BACKBONE)
-        (draft / REPORT).write_text(json.dumps(dataclasses.asdict(report), indent=1))
-        os.replace(draft, folder / "final")
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-
     def _load_finished(self, root: Path) -> int:
         """Load the last finished stage; return how many are finished."""
-        self.reports = []
-        for stage in self.plan:
-            path = root / stage.name / "final" / REPORT
-            if not path.is_file():
-                break
-            self.reports.append(StageReport(**json.loads(path.read_text())))
-        if self.reports and self.backbone is not None:
-            self.backbone.load(root / self.reports[-1].stage / "final" / BACKBONE)
-            self._freeze_backbone()
+        self.reports = run_folder.finished_reports(root, self.plan)
         if self.reports:
-            loaded = self._load_modules(root / self.reports[-1].stage / "final")
+            last = root / self.reports[-1].stage / run_folder.FINAL
+            if self.backbone is not None:
+                self.backbone.load(last / run_folder.BACKBONE)
+                self._freeze_backbone()
+            loaded = run_folder.load_modules(last)
             while len(self.model):
                 del self.model[-1]
             for module in loaded:
                 self.model.append(module.to(self.args.device))
         return len(self.reports)
+
+    def _save_stage(self, folder: Path, report: StageReport) -> None:
+        if self._keeps:
+            backbone = None if self.backbone is None else self.backbone.state()
+            run_folder.save_stage(folder, self.model, report, backbone)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether this process writes what a run is continued from."""
+        return bool(self.args.should_save and self.args.save_strategy != "no")
 
     def _load_complete(self, checkpoint: Path) -> float:
         """The end of a stage that was cut off behind its last step, where the parent would take one step more."""
@@ -505,39 +482,13 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self._load_from_checkpoint(wanted)
         return next((float(logs["loss"]) for logs in self.state.log_history[::-1] if "loss" in logs), float("nan"))
 
-    def _load_modules(self, folder: Path) -> SentenceTransformer:
-        ours = (EmbeddingInput, ResidualAdapter, AdaptiveDimensionSelection)
-        classes: dict[str, Any] = {f"{cls.__module__}.{cls.__name__}": cls for cls in ours}
-        classes[f"{LiveBackbone.__module__}.{LiveBackbone.__name__}"] = _Placeholder
-        return SentenceTransformer._load_with_module_classes(str(folder), classes, device="cpu")
-
     def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
         """Weights of the model, and the state of the loss, which the parent knows nothing of."""
         folder = Path(checkpoint_path)
         if self.backbone is not None and self._is_live:
             self.backbone.load(folder / LOSS_STATE)
-        loaded = self._load_modules(folder)
+        loaded = run_folder.load_modules(folder)
         for own, saved in zip(list(self.model)[1:], list(loaded)[1:], strict=True):
             own.load_state_dict(saved.state_dict())
         state = load_file(folder / LOSS_STATE)
         self.loss.load_training_state({name: value for name, value in state.items() if not name.startswith(PREFIX)})
-
-
-class _Placeholder(EmbeddingInput):
-    """Where a checkpoint had a training backbone; its weights are in the trainer's state."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is behind the last step of its stage, by count or because it stopped early."""
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
-    return bool(state["global_step"] >= state["max_steps"] or control.get("should_training_stop"))
-
-
-def _last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose writing was not interrupted."""
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{LOSS_STATE}")]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
