@@ -7,6 +7,7 @@
     python benchmarks/robustness.py synthetic  DATA/scifact --model MODEL
     python benchmarks/robustness.py unseen     DATA/scifact DATA/xquad_r_en
     python benchmarks/robustness.py gallery    DATA/clothing_images --dims 1024,256,128,64,32,16
+    python benchmarks/robustness.py partial    DATA/clothing_images --dims 1024,256,128,64,32,16
     python benchmarks/robustness.py wide --dims 256,64,32 --methods smec,pca-centred,mrl-principal
 
 few: 0, 20, 50, 100, 200 and all training queries, no dev split, beside rivals: for those a fifth is held out.
@@ -16,6 +17,7 @@ mix: fitted on all of them at once, used on each, beside PCA of all.
 synthetic: queries made from the documents by MODEL, in place of judgements and beside 50 judged queries.
 unseen: judged queries whose documents no training query names, with and without labels; test is not read.
 gallery: classes whose queries are no documents: half of the corpus is searched, the other half asks.
+partial: the same, where each query's judgements, but for those of test, name a random half of its class.
 wide: made vectors of 4,096 numbers whose 32 directions of meaning are known, under louder ones that mean nothing.
 
 Writes benchmarks/results/robustness/NAME.json: nDCG@10 on test by size, one row per fit.
@@ -186,9 +188,11 @@ def unseen(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed:
                 }  # fmt: skip
 
 
-def gallery(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+def gallery(
+    folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int, named: float = 1.0
+) -> Iterator[dict[str, Any]]:
     for folder in folders:
-        whole = load(folder)
+        whole, draws = load(folder), np.random.default_rng(seed + 1)
         searched = np.sort(np.random.default_rng(seed).permutation(len(whole.corpus))[: len(whole.corpus) // 2])
         place = np.full(len(whole.corpus), -1)
         place[searched] = np.arange(len(searched))
@@ -196,12 +200,18 @@ def gallery(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed
         qrels = {}
         for split, judged in whole.qrels.items():
             kept = asks[judged.queries] & (place[judged.documents] >= 0)
+            if split != "test":
+                kept &= draws.random(len(kept)) < named
             qrels[split] = Qrels(judged.queries[kept], place[judged.documents[kept]], judged.grades[kept])
         ids = [whole.corpus_ids[row] for row in searched.tolist()]
         collection = Collection(folder.name, whole.corpus[searched], whole.queries, ids, whole.query_ids, qrels)
         for method in methods:
             scores = score(fit(method, collection, qrels["train"], dims, seed, qrels.get("dev")), collection)
             yield {"data": folder.name, "method": method, "queries": len(qrels["train"].query_rows), "ndcg@10": scores}
+
+
+def partial(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    yield from gallery(folders, dims, methods, seed, named=0.5)
 
 
 def wide(_: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
@@ -248,7 +258,7 @@ def made_wide(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "what", choices=["few", "misleading", "transfer", "mix", "synthetic", "unseen", "gallery", "wide"]
+        "what", choices=["few", "misleading", "transfer", "mix", "synthetic", "unseen", "gallery", "partial", "wide"]
     )
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--dims", default="384,192,96,48,24")

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from conftest import write_collection
 from smec_st.compressor import Compressor
 from smec_st.config import FitConfig
-from smec_st.data import DataError, Qrels, VectorTable, load_collection, unit_rows
+from smec_st.data import DataError, Qrels, load_collection, unit_rows
 from smec_st.functional import alignment_kl
 from smec_st.metrics import evaluate_retrieval
-from smec_st.recipe import PAIRS_PER_QUERY, _some_of_each_query, labels_are_classes
+from smec_st.recipe import PAIRS_PER_QUERY, _some_of_each_query
 
 QUICK = {"steps": 30, "selection_steps": 8, "batch_size": 32, "folds": 0}
 
@@ -332,19 +332,7 @@ def test_the_narrowest_sizes_get_a_hidden_layer_and_others_none(toy):
         assert len(other.map_for(other.dims[-1]).layers) == 1
 
 
-def test_settings_left_open_follow_the_kind_of_labels(toy, rng):
+def test_settings_left_open_follow_the_kind_of_labels():
     assert [FitConfig().for_labels(classes).learning_rate for classes in (False, True)] == [1e-2, 2e-3]
     assert FitConfig(learning_rate=0.5, alignment_weight=0.0).for_labels(True).to_dict()["learning_rate"] == 0.5
     assert FitConfig(alignment_weight=0.0).for_labels(True).alignment_weight == 0
-    own = np.arange(40)
-    vectors = rng.normal(size=(40, 8)).astype(np.float32)
-    same = (own[:, None] % 4 == own[None, :] % 4) & (own[:, None] != own[None, :])
-    classes = class_pairs(same, own)
-    few = Qrels(own, (own + 4) % 40, np.ones(40))
-    assert labels_are_classes(VectorTable(vectors, vectors, own), classes)
-    assert not labels_are_classes(VectorTable(vectors, vectors, own), few)  # duplicates, one each
-    others = VectorTable(vectors, vectors)  # queries that are no documents
-    assert labels_are_classes(others, class_pairs(own[:, None] % 4 == own[None, :] % 4, own))
-    assert not labels_are_classes(others, class_pairs(own[:, None] % 10 == own[None, :] % 10, own))  # four each
-    assert not labels_are_classes(others, classes)  # each query has documents of its own
-    assert not labels_are_classes(VectorTable(vectors, vectors, own), None)

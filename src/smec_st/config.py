@@ -51,7 +51,7 @@ class FitConfig:
         rank_weight: Weight of the supervised term.
         alignment_weight: Weight of the unsupervised term; None for 0.5 where labels are classes, and else for 6, or
             what held-out queries choose of 6, 2, 0.5 and 0 where they are many or full width ranks poorly
-            (:func:`~smec_st.pull.settle_pull`).
+            (:func:`~smec_st.trials.settle`).
         reconstruction_weight: Weight of the pull towards the start.
         wide_weight: Weight of the stage's terms before selection (``shrink``).
         tau: Temperature of the contrastive term.

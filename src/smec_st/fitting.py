@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from smec_st.classes import complete_classes, labels_are_classes
 from smec_st.config import METHODS, FitConfig
 from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.guard import Choice, better_without_labels, choose_by_folds
 from smec_st.labels import Labels, LabelsWarning, share_labels
 from smec_st.maps import FoldedMap
-from smec_st.pull import settle_pull
-from smec_st.recipe import Fitted, fit_stages, fit_untrained, labels_are_classes
+from smec_st.recipe import Fitted, fit_stages, fit_untrained
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
+from smec_st.trials import settle
 
 UNTRAINED = ("truncate", "pca")
 Maps = Sequence[tuple[FoldedMap, tuple[int, ...]]]
@@ -93,7 +94,7 @@ def fit_maps(
     if method not in UNTRAINED:
         labels = _share(table, train, dev, recipe)
         asking = train.query_rows if train is not None and asking is None and recipe.guard else asking
-        recipe, note = settle_pull(table, labels, recipe, work_dir=work_dir, progress=progress)
+        recipe, note = settle(table, labels, recipe, work_dir=work_dir, progress=progress)
         labels = dataclasses.replace(labels, note=note or labels.note)
     without = 0
     if method in UNTRAINED:
@@ -134,7 +135,14 @@ def _share(table: VectorTable, train: Qrels | None, dev: Qrels | None, recipe: F
     labels = share_labels(table, train, dev, recipe.held_out_share, recipe.seed, recipe.folds)
     if labels.note:
         warnings.warn(labels.note, LabelsWarning, stacklevel=4)
-    return labels
+    if labels.train is None:
+        return labels
+    whole = complete_classes(table, labels.train)
+    if whole is labels.train:
+        return labels
+    named = len(labels.train.pairs) / len(whole.pairs)
+    note = f"judgements name {named:.0%} of the classes they are about; training counts the rest as relevant, too"
+    return dataclasses.replace(labels, train=whole, note=note)
 
 
 def _without_labels(recipe: FitConfig) -> FitConfig:

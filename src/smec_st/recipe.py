@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smec_st.classes import labels_are_classes
 from smec_st.config import FitConfig
 from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.folding import FoldedMap, Layer
@@ -131,29 +132,6 @@ def fit_stages(
         reports = trainer.train(resume_from_checkpoint=work_dir is not None)
         modules = list(model)
     return Fitted(_maps_of(modules, stages, config, base), tuple(reports))
-
-
-def labels_are_classes(table: VectorTable, qrels: Qrels | None) -> bool:
-    """Whether labels say which documents are of a query's kind: more than four a query, and the same for others.
-
-    Either the queries are documents themselves, and the others of their class are relevant; or they are not, and the
-    same documents are relevant to two queries or more, on average.
-    """
-    if qrels is None or len(qrels.pairs) <= 4 * len(qrels.query_rows):
-        return False
-    import torch
-
-    own = table.own(torch.from_numpy(table.query_ids(qrels.query_rows)))
-    return bool((own >= 0).float().mean() > 0.5) or 2 * _relevant_sets(qrels) <= len(qrels.query_rows)
-
-
-def _relevant_sets(qrels: Qrels) -> int:
-    """How many different sets of documents are relevant to the queries."""
-    marks = np.random.default_rng(0).integers(1 << 63, size=int(qrels.documents.max(initial=0)) + 1, dtype=np.uint64)
-    queries, place = np.unique(qrels.pairs[:, 0], return_inverse=True)
-    sums = np.zeros(len(queries), dtype=np.uint64)
-    np.add.at(sums, place, marks[qrels.pairs[:, 1]])
-    return len(np.unique(sums))
 
 
 def make_loss(config: FitConfig, model: Any, table: VectorTable, qrels: Qrels | None) -> SMECLoss:

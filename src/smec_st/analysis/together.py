@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smec_st.arguments import SequentialTrainingArguments
 from smec_st.baselines import TrainingData
+from smec_st.classes import labels_are_classes
 from smec_st.config import FitConfig
 from smec_st.evaluation import HeldOutEvaluator
 from smec_st.folding import FoldedMap, fold
@@ -20,7 +21,7 @@ from smec_st.losses import SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import EmbeddingInput, ResidualAdapter
 from smec_st.quiet import quiet_libraries
-from smec_st.recipe import labels_are_classes, make_loss
+from smec_st.recipe import make_loss
 from smec_st.stages import Stage
 from smec_st.trainer import SequentialTrainer
 

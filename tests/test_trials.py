@@ -1,11 +1,14 @@
-"""The pull to full-width neighbourhoods, by trial: where it is tried, what is chosen, what a cut loses."""
+"""What is settled by trial, kind of labels and pull: where it is tried, what is chosen, what a cut loses."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from smec_st import Compressor, FitConfig, pull
+from smec_st import Compressor, FitConfig
+from smec_st import trials as trying
+from smec_st.classes import complete_classes, labels_are_classes
+from smec_st.config import CLASS_DEFAULTS, PAIR_DEFAULTS
 from smec_st.data import Qrels, VectorTable
 from smec_st.labels import Labels
 from smec_st.metrics import evaluate_retrieval
@@ -51,13 +54,13 @@ def fit(dev, noise=1.0, **settings):
 def trials(monkeypatch):
     """Sizes and name of each trial, as they come."""
     seen = []
-    real = pull.fit_stages
+    real = trying.fit_stages
 
     def watched(*args, title, **kwargs):
         seen.append((args[3].dims, title))
         return real(*args, title=title, **kwargs)
 
-    monkeypatch.setattr(pull, "fit_stages", watched)
+    monkeypatch.setattr(trying, "fit_stages", watched)
     return seen
 
 
@@ -65,8 +68,8 @@ def trials(monkeypatch):
 def test_where_labels_contradict_the_neighbourhoods_these_pull_weakly(dev, trials):
     settled, quality = fit(dev, steps=60)
     strong, less = fit(dev, steps=60, alignment_weight=6.0)
-    assert settled.info["settings"]["alignment_weight"] in pull.PULLS[1:]
-    assert strong.info["settings"]["alignment_weight"] == pull.PULLS[0] == 6.0
+    assert settled.info["settings"]["alignment_weight"] in trying.PULLS[1:]
+    assert strong.info["settings"]["alignment_weight"] == trying.PULLS[0] == 6.0
     assert "chose a weaker pull" in settled.info["data"]["note"]
     assert "note" not in strong.info["data"]
     assert quality > less + 0.05
@@ -86,17 +89,55 @@ def test_the_next_weaker_pull_is_tried_while_one_surely_does_better(trials, monk
         asked.append(errors)
         return answers[len(asked) - 1]
 
-    monkeypatch.setattr(pull, "is_sure", answer)
-    monkeypatch.setattr(pull, "MANY", many)
+    monkeypatch.setattr(trying, "is_sure", answer)
+    monkeypatch.setattr(trying, "MANY", many)
     compressor, _ = fit(True, steps=20)
     assert [title for _, title in trials] == ["pull 6", "pull 2", "pull 0.5", "pull 0"][: 1 + len(answers)]
     assert compressor.info["settings"]["alignment_weight"] == weight
     assert asked == [1.0 if many == 50 else 2.0, 1.0, 1.0][: len(answers)]
 
 
+def nearest(table, qrels, count=12):
+    """Each query's relevant documents are those nearest in meaning to the one it asks for: no two have the same."""
+    meaning = table.documents()[:, :8]
+    distance = np.linalg.norm(meaning[qrels.documents][:, None] - meaning[None], axis=2)
+    return Qrels(
+        np.repeat(np.arange(QUERIES), count), distance.argsort(axis=1)[:, :count].ravel(), np.ones(QUERIES * count)
+    )
+
+
+@pytest.mark.parametrize("are_classes", [True, False])
+def test_settings_for_classes_are_tried_where_queries_have_many_documents_each(trials, monkeypatch, are_classes):
+    table, asked_for = under_noise(1.0)
+    qrels = nearest(table, asked_for)
+    assert not labels_are_classes(table, qrels)
+    assert complete_classes(table, qrels) is qrels
+    asked = []
+
+    def answer(gain, errors):
+        asked.append(errors)
+        return are_classes and len(asked) == 1
+
+    monkeypatch.setattr(trying, "is_sure", answer)
+    queries = np.stack([table[row] for row in range(table.corpus_size, len(table))])
+    parts = qrels.of_queries(range(100)), qrels.of_queries(range(100, 150))
+    compressor = Compressor.fit(table.documents(), queries, parts[0], (16, 8), dev_qrels=parts[1], **QUICK)
+    settings = {name: compressor.info["settings"][name] for name in CLASS_DEFAULTS}
+    titles = [title for _, title in trials]
+    if are_classes:
+        assert settings == CLASS_DEFAULTS
+        assert titles == ["pull 6", "as classes"]
+        assert "settings for classes" in compressor.info["data"]["note"]
+    else:
+        assert settings == PAIR_DEFAULTS
+        assert titles == ["pull 6", "as classes", "pull 2"], "the usual pull is not trained twice"
+        assert "note" not in compressor.info["data"]
+    assert asked == [1.0, 2.0][: len(asked)]
+
+
 def test_sizes_without_labels_are_pulled_also_where_labels_chose_to_do_without(monkeypatch):
-    monkeypatch.setattr(pull, "is_sure", lambda gain, errors: True)
-    monkeypatch.setattr(pull, "PULLS", (6.0, 0.0))
+    monkeypatch.setattr(trying, "is_sure", lambda gain, errors: True)
+    monkeypatch.setattr(trying, "PULLS", (6.0, 0.0))
     compressor, _ = fit(False, steps=20, unlabelled_queries=np.arange(QUERIES))  # the smallest may go without labels
     assert compressor.info["settings"]["alignment_weight"] == 0.0
     table, _ = under_noise(1.0)
@@ -114,9 +155,9 @@ def test_trials_are_compared_where_each_serves_the_held_out_queries_best(monkeyp
         scores = {"1": [result] * 50, "0.75": [between] * 50, "0": [0.1] * 50}
         return Fitted((), (StageReport(stage="", dim=16, steps=1, seconds=0, loss=0, strength=0.75, scores=scores),))
 
-    monkeypatch.setattr(pull, "fit_stages", trial)
+    monkeypatch.setattr(trying, "fit_stages", trial)
     labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 150)), quality=0.3)
-    settled, note = pull.settle_pull(table, labels, FitConfig(dims=(16, 8)))
+    settled, note = trying.settle(table, labels, FitConfig(dims=(16, 8)))
     assert settled.alignment_weight == 2.0
     assert "2, not 6" in note
 
@@ -130,12 +171,12 @@ def test_the_pull_is_not_tried_where_it_is_given_or_nothing_could_choose(trials)
 def test_the_pull_is_tried_where_full_width_ranks_poorly_or_many_queries_are_held_out(trials, monkeypatch):
     fit(True, noise=0.1)  # full width ranks well, and 50 queries are few
     assert trials == []
-    monkeypatch.setattr(pull, "MANY", 50)
+    monkeypatch.setattr(trying, "MANY", 50)
     fit(True, noise=0.1)
     assert [title for _, title in trials] == ["pull 6", "pull 2"]
     trials.clear()
-    monkeypatch.setattr(pull, "MANY", 51)
-    monkeypatch.setattr(pull, "DOUBTFUL", 1.0)
+    monkeypatch.setattr(trying, "MANY", 51)
+    monkeypatch.setattr(trying, "DOUBTFUL", 1.0)
     fit(True, noise=0.1)
     assert [title for _, title in trials] == ["pull 6", "pull 2"]
 

@@ -1,0 +1,97 @@
+"""What held-out queries settle by trial before a fit: what kind of labels these are, and how strongly to pull."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from smec_st.classes import are_many, labels_are_classes
+from smec_st.config import CLASS_DEFAULTS, PAIR_DEFAULTS, FitConfig
+from smec_st.data import VectorTable
+from smec_st.guard import is_sure
+from smec_st.labels import Labels
+from smec_st.recipe import fit_stages
+from smec_st.stages import default_dims
+
+PULLS = (PAIR_DEFAULTS["alignment_weight"], 2.0, CLASS_DEFAULTS["alignment_weight"], 0.0)  # falling
+DOUBTFUL = 0.6  # nDCG@10 of full-width search; below, its neighbourhoods may be the wrong ones to keep
+MANY = 200  # held-out queries that can tell a small gain from chance
+SURE, SURE_OF_FEW = 1.0, 2.0  # standard errors; the usual pull is left by few queries only for a gain of more
+
+
+def settle(
+    table: VectorTable, labels: Labels, recipe: FitConfig, *, work_dir: Path | None = None, progress: bool = False
+) -> tuple[FitConfig, str]:
+    """The recipe with what held-out queries choose, and a note if that is not the usual.
+
+    Two things are tried, unless the recipe names an ``alignment_weight`` or labels are surely classes: the middle one
+    of the sizes is trained alone, as a linear map, in the usual way and in others, and these are compared on the
+    held-out queries, each as far from its start as serves it best.
+
+    *Kind of labels.* Where queries have many relevant documents, labels may say of what kind these are, though no two
+    queries have the same ones: then the settings for classes are taken, if they rank better by :data:`SURE` standard
+    errors.
+
+    *Pull.* The pull to full-width neighbourhoods stands in for labels that are not there. Where labels are many it
+    holds them back; where full-width search ranks the judged documents poorly, its neighbourhoods may rest on
+    directions that mean nothing for them. In these cases one of :data:`PULLS` is tried after the other, as long as the
+    weaker one ranks better by :data:`SURE` standard errors.
+
+    Args:
+        table: Corpus and queries.
+        labels: What trains and what chooses; of folds, the first.
+        recipe: Settings, with ``dims`` or None for the default sizes.
+        work_dir: Where the trials' checkpoints go; None to keep none.
+        progress: Show progress bars.
+    """
+    split = labels.one_split()
+    if split is None or recipe.alignment_weight is not None or recipe.order != "grow" or not recipe.guard:
+        return recipe, ""
+    if labels_are_classes(table, labels.train):
+        return recipe, ""
+    sizes = recipe.dims or default_dims(table.width)
+    alone = dataclasses.replace(recipe, dims=(sizes[(len(sizes) - 1) // 2],), narrow_hidden=0.0)
+
+    def scores(settings: FitConfig, name: str) -> np.ndarray:
+        (*_, report) = fit_stages(
+            table,
+            *split,
+            settings,
+            work_dir=None if work_dir is None else work_dir / name,
+            progress=progress,
+            title=name.replace("-", " "),
+        ).reports
+        return max(map(np.array, report.scores.values()), key=np.mean)
+
+    def pulled(weight: float) -> np.ndarray:
+        return scores(dataclasses.replace(alone, alignment_weight=weight), f"pull-{weight:g}")
+
+    is_open, may_be_classes = _is_open(labels, len(split[1].query_rows)), are_many(split[0])
+    if not (is_open or may_be_classes):
+        return recipe, ""
+    chosen, best = PULLS[0], pulled(PULLS[0])
+    if may_be_classes and _is_better(scores(alone.for_labels(True), "as-classes"), best, SURE):
+        return recipe.for_labels(True), "held-out queries chose the settings for classes as labels"
+    for weight in PULLS[1:] if is_open else ():
+        weaker = pulled(weight)
+        needed = SURE_OF_FEW if chosen == PULLS[0] and len(weaker) < MANY else SURE
+        if not _is_better(weaker, best, needed):
+            break
+        chosen, best = weight, weaker
+    if chosen == PULLS[0]:
+        return recipe, ""
+    note = f"held-out queries chose a weaker pull to the neighbourhoods of full width: {chosen:g}, not {PULLS[0]:g}"
+    return dataclasses.replace(recipe, alignment_weight=chosen), note
+
+
+def _is_better(scores: np.ndarray, others: np.ndarray, errors: float) -> bool:
+    """Of the held-out queries, ``(q,)`` each; not where both keep the start: no reason to change anything."""
+    gain = scores - others
+    return bool(gain.any()) and is_sure(gain, errors)
+
+
+def _is_open(labels: Labels, held_out: int) -> bool:
+    """Whether another pull than the usual one may do better, and the held-out queries could tell."""
+    return labels.quality is not None and (labels.quality < DOUBTFUL or held_out >= MANY)
