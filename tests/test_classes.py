@@ -110,24 +110,44 @@ def test_other_judgements_stay_as_they_are(table, whole, rng, kind):
     assert complete_classes(table, qrels) is qrels
 
 
-@pytest.mark.parametrize("dev", [True, False])
-def test_a_fit_trains_on_completed_classes_and_says_so(table, whole, rng, monkeypatch, dev):
-    seen = []
+@pytest.fixture
+def fits(monkeypatch):
+    """Training and held-out judgements of each fit, by its title."""
+    seen = {}
     real = fitting.fit_stages
 
-    def watched(*args, **kwargs):
-        seen.append(args[1:3])
-        return real(*args, **kwargs)
+    def watched(*args, title="", **kwargs):
+        seen[title] = args[1:3]
+        return real(*args, title=title, **kwargs)
 
     monkeypatch.setattr(fitting, "fit_stages", watched)
-    part = pairs(whole & (rng.random(whole.shape) < 0.5))
-    train, held_out = (part.of_queries(range(200)), part.of_queries(range(200, 300))) if dev else (part, None)
+    return seen
+
+
+def fit(table, train, **options):
     queries = np.stack([table[row] for row in range(table.corpus_size, len(table))])
     quick = {"steps": 2, "selection_steps": 1, "batch_size": 32, "folds": 2}
-    compressor = Compressor.fit(table.documents(), queries, train, (4, 2), dev_qrels=held_out, **quick)
-    trained, _ = seen[-1]
+    return Compressor.fit(table.documents(), queries, train, (4, 2), **quick, **options)
+
+
+@pytest.mark.parametrize("dev", [True, False])
+def test_a_fit_trains_on_completed_classes_and_says_so(table, whole, rng, fits, dev):
+    part = pairs(whole & (rng.random(whole.shape) < 0.5))
+    train, held_out = (part.of_queries(range(200)), part.of_queries(range(200, 300))) if dev else (part, None)
+    compressor = fit(table, train, dev_qrels=held_out)
+    trained, choosing = fits[""]
     assert sets(trained) == {pair for pair in sets(pairs(whole)) if not dev or pair[0] < 200}
     assert "of the classes they are about" in compressor.info["data"]["note"]
     assert {name: compressor.info["settings"][name] for name in CLASS_DEFAULTS} == CLASS_DEFAULTS
     if dev:
-        assert sets(seen[-1][1]) == sets(held_out), "what chooses is as it was judged"
+        assert sets(choosing) == sets(held_out), "what chooses is as it was judged"
+
+
+def test_few_queries_choose_by_what_they_name_also_where_their_classes_are_completed(table, whole, rng, fits):
+    part = pairs(whole & (rng.random(whole.shape) < 0.8)).of_queries(range(100))
+    fit(table, part, unlabelled_queries=np.arange(QUERIES))
+    trained, held_out = fits["fold 1/2"]
+    rows = set(range(100)) - set(held_out.query_rows.tolist())
+    assert sets(trained) == {pair for pair in sets(pairs(whole)) if pair[0] in rows}
+    assert sets(fits["without labels"][1]) == sets(part)
+    assert set().union(*(sets(fits[f"fold {number}/2"][1]) for number in (1, 2))) == sets(part)

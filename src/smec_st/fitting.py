@@ -94,7 +94,8 @@ def fit_maps(
     if method not in UNTRAINED:
         labels = _share(table, train, dev, recipe)
         asking = train.query_rows if train is not None and asking is None and recipe.guard else asking
-        recipe, note = settle(table, labels, recipe, work_dir=work_dir, progress=progress)
+        usual = recipe
+        recipe, note = settle(table, labels, usual, work_dir=work_dir, progress=progress)
         labels = dataclasses.replace(labels, note=note or labels.note)
     without = 0
     if method in UNTRAINED:
@@ -102,7 +103,7 @@ def fit_maps(
     else:
         others = _queries_beside(labels, table, asking)
         if len(others) and recipe.order == "grow" and recipe.hidden_dim is None:
-            fitted, without = _fit_few(table, labels, recipe, others, work_dir, progress)
+            fitted, without = _fit_few(table, labels, recipe, usual, others, work_dir, progress)
         else:
             options = {"unlabelled_queries": asking, "work_dir": work_dir, "progress": progress}
             fitted = _fit_guarded(table, labels, recipe, **options)
@@ -183,6 +184,7 @@ def _fit_few(
     table: VectorTable,
     labels: Labels,
     recipe: FitConfig,
+    usual: FitConfig,
     others: np.ndarray,
     work_dir: Path | None,
     progress: bool,
@@ -190,16 +192,18 @@ def _fit_few(
     """Train with few labels, and without them as long as that ranks their queries better.
 
     Narrow columns need many queries to learn from, and few labels name few. So sizes from the smallest up to the first
-    that labels serve better are trained without, on ``others``, and the rest grow from there with labels. Judged
-    queries have no part in training without labels, or they could not judge it.
+    that labels serve better are trained without, on ``others`` and with the settings ``usual``, which no trial by
+    labels has changed; the rest grow from there with labels. Judged queries have no part in training without labels,
+    or they could not judge it.
 
     Returns:
         The fit, and the size up to which it is without labels.
     """
     assert labels.train is not None
     choices = _cross_validate(table, labels, recipe, work_dir, progress=progress)
+    judged = Qrels.joined(labels.folds)  # as they were, where classes have been completed
     free = fit_stages(
-        table, None, labels.train, _without_labels(recipe), unlabelled_queries=others, progress=progress,
+        table, None, judged, _without_labels(usual), unlabelled_queries=others, progress=progress,
         title="without labels",
         work_dir=None if work_dir is None else work_dir / "without-labels",
     )  # fmt: skip

@@ -140,9 +140,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 if checkpoint is not None and run_folder.is_complete(checkpoint):
                     loss = self._load_complete(checkpoint)
                 else:
-                    loss = (
-                        super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs).training_loss
-                    )
+                    loss = super().train(checkpoint and str(checkpoint), *args, **kwargs).training_loss
                 self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # stages end in full precision
                 seconds = time.perf_counter() - began
                 report = self._end_stage(stage, loss, self.state.global_step, seconds)
