@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smec_st import Compressor, FitConfig
+from smec_st import Compressor, FitConfig, fitting
 from smec_st import trials as trying
 from smec_st.classes import complete_classes, labels_are_classes
 from smec_st.config import CLASS_DEFAULTS, PAIR_DEFAULTS
@@ -138,8 +138,16 @@ def test_settings_for_classes_are_tried_where_queries_have_many_documents_each(t
 def test_sizes_without_labels_are_pulled_also_where_labels_chose_to_do_without(monkeypatch):
     monkeypatch.setattr(trying, "is_sure", lambda gain, errors: True)
     monkeypatch.setattr(trying, "PULLS", (6.0, 0.0))
+    pulls, real = {}, fitting.fit_stages
+
+    def watched(*args, title="", **kwargs):
+        pulls[title] = args[3].alignment_weight
+        return real(*args, title=title, **kwargs)
+
+    monkeypatch.setattr(fitting, "fit_stages", watched)
     compressor, _ = fit(False, steps=20, unlabelled_queries=np.arange(QUERIES))  # the smallest may go without labels
     assert compressor.info["settings"]["alignment_weight"] == 0.0
+    assert (pulls["fold 1/2"], pulls["without labels"]) == (0.0, None)
     table, _ = under_noise(1.0)
     wider = compressor.extend(table.documents(), dims=(20,))
     assert wider.dims == (20, 16, 8)

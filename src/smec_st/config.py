@@ -45,7 +45,8 @@ class FitConfig:
         selection_steps: Steps of the choice.
         steps: Steps of each stage.
         batch_size: Pairs per step.
-        learning_rate: Of the map; None for 1e-2, and 2e-3 where labels are classes.
+        learning_rate: Of the map; None for 1e-2, and 2e-3 where labels are classes, or held-out queries choose the
+            settings for these (:func:`~smec_st.trials.settle`).
         rank: Supervised term: ``contrastive`` or ``pairwise``.
         alignment: Unsupervised term: ``kl`` or ``l1``.
         rank_weight: Weight of the supervised term.
