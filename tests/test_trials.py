@@ -76,25 +76,57 @@ def test_where_labels_contradict_the_neighbourhoods_these_pull_weakly(dev, trial
     assert trials[:2] == [((16,), "pull 6"), ((16,), "pull 2")]
 
 
+@pytest.fixture
+def made_trials(monkeypatch):
+    """Of trials that are not run: their scores by pull, to be filled, and the titles of those that were asked for."""
+    scores, titles = {}, []
+
+    def trial(*arguments, title, **_):
+        titles.append(title)
+        found = scores[arguments[3].alignment_weight]
+        return Fitted((), (StageReport(stage="", dim=16, steps=1, seconds=0, loss=0, strength=0.75, scores=found),))
+
+    monkeypatch.setattr(trying, "fit_stages", trial)
+    return scores, titles
+
+
+def settled(quality=0.3):
+    table, qrels = under_noise(1.0)
+    labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 150)), quality=quality)
+    return trying.settle(table, labels, FitConfig(dims=(16, 8)))
+
+
 @pytest.mark.parametrize(
-    ("answers", "weight"),
-    [([False], 6.0), ([True, False], 2.0), ([True, True, False], 0.5), ([True, True, True], 0.0)],
+    ("means", "weight"),
+    [
+        ((0.5, 0.5, 0.5), 6.0),
+        ((0.5, 0.6, 0.55), 2.0),
+        ((0.5, 0.6, 0.6), 2.0),
+        ((0.5, 0.4, 0.6, 0.55), 0.5),
+        ((0.5, 0.6, 0.7, 0.7), 0.5),
+        ((0.5, 0.6, 0.7, 0.8), 0.0),
+    ],
 )
-@pytest.mark.parametrize("many", [50, 51])
-def test_the_next_weaker_pull_is_tried_while_one_surely_does_better(trials, monkeypatch, answers, weight, many):
-    """Fewer than ``MANY`` queries have to be surer to leave the usual pull; 50 are held out."""
-    asked = []
+def test_the_strongest_pull_is_taken_that_no_weaker_one_beats(made_trials, means, weight):
+    scores, titles = made_trials
+    scores |= {pull: {"1": [mean] * 50, "0": [0.1] * 50} for pull, mean in zip(trying.PULLS, means, strict=False)}
+    recipe, note = settled()
+    assert recipe.alignment_weight == (None if weight == 6.0 else weight)
+    assert bool(note) == (weight != 6.0)
+    assert titles == ["pull 6", "pull 2", "pull 0.5", "pull 0"][: len(means)]
 
-    def answer(gain, errors):
-        asked.append(errors)
-        return answers[len(asked) - 1]
 
-    monkeypatch.setattr(trying, "is_sure", answer)
+@pytest.mark.parametrize(
+    ("many", "errors", "weight"), [(50, 0.9, None), (50, 1.1, 2.0), (51, 1.9, None), (51, 2.1, 2.0)]
+)
+def test_few_queries_leave_the_usual_pull_only_for_more(made_trials, monkeypatch, many, errors, weight):
+    """50 are held out; the gain of the next weaker pull is so many standard errors."""
     monkeypatch.setattr(trying, "MANY", many)
-    compressor, _ = fit(True, steps=20)
-    assert [title for _, title in trials] == ["pull 6", "pull 2", "pull 0.5", "pull 0"][: 1 + len(answers)]
-    assert compressor.info["settings"]["alignment_weight"] == weight
-    assert asked == [1.0 if many == 50 else 2.0, 1.0, 1.0][: len(answers)]
+    wave = np.tile([1.0, -1.0], 25)
+    gain = 0.1 * (wave + errors * wave.std(ddof=1) / 50**0.5)
+    scores, _ = made_trials
+    scores |= {6.0: {"1": [0.5] * 50}, 2.0: {"1": (0.5 + gain).tolist()}, 0.5: {"1": [0.0] * 50}}
+    assert settled()[0].alignment_weight == weight
 
 
 def nearest(table, qrels, count=12):
@@ -130,9 +162,9 @@ def test_settings_for_classes_are_tried_where_queries_have_many_documents_each(t
         assert "settings for classes" in compressor.info["data"]["note"]
     else:
         assert settings == PAIR_DEFAULTS
-        assert titles == ["pull 6", "as classes", "pull 2"], "the usual pull is not trained twice"
+        assert titles == ["pull 6", "as classes", "pull 2", "pull 0.5"], "the usual pull is not trained twice"
         assert "note" not in compressor.info["data"]
-    assert asked == [1.0, 2.0][: len(asked)]
+    assert asked[0] == 1.0, "neither kind of labels is the usual one"
 
 
 def test_sizes_without_labels_are_pulled_also_where_labels_chose_to_do_without(monkeypatch):
@@ -153,20 +185,13 @@ def test_sizes_without_labels_are_pulled_also_where_labels_chose_to_do_without(m
     assert wider.dims == (20, 16, 8)
 
 
-def test_trials_are_compared_where_each_serves_the_held_out_queries_best(monkeypatch):
+def test_trials_are_compared_where_each_serves_the_held_out_queries_best(made_trials):
     """A smoothed curve may name another point than the best one; of a trial only the best counts."""
-    table, qrels = under_noise(1.0)
     curves = {6.0: (0.50, 0.48), 2.0: (0.60, 0.45), 0.5: (0.55, 0.59)}
-
-    def trial(*arguments, **_):
-        result, between = curves[arguments[3].alignment_weight]
-        scores = {"1": [result] * 50, "0.75": [between] * 50, "0": [0.1] * 50}
-        return Fitted((), (StageReport(stage="", dim=16, steps=1, seconds=0, loss=0, strength=0.75, scores=scores),))
-
-    monkeypatch.setattr(trying, "fit_stages", trial)
-    labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 150)), quality=0.3)
-    settled, note = trying.settle(table, labels, FitConfig(dims=(16, 8)))
-    assert settled.alignment_weight == 2.0
+    for pull, (result, between) in curves.items():
+        made_trials[0][pull] = {"1": [result] * 50, "0.75": [between] * 50, "0": [0.1] * 50}
+    recipe, note = settled()
+    assert recipe.alignment_weight == 2.0
     assert "2, not 6" in note
 
 
@@ -181,12 +206,12 @@ def test_the_pull_is_tried_where_full_width_ranks_poorly_or_many_queries_are_hel
     assert trials == []
     monkeypatch.setattr(trying, "MANY", 50)
     fit(True, noise=0.1)
-    assert [title for _, title in trials] == ["pull 6", "pull 2"]
+    assert [title for _, title in trials] == ["pull 6", "pull 2", "pull 0.5"]
     trials.clear()
     monkeypatch.setattr(trying, "MANY", 51)
     monkeypatch.setattr(trying, "DOUBTFUL", 1.0)
     fit(True, noise=0.1)
-    assert [title for _, title in trials] == ["pull 6", "pull 2"]
+    assert [title for _, title in trials] == ["pull 6", "pull 2", "pull 0.5"]
 
 
 def test_the_pull_stays_as_it_is_where_both_trials_rank_alike():
@@ -194,12 +219,12 @@ def test_the_pull_stays_as_it_is_where_both_trials_rank_alike():
     assert compressor.info["settings"]["alignment_weight"] == 6.0
 
 
-@pytest.mark.parametrize("number", [1, 2, 4], ids=["first trial", "second trial", "fit"])
+@pytest.mark.parametrize("number", [1, 2, 5], ids=["first trial", "second trial", "fit"])
 def test_a_fit_that_was_cut_off_in_a_trial_goes_on_to_the_same_bits(tmp_path, cut_off, number):
     whole, _ = fit(True)
     ended = cut_off(number)
     with pytest.raises(KeyboardInterrupt):
         fit(True, work_dir=tmp_path)
     again, _ = fit(True, work_dir=tmp_path)
-    assert len(ended) == 2 + 3 + 1  # each stage once, and the one that was cut off twice
+    assert len(ended) == 3 + 3 + 1  # each stage once, and the one that was cut off twice
     assert again.fingerprint == whole.fingerprint

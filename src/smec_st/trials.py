@@ -36,8 +36,8 @@ def settle(
 
     *Pull.* The pull to full-width neighbourhoods stands in for labels that are not there. Where labels are many it
     holds them back; where full-width search ranks the judged documents poorly, its neighbourhoods may rest on
-    directions that mean nothing for them. In these cases one of :data:`PULLS` is tried after the other, as long as the
-    weaker one ranks better by :data:`SURE` standard errors.
+    directions that mean nothing for them. In these cases all of :data:`PULLS` are tried, the last one only if the one
+    before it would be taken; the strongest is taken that no weaker one beats by :data:`SURE` standard errors.
 
     Args:
         table: Corpus and queries.
@@ -71,19 +71,33 @@ def settle(
     is_open, may_be_classes = _is_open(labels, len(split[1].query_rows)), are_many(split[0])
     if not (is_open or may_be_classes):
         return recipe, ""
-    chosen, best = PULLS[0], pulled(PULLS[0])
-    if may_be_classes and _is_better(scores(alone.for_labels(True), "as-classes"), best, SURE):
+    found = {PULLS[0]: pulled(PULLS[0])}
+    if may_be_classes and _is_better(scores(alone.for_labels(True), "as-classes"), found[PULLS[0]], SURE):
         return recipe.for_labels(True), "held-out queries chose the settings for classes as labels"
-    for weight in PULLS[1:] if is_open else ():
-        weaker = pulled(weight)
-        needed = SURE_OF_FEW if chosen == PULLS[0] and len(weaker) < MANY else SURE
-        if not _is_better(weaker, best, needed):
-            break
-        chosen, best = weight, weaker
+    if not is_open:
+        return recipe, ""
+    found |= {weight: pulled(weight) for weight in PULLS[1:-1]}
+    if _strongest(found) == PULLS[-2]:
+        found[PULLS[-1]] = pulled(PULLS[-1])
+    chosen = _strongest(found)
     if chosen == PULLS[0]:
         return recipe, ""
     note = f"held-out queries chose a weaker pull to the neighbourhoods of full width: {chosen:g}, not {PULLS[0]:g}"
     return dataclasses.replace(recipe, alignment_weight=chosen), note
+
+
+def _strongest(found: dict[float, np.ndarray]) -> float:
+    """The strongest pull that no weaker one surely beats; the usual one is left by few queries for more only.
+
+    Args:
+        found: Scores of the held-out queries by weight, falling, ``(q,)`` each.
+    """
+
+    def is_beaten(weight: float) -> bool:
+        needed = SURE_OF_FEW if weight == PULLS[0] and len(found[weight]) < MANY else SURE
+        return any(_is_better(found[weaker], found[weight], needed) for weaker in found if weaker < weight)
+
+    return next(weight for weight in found if not is_beaten(weight))  # the weakest is not
 
 
 def _is_better(scores: np.ndarray, others: np.ndarray, errors: float) -> bool:
