@@ -8,6 +8,7 @@
     python benchmarks/robustness.py unseen     DATA/scifact DATA/xquad_r_en
     python benchmarks/robustness.py gallery    DATA/clothing_images --dims 1024,256,128,64,32,16
     python benchmarks/robustness.py partial    DATA/clothing_images --dims 1024,256,128,64,32,16
+    python benchmarks/robustness.py cone       DATA/scifact
     python benchmarks/robustness.py wide --dims 256,64,32 --methods smec,pca-centred,mrl-principal
 
 few: 0, 20, 50, 100, 200 and all training queries, no dev split, beside rivals: for those a fifth is held out.
@@ -18,6 +19,8 @@ synthetic: queries made from the documents by MODEL, in place of judgements and 
 unseen: judged queries whose documents no training query names, with and without labels; test is not read.
 gallery: classes whose queries are no documents: half of the corpus is searched, the other half asks.
 partial: the same, where each query's judgements, but for those of test, name a random half of its class.
+cone: all vectors moved towards one direction, so that any two of them have a cosine of .75 and more, as many models
+  make them; with and without labels.
 wide: made vectors of 4,096 numbers whose 32 directions of meaning are known, under louder ones that mean nothing.
 
 Writes benchmarks/results/robustness/NAME.json: nDCG@10 on test by size, one row per fit.
@@ -214,6 +217,21 @@ def partial(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed
     yield from gallery(folders, dims, methods, seed, named=0.5)
 
 
+def cone(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
+    for folder in folders:
+        whole = load(folder)
+        axis = unit_rows(np.random.default_rng(seed).normal(size=(1, whole.corpus.shape[1])))
+        sides = [unit_rows(0.5 * unit_rows(rows) + 0.75**0.5 * axis) for rows in (whole.corpus, whole.queries)]
+        collection = replace(whole, corpus=sides[0], queries=sides[1])
+        judged, dev = collection.judged("train"), collection.qrels.get("dev")
+        for name, labels, held in (("none", None, None), ("judged", judged, dev)):
+            for method in methods:
+                if labels is None and METHODS[method]().needs_labels:
+                    continue
+                scores = score(fit(method, collection, labels, dims, seed, held), collection)
+                yield {"data": folder.name, "method": method, "labels": name, "ndcg@10": scores}
+
+
 def wide(_: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
     collection, meaning = made_wide(seed)
     for name, labels, dev in (("judged", collection.qrels["train"], collection.qrels["dev"]), ("none", None, None)):
@@ -257,9 +275,8 @@ def made_wide(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "what", choices=["few", "misleading", "transfer", "mix", "synthetic", "unseen", "gallery", "partial", "wide"]
-    )
+    kinds = (few, misleading, transfer, mix, synthetic, unseen, gallery, partial, cone, wide)
+    parser.add_argument("what", choices=[kind.__name__ for kind in kinds])
     parser.add_argument("data", type=Path, nargs="*")
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--methods", default="smec")

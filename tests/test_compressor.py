@@ -81,6 +81,24 @@ def test_fit_without_labels_brings_neighborhoods_nearer_to_those_of_full_width(t
     assert drift(fitted) < drift(pca)
 
 
+@pytest.mark.parametrize("share", [0.75, 0.9])
+def test_fit_without_labels_serves_a_narrow_cone_as_it_serves_what_was_moved_into_it(toy, share):
+    """Many models give any two texts a cosine of 0.7 and more; what is near is the same as without that."""
+    away = unit_rows(np.random.default_rng(0).normal(size=(1, toy.corpus.shape[1])))
+
+    def moved(rows: np.ndarray) -> np.ndarray:
+        return unit_rows((1 - share) ** 0.5 * unit_rows(rows) + share**0.5 * away)
+
+    def kept(rows: np.ndarray) -> float:
+        """Share of the ten nearest that stay."""
+        fitted = Compressor.fit(rows, dims=(6,), **{**QUICK, "steps": 60})
+        small = fitted.transform(rows, 6)
+        near, left = (np.argsort(-(x @ x.T), axis=1)[:, 1:11] for x in (unit_rows(rows), small))
+        return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(near.tolist(), left.tolist(), strict=True)]))
+
+    assert kept(moved(toy.corpus)) > kept(toy.corpus) - 0.06  # 0.1 where this was not seen to
+
+
 def test_transform_gives_unit_norm_float32_at_every_size(fitted, toy):
     for dim in fitted.dims:
         out = fitted.transform(toy.corpus, dim)

@@ -18,6 +18,7 @@ from smec_st.functional import (
     rank_loss,
     reconstruction_l1,
     second_moment,
+    spread,
     straight_through_top_k,
     top_k_indices,
     unit,
@@ -169,6 +170,29 @@ def test_alignment_kl_gradient_is_finite_and_only_reaches_chosen_pairs_of_the_st
     assert similarity.grad.isfinite().all()
     assert similarity.grad[~mask].abs().max() == 0
     assert similarity.grad[mask].abs().max() > 0
+
+
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_spread_is_one_less_the_mean_cosine_of_two_rows(rng, count):
+    rows = unit(torch.from_numpy(rng.normal(size=(count, 6)) + 1))
+    cosines = [(rows[i] @ rows[j]).item() for i in range(count) for j in range(count) if i != j]
+    assert spread(rows).item() == pytest.approx(1 - sum(cosines) / len(cosines), rel=1e-9)
+
+
+def test_spread_of_rows_that_say_nothing_of_it(rng):
+    rows = unit(torch.from_numpy(rng.normal(size=(1, 6))))
+    assert spread(rows).item() == spread(rows[:0]).item() == 1
+    assert spread(rows.expand(5, 6)).item() == 0.01  # all the same: nothing is divided by zero
+
+
+def test_in_a_cone_similarities_differ_by_its_spread_times_as_much(rng):
+    """Moved towards one direction, a neighbourhood in units of the spread is what it was."""
+    rows = unit(torch.from_numpy(rng.normal(size=(50, 6))))
+    rows = unit(torch.cat([rows, -rows]))  # no direction of their own
+    moved = torch.cat([rows / 2, torch.full((100, 1), math.sqrt(0.75), dtype=rows.dtype)], dim=1)
+    narrow, plain = moved @ moved.T / spread(moved), rows @ rows.T / spread(rows)
+    assert spread(moved) == pytest.approx(spread(rows).item() / 4, rel=1e-9)
+    assert torch.allclose(narrow.softmax(dim=1), plain.softmax(dim=1))
 
 
 @pytest.mark.parametrize("loss", [lambda s, t, mask: alignment_kl(s, t, 0.1, mask), alignment_l1], ids=["kl", "l1"])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from smec_st.data import Qrels, VectorTable
-from smec_st.functional import alignment_kl, alignment_l1, contrastive_loss, rank_loss, unit
+from smec_st.functional import alignment_kl, alignment_l1, contrastive_loss, rank_loss, spread, unit
 from smec_st.losses import Relevance, SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
@@ -85,7 +85,7 @@ def nearest(teacher, mask, k):
     return chosen
 
 
-def naive_terms(loss, table, labels, candidate_ids):
+def naive_terms(loss, table, labels, candidate_ids, sharper=1.0):
     """What the loss must be for these candidates, at weights 1, in the order of its formula."""
 
     def mapped(rows):
@@ -95,6 +95,8 @@ def naive_terms(loss, table, labels, candidate_ids):
         student, teacher = mapped(rows) @ mapped(candidate_ids).T, table[rows] @ table[candidate_ids].T
         others = table.own(rows).unsqueeze(1) != candidate_ids
         if loss.alignment == "kl":
+            if loss.relevance is None:
+                teacher = sharper * teacher / spread(table[candidate_ids])
             return loss.alignment_tau * alignment_kl(student, teacher, loss.alignment_tau, others)
         return alignment_l1(student, teacher, nearest(teacher, others, loss.top_k))
 
@@ -172,17 +174,20 @@ def test_a_querys_own_document_takes_no_part(rng, qrels, rank, alignment):
 
 
 @pytest.mark.parametrize("alignment", ["kl", "l1"])
-def test_loss_without_labels_equals_plain_computation(table, alignment):
-    memory = memory_of(table, range(30))
-    loss = SMECLoss(make_model(), table, memory=memory, alignment=alignment, alignment_weight=1.0, top_k=3)
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_loss_without_labels_equals_plain_computation(table, alignment, share):
+    memory = memory_of(table, range(DOCUMENTS))
+    options = {"alignment": alignment, "alignment_weight": 1.0, "top_k": 3, "sharpening": 0.5}
+    loss = SMECLoss(make_model(), table, memory=memory, **options)
+    loss.begin_stage(0, loss.model[1], share)
     columns, labels = batch_of(table, BATCH[0])
     columns[0]["sentence_embedding"][0] = table[
         torch.tensor([4])
     ]  # an anchor that is remembered: not its own neighbor
     labels[0, 0] = 4
     terms, candidates = run(loss, columns, labels)
-    assert candidates.tolist() == list(range(30))
-    torch.testing.assert_close(terms, naive_terms(loss, table, labels, candidates))
+    assert sorted(candidates.tolist()) == list(range(DOCUMENTS))
+    torch.testing.assert_close(terms, naive_terms(loss, table, labels, candidates, sharper=share**-0.5))
 
 
 @pytest.mark.parametrize(
@@ -244,10 +249,26 @@ def test_reconstruction_is_the_change_from_the_start(table, relevance):
     torch.testing.assert_close(loss([queries, documents], labels)["reconstruction"], expected)
 
 
-def test_alignment_is_zero_when_the_model_changes_nothing(table):
+def test_alignment_is_zero_when_the_model_changes_nothing(table, relevance):
     identity = nn.Sequential(EmbeddingInput(WIDTH), ResidualAdapter(WIDTH, WIDTH))
-    loss = SMECLoss(identity, table, memory=memory_of(table, range(30)))
-    assert loss(*batch_of(table, BATCH[0]))["alignment"].item() == pytest.approx(0, abs=1e-6)
+    loss = SMECLoss(identity, table, relevance, memory=memory_of(table, range(30)))
+    assert loss(*batch_of(table, *BATCH))["alignment"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_alignment_without_labels_is_the_same_in_a_cone(rng):
+    """All vectors moved towards a direction that the map does not read: similarities shrink, the loss does not."""
+    rows = rng.normal(size=(DOCUMENTS + QUERIES, WIDTH))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    lifted = np.hstack([rows / 2, np.full((len(rows), 1), 0.75**0.5)])
+    values = []
+    for vectors in (rows, lifted):
+        table, width = VectorTable(vectors[:DOCUMENTS], vectors[DOCUMENTS:]), vectors.shape[1]
+        adapter = ResidualAdapter(width, 8, start=torch.eye(8, width))
+        memory = SelectableCrossBatchMemory(width, DOCUMENTS)
+        memory.push(table[torch.arange(DOCUMENTS)], torch.arange(DOCUMENTS))
+        loss = SMECLoss(nn.Sequential(EmbeddingInput(width), adapter), table, memory=memory, alignment_weight=1.0)
+        values.append(loss(*batch_of(table, range(QUERIES)))["alignment"].item())
+    assert values[1] == pytest.approx(values[0], rel=1e-3)
 
 
 # -- candidates -------------------------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ class FitConfig:
         tau: Temperature of the contrastive term.
         alignment_tau: Temperature of the KL term.
         narrow_alignment_tau: The same for sizes of a sixteenth of the width and less.
+        sharpening: Without labels, the narrower a size, the sharper the neighbourhoods that the KL term keeps:
+            ``(width / size) ** sharpening`` times.
         memory: Rows that S-XBM remembers, at most; 0 for the batch's own documents alone.
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn per step.
@@ -95,6 +97,7 @@ class FitConfig:
     tau: float = 0.12
     alignment_tau: float = 0.08
     narrow_alignment_tau: float = 0.05
+    sharpening: float = 0.1
     memory: int = 8192
     top_k: int = 10
     random_rows: int = 4096

@@ -133,6 +133,24 @@ def alignment_kl(
     return mean(divergence, torch.tensor(len(student), device=student.device))
 
 
+def spread(vectors: Tensor) -> Tensor:
+    """How far apart directions are: 1 less the mean cosine of two different rows.
+
+    Near 1 for vectors that point everywhere; near 0 for those of a narrow cone, whose similarities differ little.
+
+    Args:
+        vectors: Unit norm, ``(n, D)``.
+
+    Returns:
+        A scalar, at least 0.01; 1 for fewer than two rows.
+    """
+    count = len(vectors)
+    if count < 2:
+        return vectors.new_ones(())
+    cosines = vectors.sum(dim=0).square().sum() - vectors.square().sum()
+    return (1 - cosines / (count * (count - 1))).clamp(min=0.01)
+
+
 def reconstruction_l1(start: Tensor, result: Tensor) -> Tensor:
     """Mean absolute change the adapter makes to its start, both ``(B, d)``: MA Eq. (3), ``|f(x)|`` of ``x + f(x)``."""
     return (result - start).abs().mean()

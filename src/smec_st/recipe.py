@@ -155,6 +155,7 @@ def make_loss(config: FitConfig, model: Any, table: VectorTable, qrels: Qrels | 
         tau=config.tau,
         alignment_tau=config.alignment_tau,
         narrow_alignment_tau=config.narrow_alignment_tau,
+        sharpening=config.sharpening,
         top_k=config.top_k,
         random_rows=config.random_rows,
         stream_rows=config.stream_rows,

@@ -17,6 +17,7 @@ from smec_st.functional import (
     contrastive_loss,
     rank_loss,
     reconstruction_l1,
+    spread,
     unit,
 )
 from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, share_of_mean, total, world_size
@@ -25,6 +26,8 @@ from smec_st.losses.shadows import Shadows
 from smec_st.memory import EMPTY, SelectableCrossBatchMemory
 from smec_st.modules import ResidualAdapter
 from smec_st.modules.weights import FINISHED
+
+NARROW = 1 / 16  # of the width, and less
 
 
 class SMECLoss(nn.Module):
@@ -37,7 +40,9 @@ class SMECLoss(nn.Module):
     * ``L_rank`` needs labels: :func:`~smec_st.functional.contrastive_loss` or the published
       :func:`~smec_st.functional.rank_loss`.
     * ``L_align`` keeps the similarities of full width, of queries and documents to the pool: a KL divergence between
-      neighbourhoods, or the published absolute difference over the top-k (SMEC; MA Eq. (2)).
+      neighbourhoods, or the published absolute difference over the top-k (SMEC; MA Eq. (2)). Without labels the KL
+      form takes full-width similarities in units of the candidates' :func:`~smec_st.functional.spread`, and narrow
+      sizes keep sharper neighbourhoods.
     * ``L_rec`` keeps the result near its start (MA Eq. (3)); off by default.
 
     Labels are row ids, ``(B, 2)``: the anchor's, and its relevant document's or -1. With one column of features (no
@@ -65,6 +70,8 @@ class SMECLoss(nn.Module):
         alignment_tau: Temperature of the KL form.
         narrow_alignment_tau: The same for sizes of a sixteenth of the width and less, where only the nearest can be
             kept.
+        sharpening: Without labels, full-width similarities count for ``(D / d) ** sharpening`` times as much in the KL
+            form of a size ``d``.
         top_k: Remembered rows mined per query.
         random_rows: Remembered rows drawn at random per step.
         stream_rows: Corpus rows pushed per step, when the memory is smaller than the corpus.
@@ -95,6 +102,7 @@ class SMECLoss(nn.Module):
         tau: float = 0.12,
         alignment_tau: float = 0.08,
         narrow_alignment_tau: float = 0.05,
+        sharpening: float = 0.1,
         top_k: int = 10,
         random_rows: int = 4096,
         stream_rows: int = 256,
@@ -117,6 +125,7 @@ class SMECLoss(nn.Module):
         self.reconstruction_weight, self.wide_weight = reconstruction_weight, wide_weight
         self.source_weight = source_weight
         self.tau, self.alignment_tau, self.narrow_alignment_tau = tau, alignment_tau, narrow_alignment_tau
+        self.sharpening = sharpening
         self.top_k, self.random_rows, self.stream_rows, self.seed = top_k, random_rows, stream_rows, seed
         self.shadow_share = shadow_share
         self._shadow_of = Shadows(table, relevance, seed)
@@ -124,7 +133,7 @@ class SMECLoss(nn.Module):
         self.log_scale.register_hook(mean_gradient)  # DDP wraps the model, not the loss
         self._step = (0, 0)
         self._is_live = False
-        self._is_narrow = False
+        self._share = 1.0
         self._order: tuple[int, Tensor] | None = None
         self._finished: tuple[nn.Module, ...] = ()
 
@@ -150,7 +159,7 @@ class SMECLoss(nn.Module):
         """
         costly = any(isinstance(module, ResidualAdapter) and module.hidden is not None for module in finished)
         self._finished = tuple(finished) if costly else ()
-        self._is_narrow, self._is_live = share <= 1 / 16, live
+        self._is_live, self._share = live, share
         with torch.no_grad():
             self.log_scale.zero_()
         if adapter is not None:
@@ -188,8 +197,8 @@ class SMECLoss(nn.Module):
         """Settings for the model card."""
         names = (
             "rank", "alignment", "rank_weight", "alignment_weight", "reconstruction_weight", "wide_weight",
-            "source_weight", "tau", "alignment_tau", "narrow_alignment_tau", "top_k", "random_rows", "stream_rows",
-            "shadow_share", "seed",
+            "source_weight", "tau", "alignment_tau", "narrow_alignment_tau", "sharpening", "top_k", "random_rows",
+            "stream_rows", "shadow_share", "seed",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -242,15 +251,17 @@ class SMECLoss(nn.Module):
                         rank = (1 - self.shadow_share) * rank + self.shadow_share * moved
                     terms[f"{name}rank"] = weight * self.rank_weight * rank
                 if self.alignment_weight > 0 and name != "source_":
-                    drift = self._alignment(student, teacher, own_documents, pool_ids)
+                    sharp = self._sharpness(pool)
+                    drift = self._alignment(student, sharp * teacher, own_documents, pool_ids)
                     if self._casts_shadows:
                         nobody = anchor_ids.new_full((len(shadows),), -1)
-                        moved = self._alignment(small_shadows @ small_pool.T, shadows @ pool.T, nobody, pool_ids)
+                        seen, whole = small_shadows @ small_pool.T, sharp * shadows @ pool.T
+                        moved = self._alignment(seen, whole, nobody, pool_ids)
                         drift = (1 - self.shadow_share) * drift + self.shadow_share * moved
                     if has_documents:
                         frozen = pool.detach()
                         drift = drift + self._alignment(
-                            small_pool[own] @ small_pool.T, frozen[own] @ frozen.T, pool_ids[own], pool_ids
+                            small_pool[own] @ small_pool.T, sharp * frozen[own] @ frozen.T, pool_ids[own], pool_ids
                         )
                     terms[f"{name}alignment"] = weight * self.alignment_weight * drift
             if self.reconstruction_weight > 0:
@@ -278,11 +289,23 @@ class SMECLoss(nn.Module):
         """The document that each row is itself, or -1. ``(B,) -> (B,)``."""
         return row_ids if self.table is None else self.table.own(row_ids.cpu()).to(row_ids.device)
 
+    @torch.no_grad()
+    def _sharpness(self, pool: Tensor) -> float | Tensor:
+        """What full-width similarities to the pool count for in the KL form; 1 with labels, and in the other form.
+
+        Where all vectors lie in a narrow cone, similarities are alike and their differences count for more. A narrow
+        size has room for the nearest alone: the narrower, the sharper the neighbourhoods that it is to keep. With
+        labels, these say which of the nearest matter.
+        """
+        if self.relevance is not None or self.alignment != "kl":
+            return 1.0
+        return float(self._share**-self.sharpening) / spread(pool)
+
     def _alignment(self, student: Tensor, teacher: Tensor, own_documents: Tensor, pool_ids: Tensor) -> Tensor:
         """``L_align`` of rows against the pool, each row's similarity to itself left out."""
         others = pool_ids != own_documents.unsqueeze(1) if torch.isin(own_documents, pool_ids).any() else None
         if self.alignment == "kl":
-            tau = self.narrow_alignment_tau if self._is_narrow else self.alignment_tau
+            tau = self.narrow_alignment_tau if self._share <= NARROW else self.alignment_tau
             # Times tau, so that the pull does not depend on it.
             return tau * alignment_kl(student, teacher, tau, others, share_of_mean)
         if others is None:
