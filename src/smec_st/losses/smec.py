@@ -28,6 +28,7 @@ from smec_st.modules import ResidualAdapter
 from smec_st.modules.weights import FINISHED
 
 NARROW = 1 / 16  # of the width, and less
+USUAL_SPREAD = 0.8  # and more; the temperatures were chosen on such vectors
 
 
 class SMECLoss(nn.Module):
@@ -41,8 +42,8 @@ class SMECLoss(nn.Module):
       :func:`~smec_st.functional.rank_loss`.
     * ``L_align`` keeps the similarities of full width, of queries and documents to the pool: a KL divergence between
       neighbourhoods, or the published absolute difference over the top-k (SMEC; MA Eq. (2)). Without labels the KL
-      form takes full-width similarities in units of the candidates' :func:`~smec_st.functional.spread`, and narrow
-      sizes keep sharper neighbourhoods.
+      form stretches full-width similarities where the candidates' :func:`~smec_st.functional.spread` is small, and
+      narrow sizes keep sharper neighbourhoods.
     * ``L_rec`` keeps the result near its start (MA Eq. (3)); off by default.
 
     Labels are row ids, ``(B, 2)``: the anchor's, and its relevant document's or -1. With one column of features (no
@@ -299,7 +300,7 @@ class SMECLoss(nn.Module):
         """
         if self.relevance is not None or self.alignment != "kl":
             return 1.0
-        return float(self._share**-self.sharpening) / spread(pool)
+        return float(self._share**-self.sharpening) / (spread(pool) / USUAL_SPREAD).clamp(max=1.0)
 
     def _alignment(self, student: Tensor, teacher: Tensor, own_documents: Tensor, pool_ids: Tensor) -> Tensor:
         """``L_align`` of rows against the pool, each row's similarity to itself left out."""
