@@ -96,7 +96,7 @@ def test_fit_without_labels_serves_a_narrow_cone_as_it_serves_what_was_moved_int
         near, left = (np.argsort(-(x @ x.T), axis=1)[:, 1:11] for x in (unit_rows(rows), small))
         return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(near.tolist(), left.tolist(), strict=True)]))
 
-    assert kept(moved(toy.corpus)) > kept(toy.corpus) - 0.06  # 0.1 where this was not seen to
+    assert kept(moved(toy.corpus)) > kept(toy.corpus) - 0.08  # 0.11 where this is not seen to
 
 
 def test_transform_gives_unit_norm_float32_at_every_size(fitted, toy):
