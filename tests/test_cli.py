@@ -236,6 +236,7 @@ def test_fit_refuses_bad_options(small_collection, tmp_path, quick, capsys, more
         ("rank: best", "`rank` must be contrastive or pairwise"),
         ("start: identity", "`start: identity` is for `shrink`"),
         ("tau: 0.0", "`tau` must be above 0 and finite"),
+        ("sharpening: .nan", "`sharpening` must be 0 or more and finite"),
         ("tau: .nan", "`tau` must be above 0 and finite"),
         ("held_out_share: 1.5", "`held_out_share` must be in"),
         ("folds: 1", "`folds` must be 0, or from 2 to 20"),

@@ -129,11 +129,13 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise DataError(f"`{name}` must be above 0 and finite, got {value}.")
-        if self.narrow_hidden is not None and not 0 <= self.narrow_hidden < float("inf"):
-            raise DataError(f"`narrow_hidden` must be 0 or more and finite, got {self.narrow_hidden}.")
-        self._check_shares()
+        self._check_amounts()
 
-    def _check_shares(self) -> None:
+    def _check_amounts(self) -> None:
+        for name in ("narrow_hidden", "sharpening"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise DataError(f"`{name}` must be 0 or more and finite, got {value}.")
         for name in ("held_out_share", "shadow_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
