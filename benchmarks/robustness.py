@@ -92,6 +92,19 @@ def fit(
     return METHODS[method]().fit(TrainingData(table, train, dev, asked), dims, seed)
 
 
+def with_and_without_labels(
+    collection: Collection, dims: tuple[int, ...], methods: list[str], seed: int
+) -> Iterator[dict[str, Any]]:
+    """Every method without labels, and those that learn from labels with them, too."""
+    for name, labels in (("none", None), ("judged", collection.judged("train"))):
+        dev = None if labels is None else collection.qrels.get("dev")
+        for method in methods:
+            if METHODS[method]().needs_labels if labels is None else not METHODS[method]().uses_labels:
+                continue
+            scores = score(fit(method, collection, labels, dims, seed, dev), collection)
+            yield {"data": collection.name, "method": method, "labels": name, "ndcg@10": scores}
+
+
 def few(
     folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: int, counts: str
 ) -> Iterator[dict[str, Any]]:
@@ -223,23 +236,12 @@ def cone(folders: list[Path], dims: tuple[int, ...], methods: list[str], seed: i
         axis = unit_rows(np.random.default_rng(seed).normal(size=(1, whole.corpus.shape[1])))
         sides = [unit_rows(0.5 * unit_rows(rows) + 0.75**0.5 * axis) for rows in (whole.corpus, whole.queries)]
         collection = replace(whole, corpus=sides[0], queries=sides[1])
-        judged, dev = collection.judged("train"), collection.qrels.get("dev")
-        for name, labels, held in (("none", None, None), ("judged", judged, dev)):
-            for method in methods:
-                if labels is None and METHODS[method]().needs_labels:
-                    continue
-                scores = score(fit(method, collection, labels, dims, seed, held), collection)
-                yield {"data": folder.name, "method": method, "labels": name, "ndcg@10": scores}
+        yield from with_and_without_labels(collection, dims, methods, seed)
 
 
 def wide(_: list[Path], dims: tuple[int, ...], methods: list[str], seed: int) -> Iterator[dict[str, Any]]:
     collection, meaning = made_wide(seed)
-    for name, labels, dev in (("judged", collection.qrels["train"], collection.qrels["dev"]), ("none", None, None)):
-        for method in methods:
-            if labels is None and METHODS[method]().needs_labels:
-                continue
-            scores = score(fit(method, collection, labels, dims, seed, dev), collection)
-            yield {"data": collection.name, "method": method, "labels": name, "ndcg@10": scores}
+    yield from with_and_without_labels(collection, dims, methods, seed)
     for method, axes in (("original", None), ("the directions of meaning", meaning)):
         sides = [x if axes is None else x @ axes.T for x in (collection.corpus, collection.queries)]
         values = evaluate_retrieval(*map(unit_rows, sides), collection.qrels["test"], ("ndcg@10",))
