@@ -65,8 +65,8 @@ def run(
                 own_document=data.own_document,
             )
         ]
-        pull = compressor.info["settings"]["alignment_weight"]
-        fits.append({"seed": seed, "seconds": seconds, "alignment_weight": pull, "stages": compressor.info["stages"]})
+        settled = {name: compressor.info["settings"][name] for name in ("teacher_strength", "alignment_weight")}
+        fits.append({"seed": seed, "seconds": seconds, **settled, "stages": compressor.info["stages"]})
         print(f"{folder.name}, seed {seed}: {seconds:.0f} s", flush=True)
     names = list(dict.fromkeys(row["method"] for row in rows))
     median = {

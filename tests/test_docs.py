@@ -52,6 +52,7 @@ LAYERS = [
         "run_folder",
         "recipe",
         "fitting",
+        "teacher",
         "trials",
         "classes",
         "hub",

@@ -20,8 +20,8 @@ CHOICES = {
 
 
 #: What None stands for. Classes as labels overwhelm the pull to neighbourhoods, and need smaller steps.
-PAIR_DEFAULTS = {"learning_rate": 1e-2, "alignment_weight": 6.0, "narrow_hidden": 4.0}
-CLASS_DEFAULTS = {"learning_rate": 2e-3, "alignment_weight": 0.5, "narrow_hidden": 0.0}
+PAIR_DEFAULTS = {"learning_rate": 1e-2, "alignment_weight": 6.0, "narrow_hidden": 4.0, "teacher_strength": 1.0}
+CLASS_DEFAULTS = {"learning_rate": 2e-3, "alignment_weight": 0.5, "narrow_hidden": 0.0, "teacher_strength": 0.0}
 
 MOST_FOLDS = 20  # of 40 queries none is empty
 
@@ -53,6 +53,10 @@ class FitConfig:
         alignment_weight: Weight of the unsupervised term; None for 0.5 where labels are classes, and else for 6, or
             what held-out queries choose of 6, 2, 0.5 and 0 where they are many or full width ranks poorly
             (:func:`~smec_st.trials.settle`).
+        teacher_strength: With labels and the order ``grow``, how far the full width moves towards these before
+            anything is compressed, 0 to 1 (:func:`~smec_st.teacher.train_teacher`): stages begin from the moved
+            vectors, and keep their neighbourhoods. None for what held-out queries choose, 1 without any, and 0 where
+            labels are classes. Nothing moves where hidden layers are not of relu.
         reconstruction_weight: Weight of the pull towards the start.
         wide_weight: Weight of the stage's terms before selection (``shrink``).
         tau: Temperature of the contrastive term.
@@ -92,6 +96,7 @@ class FitConfig:
     alignment: str = "kl"
     rank_weight: float = 1.0
     alignment_weight: float | None = None
+    teacher_strength: float | None = None
     reconstruction_weight: float = 0.0
     wide_weight: float = 0.0
     tau: float = 0.12
@@ -136,6 +141,8 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise DataError(f"`{name}` must be 0 or more and finite, got {value}.")
+        if self.teacher_strength is not None and not 0 <= self.teacher_strength <= 1:
+            raise DataError(f"`teacher_strength` must be in [0, 1], got {self.teacher_strength}.")
         for name in ("held_out_share", "shadow_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
@@ -161,6 +168,12 @@ class FitConfig:
         defaults = CLASS_DEFAULTS if are_classes else PAIR_DEFAULTS
         missing: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **missing)
+
+    @property
+    def may_move(self) -> bool:
+        """Whether a teacher may come before the stages: its map folds into theirs where lengths pass through them."""
+        has_hidden = self.hidden_dim is not None or self.narrow_hidden != 0
+        return self.order == "grow" and self.teacher_strength != 0 and (self.activation == "relu" or not has_hidden)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able settings."""

@@ -66,6 +66,12 @@ class FoldedMap:
             raise ValueError(f"`dim` must be in [1, {self.out_dim}], got {dim}.")
         return self.ending(self.layers[-1].weight[:dim])
 
+    def after(self, weight: np.ndarray) -> FoldedMap:
+        """The map that applies a linear one ``(in_dim, D)`` before this one."""
+        first, *rest = self.layers
+        joined = (first.weight.astype(np.float64) @ weight.astype(np.float64)).astype(np.float32)
+        return FoldedMap((Layer(joined, first.activation), *rest))
+
     def ending(self, weight: np.ndarray) -> FoldedMap:
         """The same map with another last layer."""
         return FoldedMap((*self.layers[:-1], Layer(np.ascontiguousarray(weight, dtype=np.float32))))

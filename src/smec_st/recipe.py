@@ -90,10 +90,15 @@ def fit_stages(
 
     from smec_st.evaluation.evaluator import HeldOutEvaluator
     from smec_st.modules import EmbeddingInput
+    from smec_st.teacher import moved_by
     from smec_st.trainer import SequentialTrainer
 
     config = config.for_labels(labels_are_classes(table, qrels))
     _check_corpus(table, config)
+    teacher = None
+    if qrels is not None and base is None and config.may_move:
+        teacher = moved_by(table, qrels, config.teacher_strength or 0.0, config.seed)
+        table = table.moved(teacher)
     stages = stages or plan_stages(
         table.width,
         config.dims or default_dims(table.width),
@@ -131,7 +136,10 @@ def fit_stages(
         trainer.progress.title = title
         reports = trainer.train(resume_from_checkpoint=work_dir is not None)
         modules = list(model)
-    return Fitted(_maps_of(modules, stages, config, base), tuple(reports))
+    maps = _maps_of(modules, stages, config, base)
+    if teacher is not None:
+        maps = tuple((folded.after(teacher.numpy()), sizes) for folded, sizes in maps)
+    return Fitted(maps, tuple(reports))
 
 
 def make_loss(config: FitConfig, model: Any, table: VectorTable, qrels: Qrels | None) -> SMECLoss:

@@ -440,6 +440,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             "batch": batch,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "rows": [*table, len(self.train_dataset)],
+            "moved": round(self.table.distance_moved, 2),
             "memory": None if self.loss.memory is None else self.loss.memory.capacity,
             "loss": self.loss.get_config_dict(),
             "trains_backbone": self.trained_backbone,

@@ -10,7 +10,7 @@ import numpy as np
 from smec_st.classes import are_many, labels_are_classes
 from smec_st.config import CLASS_DEFAULTS, PAIR_DEFAULTS, FitConfig
 from smec_st.data import VectorTable
-from smec_st.guard import is_sure
+from smec_st.guard import best_strength, is_sure
 from smec_st.labels import Labels
 from smec_st.recipe import fit_stages
 from smec_st.stages import default_dims
@@ -26,8 +26,11 @@ def settle(
 ) -> tuple[FitConfig, str]:
     """The recipe with what held-out queries choose, and a note if that is not the usual.
 
-    Two things are tried, unless the recipe names an ``alignment_weight`` or labels are surely classes: the middle one
-    of the sizes is trained alone, as a linear map, in the usual way and in others, and these are compared on the
+    *Teacher.* How far the full width moves towards the labels before anything is compressed, by what the held-out
+    queries find there: they take the best, not only what is surely better, for these steps are few and small.
+
+    Two more things are tried, unless the recipe names an ``alignment_weight`` or labels are surely classes: the middle
+    one of the sizes is trained alone, as a linear map, in the usual way and in others, and these are compared on the
     held-out queries, each as far from its start as serves it best.
 
     *Kind of labels.* Where queries have many relevant documents, labels may say of what kind these are, though no two
@@ -47,9 +50,14 @@ def settle(
         progress: Show progress bars.
     """
     split = labels.one_split()
-    if split is None or recipe.alignment_weight is not None or recipe.order != "grow" or not recipe.guard:
+    if split is None or recipe.order != "grow" or not recipe.guard or labels_are_classes(table, labels.train):
         return recipe, ""
-    if labels_are_classes(table, labels.train):
+    if recipe.teacher_strength is None and recipe.may_move:
+        from smec_st.teacher import teacher_scores
+
+        strength = best_strength(teacher_scores(table, labels.splits(), recipe.seed), proven=True)
+        recipe = dataclasses.replace(recipe, teacher_strength=strength)
+    if recipe.alignment_weight is not None:
         return recipe, ""
     sizes = recipe.dims or default_dims(table.width)
     alone = dataclasses.replace(recipe, dims=(sizes[(len(sizes) - 1) // 2],), narrow_hidden=0.0)

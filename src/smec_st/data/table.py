@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class VectorTable:
         check: Whether to read all vectors once and refuse what has no direction. False trusts tables that were checked
             before: rows of zeros then stay zeros, and are like nothing.
     """
+
+    _weight: Tensor | None = None
 
     def __init__(
         self,
@@ -62,8 +65,31 @@ class VectorTable:
     def __len__(self) -> int:
         return self.corpus_size + self.query_size
 
+    def moved(self, weight: Tensor) -> VectorTable:
+        """The same rows after a linear map ``(D, D)``, at length 1 again; mapped as they are read."""
+        if weight.shape != (self.width, self.width):
+            raise ValueError(f"`weight` must be ({self.width}, {self.width}), got {tuple(weight.shape)}.")
+        table = copy.copy(self)
+        table._weight = weight if self._weight is None else weight @ self._weight
+        return table
+
+    @property
+    def distance_moved(self) -> float:
+        """How far that map is from doing nothing (Frobenius norm), to tell one table from another."""
+        import torch
+
+        return 0.0 if self._weight is None else float((self._weight - torch.eye(self.width)).norm())
+
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Vectors of these row ids. ``(n,) int64 -> (n, D)`` float32, unit norm."""
+        import torch
+
+        vectors = self._read(rows)
+        if self._weight is None:
+            return vectors
+        return torch.nn.functional.normalize(vectors @ self._weight.T, dim=1)
+
+    def _read(self, rows: Tensor) -> Tensor:
         import torch
 
         if self._table is not None:
@@ -82,7 +108,11 @@ class VectorTable:
         return torch.from_numpy(unit_rows(out))
 
     def documents(self) -> np.ndarray:
-        """The corpus as it was given, or unit rows where the table is in memory. ``(N, D)``."""
+        """The corpus as it was given, or unit rows where the table is in memory; moved where it was. ``(N, D)``."""
+        if self._weight is not None:
+            import torch
+
+            return self[torch.arange(self.corpus_size)].numpy()
         return self._parts[0] if self._table is None else self._table[: self.corpus_size].numpy()
 
     def own(self, rows: Tensor) -> Tensor:
