@@ -10,7 +10,8 @@ from smec_st import Compressor, FitConfig, teacher, trials
 from smec_st.data import DataError, Qrels, VectorTable, unit_rows
 from smec_st.labels import Labels
 from smec_st.maps import FoldedMap, Layer
-from smec_st.recipe import fit_stages
+from smec_st.recipe import Fitted, fit_stages
+from smec_st.stages import StageReport
 from smec_st.teacher import STRENGTHS, moved_by, teacher_scores, train_teacher
 
 WIDTH, DOCUMENTS, QUERIES = 16, 300, 160
@@ -164,18 +165,74 @@ def test_they_choose_how_far_it_goes(collection, same):
         wrong = np.random.default_rng(0).permutation(qrels.documents[:100])
         qrels = Qrels(qrels.queries, np.r_[wrong, qrels.documents[100:]], qrels.grades)
     labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 160)), quality=0.9)
-    recipe, note = trials.settle(table, labels, FitConfig(dims=(8, 4)))
+    recipe, note = trials.settle(table, labels, FitConfig(dims=(8, 4), **QUICK))
     assert (recipe.teacher_strength or 0) > 0.5 if same else recipe.teacher_strength == 0
     assert note == ""
     named, _ = trials.settle(table, labels, FitConfig(dims=(8, 4), teacher_strength=0.3))
     assert named.teacher_strength == 0.3
 
 
+@pytest.fixture
+def made(monkeypatch):
+    """Teacher and trials that are not trained: scores of the teacher by strength, and of a trial by its name."""
+    scores, asked = {"teacher": {strength: [0.5 + strength / 10] * 40 for strength in STRENGTHS}}, []
+
+    def trial(*arguments, title, **_):
+        asked.append((title, arguments[3].teacher_strength))
+        report = StageReport(stage="", dim=8, steps=1, seconds=0, loss=0, scores={"1": scores[title], "0": [0.1] * 40})
+        return Fitted((), (report,))
+
+    monkeypatch.setattr(trials, "fit_stages", trial)
+    monkeypatch.setattr(
+        teacher, "teacher_scores", lambda *_: {share: np.array(found) for share, found in scores["teacher"].items()}
+    )
+    return scores, asked
+
+
+@pytest.mark.parametrize(("pupil", "chosen"), [(0.59, 1.0), (0.6, 0.0), (0.7, 0.0)])
+def test_a_teacher_must_know_better_than_its_pupil(collection, made, pupil, chosen):
+    table, qrels = collection
+    scores, asked = made
+    scores["without teacher"] = [pupil] * 40
+    labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 140)), quality=0.9)
+    recipe, _ = trials.settle(table, labels, FitConfig(dims=(8, 4)))
+    assert recipe.teacher_strength == chosen
+    assert asked == [("without teacher", 0.0)]
+
+
+@pytest.mark.parametrize(("taught", "chosen"), [(0.81, 1.0), (0.79, 0.0)])
+def test_many_queries_tell_directly_and_no_trial_is_run_twice(collection, made, monkeypatch, taught, chosen):
+    table, qrels = collection
+    scores, asked = made
+    monkeypatch.setattr(trials, "MANY", 40)
+    scores |= {
+        "without teacher": [0.8] * 40,
+        "with teacher": [taught] * 40,
+        "pull 2": [0.1] * 40,
+        "pull 0.5": [0.1] * 40,
+    }
+    labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 140)), quality=0.9)
+    recipe, note = trials.settle(table, labels, FitConfig(dims=(8, 4)))
+    assert (recipe.teacher_strength, recipe.alignment_weight, note) == (chosen, None, "")
+    assert asked == [("without teacher", 0.0), ("with teacher", 1.0), ("pull 2", chosen), ("pull 0.5", chosen)]
+
+
+def test_one_that_is_no_better_than_full_width_as_it_is_needs_no_trial(collection, made):
+    table, qrels = collection
+    scores, asked = made
+    scores["teacher"] = {strength: [0.5 - strength / 10] * 40 for strength in STRENGTHS}
+    labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 140)), quality=0.9)
+    assert trials.settle(table, labels, FitConfig(dims=(8, 4)))[0].teacher_strength == 0
+    assert asked == []
+
+
 def test_folds_choose_together(collection, monkeypatch):
+    """How far it goes by all of them; whether it knows better by the first, which trains without."""
     table, qrels = collection
     asked = []
     monkeypatch.setattr(trials, "best_strength", lambda scores, proven: asked.append((scores, proven)) or 0.5)
-    recipe, _ = trials.settle(table, Labels(qrels, None, folds=qrels.folds(4, 0), quality=0.9), FitConfig(dims=(8, 4)))
+    labels = Labels(qrels, None, folds=qrels.folds(4, 0), quality=0.9)
+    recipe, _ = trials.settle(table, labels, FitConfig(dims=(8, 4), **QUICK))
     ((scores, proven),) = asked
     assert recipe.teacher_strength == 0.5
     assert proven, "the best, not only what is surely better"

@@ -16,7 +16,7 @@ from smec_st.recipe import Fitted
 from smec_st.stages import StageReport
 
 WIDTH, DOCUMENTS, QUERIES = 24, 400, 200
-QUICK = {"steps": 2, "selection_steps": 1, "batch_size": 64, "folds": 2}
+QUICK = {"steps": 2, "selection_steps": 1, "batch_size": 64, "folds": 2, "teacher_strength": 0.0}
 
 
 def under_noise(noise, seed=0):
@@ -66,8 +66,8 @@ def trials(monkeypatch):
 
 @pytest.mark.parametrize("dev", [True, False])
 def test_where_labels_contradict_the_neighbourhoods_these_pull_weakly(dev, trials):
-    settled, quality = fit(dev, steps=60, teacher_strength=0.0)
-    strong, less = fit(dev, steps=60, teacher_strength=0.0, alignment_weight=6.0)
+    settled, quality = fit(dev, steps=60)
+    strong, less = fit(dev, steps=60, alignment_weight=6.0)
     assert settled.info["settings"]["alignment_weight"] in trying.PULLS[1:]
     assert strong.info["settings"]["alignment_weight"] == trying.PULLS[0] == 6.0
     assert "chose a weaker pull" in settled.info["data"]["note"]
@@ -93,7 +93,7 @@ def made_trials(monkeypatch):
 def settled(quality=0.3):
     table, qrels = under_noise(1.0)
     labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 150)), quality=quality)
-    return trying.settle(table, labels, FitConfig(dims=(16, 8)))
+    return trying.settle(table, labels, FitConfig(dims=(16, 8), teacher_strength=0.0))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""What held-out queries settle by trial before a fit: what kind of labels these are, and how strongly to pull."""
+"""What held-out queries settle by trial before a fit: whether a teacher helps, the kind of labels, the pull."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,15 @@ def settle(
 ) -> tuple[FitConfig, str]:
     """The recipe with what held-out queries choose, and a note if that is not the usual.
 
-    *Teacher.* How far the full width moves towards the labels before anything is compressed, by what the held-out
-    queries find there: they take the best, not only what is surely better, for these steps are few and small.
+    The middle one of the sizes is trained alone, as a linear map, in the usual way and in others, and these are
+    compared on the held-out queries, each as far from its start as serves it best.
 
-    Two more things are tried, unless the recipe names an ``alignment_weight`` or labels are surely classes: the middle
-    one of the sizes is trained alone, as a linear map, in the usual way and in others, and these are compared on the
-    held-out queries, each as far from its start as serves it best.
+    *Teacher*, unless the recipe names a ``teacher_strength``. The full width may move towards the labels before
+    anything is compressed (:func:`~smec_st.teacher.train_teacher`), as far as held-out queries like best. A teacher
+    must know better than its pupil: it is taken where the moved full width ranks held-out queries better than what the
+    middle size learns without it. :data:`MANY` queries can tell directly whether that size learns better with it.
+
+    Two more things are tried, unless the recipe names an ``alignment_weight``:
 
     *Kind of labels.* Where queries have many relevant documents, labels may say of what kind these are, though no two
     queries have the same ones: then the settings for classes are taken, if they rank better by :data:`SURE` standard
@@ -44,7 +48,7 @@ def settle(
 
     Args:
         table: Corpus and queries.
-        labels: What trains and what chooses; of folds, the first.
+        labels: What trains and what chooses; of folds, the first. Where they are surely classes nothing is tried.
         recipe: Settings, with ``dims`` or None for the default sizes.
         work_dir: Where the trials' checkpoints go; None to keep none.
         progress: Show progress bars.
@@ -52,21 +56,14 @@ def settle(
     split = labels.one_split()
     if split is None or recipe.order != "grow" or not recipe.guard or labels_are_classes(table, labels.train):
         return recipe, ""
-    if recipe.teacher_strength is None and recipe.may_move:
-        from smec_st.teacher import teacher_scores
-
-        strength = best_strength(teacher_scores(table, labels.splits(), recipe.seed), proven=True)
-        recipe = dataclasses.replace(recipe, teacher_strength=strength)
-    if recipe.alignment_weight is not None:
-        return recipe, ""
     sizes = recipe.dims or default_dims(table.width)
-    alone = dataclasses.replace(recipe, dims=(sizes[(len(sizes) - 1) // 2],), narrow_hidden=0.0)
+    middle = (sizes[(len(sizes) - 1) // 2],)
 
-    def scores(settings: FitConfig, name: str) -> np.ndarray:
+    def tried(settings: FitConfig, name: str) -> np.ndarray:
         (*_, report) = fit_stages(
             table,
             *split,
-            settings,
+            dataclasses.replace(settings, dims=middle, narrow_hidden=0.0),
             work_dir=None if work_dir is None else work_dir / name,
             progress=progress,
             title=name.replace("-", " "),
@@ -74,13 +71,16 @@ def settle(
         return max(map(np.array, report.scores.values()), key=np.mean)
 
     def pulled(weight: float) -> np.ndarray:
-        return scores(dataclasses.replace(alone, alignment_weight=weight), f"pull-{weight:g}")
+        return tried(dataclasses.replace(recipe, alignment_weight=weight), f"pull-{weight:g}")
 
+    usual = None
+    if recipe.teacher_strength is None and recipe.may_move:
+        recipe, usual = _take_teacher(table, labels, recipe, tried)
     is_open, may_be_classes = _is_open(labels, len(split[1].query_rows)), are_many(split[0])
-    if not (is_open or may_be_classes):
+    if recipe.alignment_weight is not None or not (is_open or may_be_classes):
         return recipe, ""
-    found = {PULLS[0]: pulled(PULLS[0])}
-    if may_be_classes and _is_better(scores(alone.for_labels(True), "as-classes"), found[PULLS[0]], SURE):
+    found = {PULLS[0]: pulled(PULLS[0]) if usual is None else usual}
+    if may_be_classes and _is_better(tried(recipe.for_labels(True), "as-classes"), found[PULLS[0]], SURE):
         return recipe.for_labels(True), "held-out queries chose the settings for classes as labels"
     if not is_open:
         return recipe, ""
@@ -92,6 +92,24 @@ def settle(
         return recipe, ""
     note = f"held-out queries chose a weaker pull to the neighbourhoods of full width: {chosen:g}, not {PULLS[0]:g}"
     return dataclasses.replace(recipe, alignment_weight=chosen), note
+
+
+def _take_teacher(
+    table: VectorTable, labels: Labels, recipe: FitConfig, tried: Callable[[FitConfig, str], np.ndarray]
+) -> tuple[FitConfig, np.ndarray | None]:
+    """The recipe with the teacher's strength, 0 for none, and what it scored in a trial, if there was one."""
+    from smec_st.teacher import teacher_scores
+
+    known = teacher_scores(table, labels.splits(), recipe.seed)
+    strength = best_strength(known, proven=True)
+    alone, taught = (dataclasses.replace(recipe, teacher_strength=share) for share in (0.0, strength))
+    if strength == 0:
+        return alone, None
+    pupil = tried(alone, "without-teacher")
+    if len(pupil) < MANY:
+        return (taught, None) if known[strength][: len(pupil)].mean() > pupil.mean() else (alone, pupil)
+    with_it = tried(taught, "with-teacher")
+    return (taught, with_it) if with_it.mean() > pupil.mean() else (alone, pupil)
 
 
 def _strongest(found: dict[float, np.ndarray]) -> float:
