@@ -33,7 +33,7 @@ def settle(
     *Teacher*, unless the recipe names a ``teacher_strength``. The full width may move towards the labels before
     anything is compressed (:func:`~smec_st.teacher.train_teacher`), as far as held-out queries like best. A teacher
     must know better than its pupil: it is taken where the moved full width ranks held-out queries better than what the
-    middle size learns without it. :data:`MANY` queries can tell directly whether that size learns better with it.
+    middle size learns without it.
 
     Two more things are tried, unless the recipe names an ``alignment_weight``:
 
@@ -97,19 +97,18 @@ def settle(
 def _take_teacher(
     table: VectorTable, labels: Labels, recipe: FitConfig, tried: Callable[[FitConfig, str], np.ndarray]
 ) -> tuple[FitConfig, np.ndarray | None]:
-    """The recipe with the teacher's strength, 0 for none, and what it scored in a trial, if there was one."""
+    """The recipe with the teacher's strength, and what the middle size scored without it, if none is taken."""
     from smec_st.teacher import teacher_scores
 
     known = teacher_scores(table, labels.splits(), recipe.seed)
     strength = best_strength(known, proven=True)
-    alone, taught = (dataclasses.replace(recipe, teacher_strength=share) for share in (0.0, strength))
+    alone = dataclasses.replace(recipe, teacher_strength=0.0)
     if strength == 0:
         return alone, None
     pupil = tried(alone, "without-teacher")
-    if len(pupil) < MANY:
-        return (taught, None) if known[strength][: len(pupil)].mean() > pupil.mean() else (alone, pupil)
-    with_it = tried(taught, "with-teacher")
-    return (taught, with_it) if with_it.mean() > pupil.mean() else (alone, pupil)
+    if known[strength][: len(pupil)].mean() > pupil.mean():
+        return dataclasses.replace(recipe, teacher_strength=strength), None
+    return alone, pupil
 
 
 def _strongest(found: dict[float, np.ndarray]) -> float:
