@@ -57,7 +57,7 @@ class FitConfig:
             anything is compressed, 0 to 1 (:func:`~smec_st.teacher.train_teacher`): stages begin from the moved
             vectors, and keep their neighbourhoods. None for what held-out queries choose
             (:func:`~smec_st.trials.settle`), 1 without any, and 0 where labels are classes. Nothing moves where hidden
-            layers are not of relu.
+            layers are not of relu, or where sizes are there already.
         reconstruction_weight: Weight of the pull towards the start.
         wide_weight: Weight of the stage's terms before selection (``shrink``).
         tau: Temperature of the contrastive term.

@@ -27,9 +27,9 @@ def train_teacher(table: VectorTable, qrels: Qrels, seed: int = 0) -> ResidualAd
     """A map of the full width onto itself that begins at the identity and takes a few small steps towards the labels.
 
     :func:`~smec_st.functional.contrastive_loss` over the relevant documents of the batch alone: its first steps
-    correct what is wrong with all queries and documents alike, and there they end. Stages that begin from the moved
-    vectors' principal axes, and keep the moved neighbourhoods, need not learn that again at every size (the issue of
-    SMEC's unsupervised term, which takes the backbone's similarities for the right ones).
+    correct what is wrong with all queries and documents alike, and there they end. SMEC's unsupervised term takes the
+    backbone's similarities for the right ones; where these are not, stages that begin from the moved vectors'
+    principal axes, and keep the moved neighbourhoods, need not learn so again at every size.
 
     Args:
         table: Corpus and queries.
