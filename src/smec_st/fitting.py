@@ -110,13 +110,13 @@ def fit_maps(
     info = {
         "method": method,
         "settings": recipe.for_labels(labels_are_classes(table, labels.train)).to_dict(),
-        "data": _data_of(table, labels, without),
+        "data": _data_of(table, labels, without, fitted.teacher_strength),
         "stages": [report.to_dict() for report in fitted.reports],
     }
     return Made(fitted.maps, info, labels, asking)
 
 
-def _data_of(table: VectorTable, labels: Labels, without: int) -> dict[str, Any]:
+def _data_of(table: VectorTable, labels: Labels, without: int, teacher_strength: float) -> dict[str, Any]:
     """What a fit was made of; ``without`` is the size up to which it did better without labels."""
     notes = [labels.note] if labels.note else []
     if without:
@@ -126,6 +126,7 @@ def _data_of(table: VectorTable, labels: Labels, without: int) -> dict[str, Any]
         "training_queries": 0 if labels.train is None else len(labels.train.query_rows),
         "held_out_queries": sum(len(part.query_rows) for part in (labels.held_out, *labels.folds) if part),
         **({"folds": len(labels.folds)} if labels.folds else {}),
+        **({"teacher_strength": teacher_strength} if teacher_strength else {}),
         **({"note": "; ".join(notes)} if notes else {}),
     }
 
@@ -220,7 +221,7 @@ def _fit_few(
         table, labels.train, None, recipe, choices=choices, work_dir=work_dir, progress=progress, **grown
     )
     reports = [report for report in free.reports if report.dim <= have]
-    return Fitted(((fitted.maps[0][0], sizes),), (*reports, *fitted.reports)), have
+    return Fitted(((fitted.maps[0][0], sizes),), (*reports, *fitted.reports), fitted.teacher_strength), have
 
 
 def extend_maps(

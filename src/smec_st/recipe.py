@@ -35,10 +35,12 @@ class Fitted:
     Attributes:
         maps: Folded map and the sizes it serves; one map with several sizes when they are nested.
         reports: One per stage.
+        teacher_strength: How far the full width moved before them; 0 for not at all.
     """
 
     maps: tuple[tuple[FoldedMap, tuple[int, ...]], ...]
     reports: tuple[StageReport, ...] = ()
+    teacher_strength: float = 0.0
 
 
 def fit_untrained(method: str, table: VectorTable, dims: Sequence[int]) -> Fitted:
@@ -139,7 +141,7 @@ def fit_stages(
     maps = _maps_of(modules, stages, config, base)
     if teacher is not None:
         maps = tuple((folded.after(teacher.numpy()), sizes) for folded, sizes in maps)
-    return Fitted(maps, tuple(reports))
+    return Fitted(maps, tuple(reports), 0.0 if teacher is None else config.teacher_strength or 0.0)
 
 
 def make_loss(config: FitConfig, model: Any, table: VectorTable, qrels: Qrels | None) -> SMECLoss:

@@ -120,6 +120,7 @@ def train_codes(
     qrels: Qrels | None,
     queries: np.ndarray,
     config: LastStage,
+    taught: VectorTable | None = None,
 ) -> Callable[[float], tuple[FoldedMap, Codec]]:
     """Train the last layer of a map together with a codec.
 
@@ -130,6 +131,7 @@ def train_codes(
         qrels: Training judgements; None to keep the neighbourhoods of full width alone.
         queries: Query rows to train on without judgements, ``(q,)``.
         config: Settings.
+        taught: The vectors whose neighbourhoods are kept, where these are not the table's own.
 
     Returns:
         Map and codec as a function of how far to go from the start, 0, to what was learned, 1.
@@ -152,8 +154,9 @@ def train_codes(
     for _ in range(config.steps):
         anchors, pool, own = _batch(table, qrels, queries, config, rng)
         asked, offered = table[anchors], table[pool]
+        near_to = offered if taught is None else taught[pool]
         with torch.no_grad():
-            teacher = asked @ offered.T
+            teacher = (asked if taught is None else taught[anchors]) @ near_to.T
         inner = (asked, offered) if is_plain else tuple(torch.from_numpy(before(x.numpy())) for x in (asked, offered))
         query, document = unit(inner[0] @ weight.T), unit(inner[1] @ weight.T)
         stored = unit(codes.decoded(document))
@@ -169,7 +172,7 @@ def train_codes(
             loss = loss + contrastive_loss(student.masked_fill(~other, -1e9), grades, config.tau * scale.exp())
             near = pool[own].unsqueeze(1) != pool
             loss = loss + config.alignment_weight * config.alignment_tau * alignment_kl(
-                document[own] @ stored.T, offered[own] @ offered.T, config.alignment_tau, near
+                document[own] @ stored.T, near_to[own] @ near_to.T, config.alignment_tau, near
             )
         optimizer.zero_grad()
         loss.backward()
