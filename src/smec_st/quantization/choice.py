@@ -174,7 +174,7 @@ def add_best(
     if not isinstance(start.codec, Plain):
         asking = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
         settings = config or LastStage(seed=seed)
-        at = train_codes(table, start.folded, start.codec, train, asking, settings, _taught(compressor, table, train))
+        at = train_codes(table, start.folded, start.codec, train, asking, settings, taught(compressor, table, train))
         trained = [(Head(*at(share), has_own_map=True), share) for share in SHARES]
         heads += trained
         scores += [judge.score(head) for head, _ in trained]
@@ -191,7 +191,7 @@ def add_best(
     return type(compressor)(compressor.maps, compressor.info, (*kept_heads, chosen))
 
 
-def _taught(compressor: Compressor, table: VectorTable, train: Qrels | None) -> VectorTable:
+def taught(compressor: Compressor, table: VectorTable, train: Qrels | None) -> VectorTable:
     """The vectors whose neighbourhoods the fit kept: those of full width, as far as its labels moved them."""
     strength = compressor.info.get("data", {}).get("teacher_strength", 0.0)
     if train is None or not strength:
