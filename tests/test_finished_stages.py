@@ -1,24 +1,15 @@
 """What finished stages give is remembered with the rows of the memory; the loss and its gradients stay the same."""
 
+# ruff: noqa: F811 -- fixtures of the other file
+
 import pytest
 import torch
 from torch import nn
 
-from smec_st.data import Qrels, VectorTable
-from smec_st.losses import Relevance, SMECLoss
+from loss_world import BATCH, DOCUMENTS, WIDTH, batch_of, qrels, relevance, table  # noqa: F401
+from smec_st.losses import SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-from test_losses import BATCH, DOCUMENTS, JUDGED, QUERIES, WIDTH, batch_of
-
-
-@pytest.fixture
-def table(rng):
-    return VectorTable(rng.normal(size=(DOCUMENTS, WIDTH)), rng.normal(size=(QUERIES, WIDTH)))
-
-
-@pytest.fixture
-def relevance(table):
-    return Relevance(Qrels.from_dict(JUDGED, range(QUERIES), range(DOCUMENTS)), table)
 
 
 def two_stages(order, hidden=24):

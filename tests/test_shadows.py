@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from smec_st.data import Qrels, VectorTable
-from smec_st.functional import alignment_kl, contrastive_loss, linear_link, unit
-from smec_st.losses import Relevance, SMECLoss
-from test_losses import (  # noqa: F401
+from loss_world import (  # noqa: F401
     BATCH,
     DOCUMENTS,
     JUDGED,
@@ -24,6 +21,9 @@ from test_losses import (  # noqa: F401
     run,
     table,
 )
+from smec_st.data import Qrels, VectorTable
+from smec_st.functional import alignment_kl, contrastive_loss, linear_link, unit
+from smec_st.losses import Relevance, SMECLoss
 
 
 def loss_with_shadows(table, share, **more):
