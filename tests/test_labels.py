@@ -181,7 +181,7 @@ def test_folds_choose_together_and_in_the_order_of_queries():
     assert choices[6].strength == best_strength(choices[6].scores)
 
 
-@pytest.mark.parametrize("number", [9, 15, 18])  # three stages a fit: in the third, the fifth, the last
+@pytest.mark.parametrize("number", [8, 14, 17])  # three stages a fit: in the third, the fifth, the last
 def test_cross_validation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, cut_off, number):
     table, qrels = made(100)
     corpus, queries = table.documents(), np.asarray(table[np.arange(DOCUMENTS, DOCUMENTS + 100)])
@@ -193,7 +193,7 @@ def test_cross_validation_goes_on_where_it_was_cut_off(tmp_path, monkeypatch, cu
     with pytest.raises(KeyboardInterrupt):
         Compressor.fit(*data, work_dir=tmp_path, **options)
     again = Compressor.fit(*data, work_dir=tmp_path, **options)
-    assert len(ended) == 1 + 5 * 3 + 2 + 1, "the teacher's trial comes first"
+    assert len(ended) == 5 * 3 + 2 + 1
     assert again.fingerprint == whole.fingerprint
     assert [stage["held_out"] for stage in again.info["stages"]] == [s["held_out"] for s in whole.info["stages"]]
 

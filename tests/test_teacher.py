@@ -139,8 +139,7 @@ def test_maps_fold_behind_it(layers):
 
 def test_held_out_queries_score_every_strength(collection):
     table, qrels = collection
-    parts = qrels.of_queries(range(100)), qrels.of_queries(range(100, 130)), qrels.of_queries(range(130, 160))
-    scores = teacher_scores(table, [parts[:2], (parts[0], parts[2])])
+    scores = teacher_scores(table, qrels.of_queries(range(100)), qrels.of_queries(range(100, 160)))
     assert set(scores) == set(STRENGTHS)
     assert {len(score) for score in scores.values()} == {60}
     full = score_of_full_width(table, qrels.of_queries(range(100, 160)))
@@ -222,17 +221,12 @@ def test_one_that_is_no_better_than_full_width_as_it_is_needs_no_trial(collectio
     assert asked == []
 
 
-def test_folds_choose_together(collection, monkeypatch):
-    """How far it goes by all of them; whether it knows better by the first, which trains without."""
+def test_labels_too_few_to_hold_some_out_teach_nobody(collection, made):
     table, qrels = collection
-    asked = []
-    monkeypatch.setattr(trials, "best_strength", lambda scores, proven: asked.append((scores, proven)) or 0.5)
     labels = Labels(qrels, None, folds=qrels.folds(4, 0), quality=0.9)
-    recipe, _ = trials.settle(table, labels, FitConfig(dims=(8, 4), **QUICK))
-    ((scores, proven),) = asked
-    assert recipe.teacher_strength == 0.5
-    assert proven, "the best, not only what is surely better"
-    assert {len(score) for score in scores.values()} == {QUERIES}
+    assert trials.settle(table, labels, FitConfig(dims=(8, 4), **QUICK))[0].teacher_strength == 0
+    assert trials.settle(table, labels, FitConfig(dims=(8, 4), teacher_strength=1.0))[0].teacher_strength == 1
+    assert made[1] == [], "nothing is tried"
 
 
 # -- in a fit ---------------------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ class FitConfig:
         teacher_strength: With labels and the order ``grow``, how far the full width moves towards these before
             anything is compressed, 0 to 1 (:func:`~smec_st.teacher.train_teacher`): stages begin from the moved
             vectors, and keep their neighbourhoods. None for what held-out queries choose
-            (:func:`~smec_st.trials.settle`), 1 without any, and 0 where labels are classes. Nothing moves where the
-            activation is not relu, or where sizes are there already.
+            (:func:`~smec_st.trials.settle`), 1 without any, and 0 where labels are classes or too few to hold some
+            out once. Nothing moves where the activation is not relu, or where sizes are there already.
         reconstruction_weight: Weight of the pull towards the start.
         wide_weight: Weight of the stage's terms before selection (``shrink``).
         tau: Temperature of the contrastive term.

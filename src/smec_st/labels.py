@@ -40,16 +40,10 @@ class Labels:
 
     def one_split(self) -> tuple[Qrels, Qrels] | None:
         """What to train on and what to choose by, for a trial: of the folds, the first is held out."""
-        return next(iter(self.splits()), None)
-
-    def splits(self) -> list[tuple[Qrels, Qrels]]:
-        """What to train on and what to choose by, fold by fold; empty where nothing trains or nothing is held out."""
-        if self.train is None:
-            return []
-        if not self.folds:
-            return [] if self.held_out is None else [(self.train, self.held_out)]
-        rows = self.train.query_rows
-        return [(self.train.of_queries(np.setdiff1d(rows, held.query_rows)), held) for held in self.folds]
+        if self.train is None or not self.folds:
+            return None if self.train is None or self.held_out is None else (self.train, self.held_out)
+        held = self.folds[0]
+        return self.train.of_queries(np.setdiff1d(self.train.query_rows, held.query_rows)), held
 
 
 def share_labels(

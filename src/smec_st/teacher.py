@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 
@@ -64,14 +62,13 @@ def moved_by(table: VectorTable, qrels: Qrels, strength: float, seed: int = 0) -
     return adapter.linear_map().detach()
 
 
-def teacher_scores(
-    table: VectorTable, splits: Iterable[tuple[Qrels, Qrels]], seed: int = 0
-) -> dict[float, np.ndarray]:
+def teacher_scores(table: VectorTable, train: Qrels, held_out: Qrels, seed: int = 0) -> dict[float, np.ndarray]:
     """nDCG@10 at full width of the queries held out, by the teacher's strength, ``(q,)`` each.
 
     Args:
         table: Corpus and queries.
-        splits: What trains, and what is held out from that.
+        train: What it learns from.
+        held_out: Judgements of other queries.
         seed: Of the batches.
     """
     from sentence_transformers import SentenceTransformer
@@ -79,13 +76,11 @@ def teacher_scores(
     from smec_st.evaluation.evaluator import HeldOutEvaluator
     from smec_st.modules import EmbeddingInput
 
-    scores: dict[float, list[np.ndarray]] = {strength: [] for strength in STRENGTHS}
-    for train, held_out in splits:
-        adapter = train_teacher(table, train, seed)
-        evaluator = HeldOutEvaluator(table, held_out)
-        with quiet_libraries():
-            model = SentenceTransformer(modules=[EmbeddingInput(table.width), adapter], device="cpu")
-        for strength, found in scores.items():
-            adapter.strength.fill_(strength)
-            found.append(evaluator.per_query(model))
-    return {strength: np.concatenate(found) for strength, found in scores.items()}
+    adapter, evaluator = train_teacher(table, train, seed), HeldOutEvaluator(table, held_out)
+    with quiet_libraries():
+        model = SentenceTransformer(modules=[EmbeddingInput(table.width), adapter], device="cpu")
+    scores = {}
+    for strength in STRENGTHS:
+        adapter.strength.fill_(strength)
+        scores[strength] = evaluator.per_query(model)
+    return scores

@@ -10,7 +10,7 @@ import numpy as np
 
 from smec_st.classes import are_many, labels_are_classes
 from smec_st.config import CLASS_DEFAULTS, PAIR_DEFAULTS, FitConfig
-from smec_st.data import VectorTable
+from smec_st.data import Qrels, VectorTable
 from smec_st.guard import best_strength, is_sure
 from smec_st.labels import Labels
 from smec_st.recipe import fit_stages
@@ -33,7 +33,8 @@ def settle(
     *Teacher*, unless the recipe names a ``teacher_strength``. The full width may move towards the labels before
     anything is compressed (:func:`~smec_st.teacher.train_teacher`), as far as held-out queries like best. A teacher
     must know better than its pupil: it is taken where the moved full width ranks held-out queries better than what the
-    middle size learns without it.
+    middle size learns without it. Labels too few to hold some out once teach nobody: what they seem to teach is
+    chance.
 
     Two more things are tried, unless the recipe names an ``alignment_weight``:
 
@@ -75,7 +76,10 @@ def settle(
 
     usual = None
     if recipe.teacher_strength is None and recipe.may_move:
-        recipe, usual = _take_teacher(table, labels, recipe, tried)
+        if labels.folds:
+            recipe = dataclasses.replace(recipe, teacher_strength=0.0)
+        else:
+            recipe, usual = _take_teacher(table, split, recipe, tried)
     is_open, may_be_classes = _is_open(labels, len(split[1].query_rows)), are_many(split[0])
     if recipe.alignment_weight is not None or not (is_open or may_be_classes):
         return recipe, ""
@@ -95,18 +99,18 @@ def settle(
 
 
 def _take_teacher(
-    table: VectorTable, labels: Labels, recipe: FitConfig, tried: Callable[[FitConfig, str], np.ndarray]
+    table: VectorTable, split: tuple[Qrels, Qrels], recipe: FitConfig, tried: Callable[[FitConfig, str], np.ndarray]
 ) -> tuple[FitConfig, np.ndarray | None]:
     """The recipe with the teacher's strength, and what the middle size scored without it, if none is taken."""
     from smec_st.teacher import teacher_scores
 
-    known = teacher_scores(table, labels.splits(), recipe.seed)
+    known = teacher_scores(table, *split, recipe.seed)
     strength = best_strength(known, proven=True)
     alone = dataclasses.replace(recipe, teacher_strength=0.0)
     if strength == 0:
         return alone, None
     pupil = tried(alone, "without-teacher")
-    if known[strength][: len(pupil)].mean() > pupil.mean():
+    if known[strength].mean() > pupil.mean():
         return dataclasses.replace(recipe, teacher_strength=strength), None
     return alone, pupil
 
