@@ -1,6 +1,6 @@
-"""Write the tables and the plot of the README from the recorded results.
+"""Write the tables of README.md and ablation.md, and the plot, from the recorded results.
 
-python benchmarks/readme.py
+python benchmarks/tables.py
 """
 
 from __future__ import annotations
@@ -137,12 +137,43 @@ def search_section() -> str:
     )
 
 
-SECTIONS = {"search": search_section, "quality": quality_section, "comparison": comparison_section}
+def ablation_section() -> str:
+    """Each recorded ablation: what every change of a setting costs or gains, with its interval."""
+    parts = []
+    for path in sorted((RESULTS / "ablation").glob("*.json")):
+        record = json.loads(path.read_text())
+        sizes = list(dict.fromkeys(row["dim"] for row in record["rows"]))
+        usual = record["rows"][0]["variant"]
+        lines: dict[str, list[str]] = {}
+        for row in record["rows"]:
+            changed = {key: value for key, value in row["variant"].items() if usual.get(key) != value}
+            name = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in changed.items()) or "reference"
+            lines.setdefault(name, [name]).append(
+                f"{row['ndcg@10']:.3f}"
+                if row["interval"] is None
+                else "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["difference"], *row["interval"])
+            )
+        data = record["data"] if isinstance(record["data"], str) else ", ".join(record["data"])
+        settings = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in usual.items()) or "the defaults"
+        unseen = ", about documents never trained on" if record["arguments"].get("unseen") is True else ""
+        head = (
+            f"**{data}**, {record['rows'][0]['queries']} queries{unseen} (`{path.name}`); the reference is {settings}."
+        )
+        rows = markdown_table(["", *(f"{size} dims" for size in sizes)], list(lines.values()))
+        parts.append(f"{head}\n\n{rows}")
+    return "\n\n".join(parts)
 
 
-def with_sections(text: str) -> str:
-    """The README with what stands between each pair of marks written anew."""
-    for name, section in SECTIONS.items():
+PAGES = {
+    ROOT / "README.md": {"search": search_section, "quality": quality_section, "comparison": comparison_section},
+    ROOT / "benchmarks" / "ablation.md": {"ablation": ablation_section},
+}
+
+
+def with_sections(page: Path) -> str:
+    """The page's text, with what stands between each pair of marks written anew."""
+    text = page.read_text(encoding="utf-8")
+    for name, section in PAGES[page].items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         before, rest = text.split(begin)
         _, after = rest.split(end)
@@ -152,8 +183,8 @@ def with_sections(text: str) -> str:
 
 def main() -> None:
     plot(json.loads((RESULTS / "quality.json").read_text()), RESULTS / "quality.png")
-    readme = ROOT / "README.md"
-    readme.write_text(with_sections(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(with_sections(page), encoding="utf-8")
 
 
 if __name__ == "__main__":
