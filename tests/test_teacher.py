@@ -199,17 +199,25 @@ def test_a_teacher_must_know_better_than_its_pupil(collection, made, pupil, chos
     assert asked == [("without teacher", 0.0)]
 
 
-@pytest.mark.parametrize(("pupil", "chosen"), [(0.8, 0.0), (0.4, 1.0)])
-def test_no_trial_is_run_twice(collection, made, pupil, chosen):
-    """Where the pull is tried as well, the pupil that needs no teacher has tried the usual one already."""
+PULLED = ("pull 6", "pull 2", "pull 0.5")
+
+
+@pytest.mark.parametrize(
+    ("pupils", "taught", "weight"),
+    [([0.8, 0.1, 0.1], False, None), ([0.4, 0.7, 0.1], False, 2.0), ([0.4, 0.5, 0.1], True, None)],
+)
+def test_it_must_know_better_than_the_pupil_whose_pull_suits_it_best(collection, made, pupils, taught, weight):
+    """The teacher reaches 0.6; where it is taken, the pull is chosen anew, and no trial is run twice."""
     table, qrels = collection
     scores, asked = made
-    scores |= {"without teacher": [pupil] * 40, "pull 6": [0.4] * 40, "pull 2": [0.1] * 40, "pull 0.5": [0.1] * 40}
+    scores |= {name: [score] * 40 for name, score in zip(PULLED, pupils, strict=True)}
+    scores |= {f"taught {name}": [score] * 40 for name, score in zip(PULLED, [0.7, 0.1, 0.1], strict=True)}
     labels = Labels(qrels.of_queries(range(100)), qrels.of_queries(range(100, 140)), quality=0.3)
     recipe, note = trials.settle(table, labels, FitConfig(dims=(8, 4)))
-    assert (recipe.teacher_strength, recipe.alignment_weight, note) == (chosen, None, "")
-    first = [("without teacher", 0.0)] if chosen == 0 else [("without teacher", 0.0), ("pull 6", 1.0)]
-    assert asked == [*first, ("pull 2", chosen), ("pull 0.5", chosen)]
+    assert (recipe.teacher_strength, recipe.alignment_weight) == (float(taught), weight)
+    assert ("chose a weaker pull" in note) == (weight is not None)
+    second = [(f"taught {name}", 1.0) for name in PULLED] if taught else []
+    assert asked == [(name, 0.0) for name in PULLED] + second
 
 
 def test_one_that_is_no_better_than_full_width_as_it_is_needs_no_trial(collection, made):
