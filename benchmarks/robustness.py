@@ -184,9 +184,12 @@ def synthetic(
                 ("judged", collection, labels.get("train")),
                 ("judged and made", made, made.qrels["train"]),
             ):
-                train, dev = (None, None) if train is None else train.hold_out(0.1, seed)
+                shared = (None, None) if train is None else train.hold_out(0.1, seed)
                 for method in methods:
-                    scores = score(fit(method, fitted_on, train, dims, seed, dev, judged.query_rows), collection)
+                    given = (train, None) if method == "smec" else shared  # ours shares them out itself
+                    scores = score(
+                        fit(method, fitted_on, given[0], dims, seed, given[1], judged.query_rows), collection
+                    )
                     yield {"data": folder.name, "method": method, "judged": name, "on": source, "ndcg@10": scores}
 
 
