@@ -80,22 +80,6 @@ def test_judgements_too_few_to_hold_some_out_are_cross_validated():
     assert (few.train, few.folds) == (None, ())
 
 
-@pytest.mark.parametrize(("dev", "asked"), [(19, False), (20, True)])
-def test_a_dev_split_that_would_choose_by_chance_is_not_asked(dev, asked):
-    table, qrels = made(350)
-    dev, train = qrels.of_queries(range(dev)), qrels.of_queries(range(20, 350))
-    few = train.of_queries(range(20, 120))
-    for judged in (train, few):
-        labels = share_labels(table, judged, dev, 0.2, seed=0, folds=4)
-        if asked:
-            assert (labels.train, labels.held_out, labels.folds, labels.note) == (judged, dev, (), "")
-            continue
-        assert labels.note == "a dev split of 19 queries would choose by chance: training queries choose"
-        assert set(labels.train.query_rows) <= set(judged.query_rows), "and it trains nothing"
-        assert (labels.held_out is None, len(labels.folds)) == ((True, 4) if judged is few else (False, 0))
-    assert share_labels(table, few, dev, 0.0, seed=0, folds=4).held_out is dev, "nothing else was to be held out"
-
-
 QUICK = {"steps": 4, "selection_steps": 2, "batch_size": 16, "random_rows": 32}
 
 

@@ -302,10 +302,10 @@ class Compressor:
             qrels: Which documents are relevant: a :class:`~smec_st.data.Qrels`, ``{query row: {document row:
                 grade}}``, or pairs ``(P, 2)`` of rows. None to train without labels.
             dims: Sizes; by default the width and its halvings down to a sixteenth.
-            dev_qrels: Judgements of held-out queries for the guard, 20 and more. By default a tenth of the training
-                queries is held out, and fewer than 500 are cross-validated, in five or six fits. Of fewer than 40
-                judged queries all choose and none train, and judgements that the vectors do not agree with at all are
-                not trained on; a warning says so (see :mod:`smec_st.labels`).
+            dev_qrels: Judgements of held-out queries for the guard; by default a tenth of the training queries is
+                held out, and fewer than 500 are cross-validated, in five or six fits. Of fewer than 40 judged
+                queries all choose and none train, and judgements that the vectors do not agree with at all are not
+                trained on; a warning says so (see :mod:`smec_st.labels`).
             model: The backbone, to embed texts with and to remember by name.
             method: A name in :data:`~smec_st.config.METHODS`.
             config: Settings; ``settings`` override them one by one.

@@ -73,8 +73,7 @@ class FitConfig:
             documents; see :class:`~smec_st.losses.SMECLoss`.
         hard_neighbors: Place this many of each query's nearest training queries in its batch; 0 to spread only.
         guard: Whether held-out queries choose each stage's strength.
-        held_out_share: Training queries held out for the guard when there is no dev split, or one of fewer than
-            20 queries.
+        held_out_share: Training queries held out for the guard when there is no dev split.
         folds: Where that share would be fewer than 50 queries, they are held out in so many parts, one after the
             other: as many fits more; the last one trains on all. Where as many queries come without judgements, one
             fit more is without labels, and competes at the smallest sizes. 0 to hold out once.

@@ -17,7 +17,7 @@ ENOUGH = 50  # queries to hold out once; fewer leave the choice to chance
 
 
 class LabelsWarning(UserWarning):
-    """Judgements were given, and are not used to train or to choose."""
+    """Judgements were given and are not trained on."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def share_labels(
     """Judgements for training and for the guard.
 
     Few judged queries only choose: a map trained on them keeps their documents and loses the others. Where the share
-    held out would be fewer than :data:`ENOUGH`, all choose by cross-validation, and all train. A dev split of fewer
-    than :data:`~smec_st.data.qrels.MIN_HELD_OUT` queries would choose by chance, and is not asked. Judgements that the
+    held out would be fewer than :data:`ENOUGH`, all choose by cross-validation, and all train. Judgements that the
     full-width vectors agree with no better than with those of other queries are not trained on.
 
     Args:
@@ -71,10 +70,6 @@ def share_labels(
         note = "the vectors rank the judged documents no better than those of other queries: fitted without labels"
         return Labels(None, dev, note)
     quality = float(own.mean())
-    note = ""
-    if dev is not None and share > 0 and 0 < len(dev.query_rows) < MIN_HELD_OUT:
-        note = f"a dev split of {len(dev.query_rows)} queries would choose by chance: training queries choose"
-        dev = None
     if dev is not None or share == 0:
         return Labels(train, dev, quality=quality)
     judged = len(train.query_rows)
@@ -84,8 +79,8 @@ def share_labels(
         )
         return Labels(None, train, note)
     if folds and judged * share < ENOUGH:
-        return Labels(train, None, note, train.folds(folds, seed), quality)
-    return Labels(*train.hold_out(share, seed), note, quality=quality)
+        return Labels(train, None, folds=train.folds(folds, seed), quality=quality)
+    return Labels(*train.hold_out(share, seed), quality=quality)
 
 
 def vectors_agree(table: VectorTable, qrels: Qrels, seed: int = 0) -> bool:
