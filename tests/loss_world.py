@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from smec_st.config import LossSettings
 from smec_st.data import Qrels, VectorTable
 from smec_st.functional import alignment_kl, alignment_l1, contrastive_loss, rank_loss, spread, unit
-from smec_st.losses import Relevance
+from smec_st.losses import Relevance, SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
+from smec_st.stages import Stage
 
 WIDTH, DOCUMENTS, QUERIES = 16, 40, 12
 JUDGED = {q: {q: 2, (q + 5) % DOCUMENTS: 1, q + 20: 0} for q in range(QUERIES)}
@@ -43,6 +45,15 @@ def make_model(out_dim=8, keep=5, seed=0):
     return nn.Sequential(EmbeddingInput(WIDTH), adapter, selection)
 
 
+def make_loss(model, table=None, relevance=None, memory=None, **settings):
+    """A loss with these settings, and no counterfactual queries unless they are asked for."""
+    return SMECLoss(model, table, relevance, memory, LossSettings(**{"shadow_share": 0.0, **settings}))
+
+
+def stage_of(index=0, size=5, phase="compress"):
+    return Stage(index=index, order="grow", phase=phase, in_dim=WIDTH, out_dim=size)
+
+
 def memory_of(table, rows, capacity=None):
     memory = SelectableCrossBatchMemory(WIDTH, capacity or len(rows))
     rows = torch.tensor(list(rows), dtype=torch.int64)
@@ -65,9 +76,8 @@ def run(loss, columns, labels):
     hook = loss.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]["sentence_embedding"]))
     terms = loss(columns, labels)
     hook.remove()
-    assert torch.equal(seen[0][: len(labels)], columns[0]["sentence_embedding"])
-    whole = loss.table[torch.arange(len(loss.table))]
-    return terms, torch.cdist(seen[0][len(labels) :], whole).argmin(dim=1)
+    table = loss._pool.table
+    return terms, torch.cdist(seen[0][len(labels) :], table[torch.arange(len(table))]).argmin(dim=1)
 
 
 def naive_grades(anchor_ids, candidate_ids):
@@ -87,21 +97,26 @@ def naive_terms(loss, table, labels, candidate_ids, sharper=1.0):
     """What the loss must be for these candidates, at weights 1, in the order of its formula."""
 
     def mapped(rows):
-        return unit(loss.model({"sentence_embedding": table[rows]})["sentence_embedding"])
+        whole = loss.model({"sentence_embedding": table[rows]})["sentence_embedding"]
+        return unit(whole[:, : loss._sizes[-1]] if loss._sizes else whole)
 
     def drift(rows):
         student, teacher = mapped(rows) @ mapped(candidate_ids).T, table[rows] @ table[candidate_ids].T
         others = table.own(rows).unsqueeze(1) != candidate_ids
-        if loss.alignment == "kl":
+        if settings.alignment == "kl":
             if loss.relevance is None:
                 teacher = sharper * teacher / min(spread(table[candidate_ids]).item() / 0.8, 1)
-            return loss.alignment_tau * alignment_kl(student, teacher, loss.alignment_tau, others)
-        return alignment_l1(student, teacher, nearest(teacher, others, loss.top_k))
+            return settings.alignment_tau * alignment_kl(student, teacher, settings.alignment_tau, others)
+        return alignment_l1(student, teacher, nearest(teacher, others, settings.top_k))
 
     anchors, documents = labels.T
+    settings = loss.settings
+    drawn = candidate_ids[loss._documents(len(candidate_ids), anchors)]
+    alignment = drift(anchors) + (drift(drawn) if len(drawn) else 0.0)
     if (documents < 0).any():
-        return {"alignment": drift(anchors)}
+        return {"alignment": alignment}
     similarity, grades = mapped(anchors) @ mapped(candidate_ids).T, naive_grades(anchors, candidate_ids)
     similarity[table.own(anchors).unsqueeze(1) == candidate_ids] = -1e9
-    rank = rank_loss(similarity, grades) if loss.rank == "pairwise" else contrastive_loss(similarity, grades, loss.tau)
-    return {"rank": rank, "alignment": drift(anchors) + drift(documents)}
+    if settings.rank == "pairwise":
+        return {"rank": rank_loss(similarity, grades), "alignment": alignment}
+    return {"rank": contrastive_loss(similarity, grades, settings.tau), "alignment": alignment}

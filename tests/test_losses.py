@@ -17,6 +17,7 @@ from loss_world import (  # noqa: F401
     REPEATS,
     WIDTH,
     batch_of,
+    make_loss,
     make_model,
     memory_of,
     naive_grades,
@@ -25,10 +26,11 @@ from loss_world import (  # noqa: F401
     qrels,
     relevance,
     run,
+    stage_of,
     table,
 )
 from smec_st.data import Qrels, VectorTable
-from smec_st.losses import Relevance, SMECLoss
+from smec_st.losses import Relevance
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import EmbeddingInput, ResidualAdapter
 
@@ -57,7 +59,7 @@ def test_relevance_is_zero_without_judgements(table):
 def test_loss_with_labels_equals_plain_computation(table, relevance, rank, alignment, remembered, batch):
     memory = memory_of(table, range(remembered)) if remembered else None
     options = {"rank": rank, "alignment": alignment, "alignment_weight": 1.0, "top_k": 3}
-    loss = SMECLoss(make_model(), table, relevance, memory, **options)
+    loss = make_loss(make_model(), table, relevance, memory, **options)
     columns, labels = batch_of(table, *batch)
     terms, candidates = run(loss, columns, labels)
     assert set(candidates.tolist()) == {*batch[1], *range(remembered)}
@@ -81,7 +83,7 @@ def test_a_querys_own_document_takes_no_part(rng, qrels, rank, alignment):
     terms = {}
     for name, vectors in (("own", table), ("plain", plain)):
         memory = memory_of(table, range(25, 35))
-        loss = SMECLoss(
+        loss = make_loss(
             make_model(),
             vectors,
             Relevance(qrels, table),
@@ -101,8 +103,8 @@ def test_a_querys_own_document_takes_no_part(rng, qrels, rank, alignment):
 def test_loss_without_labels_equals_plain_computation(table, alignment, share):
     memory = memory_of(table, range(DOCUMENTS))
     options = {"alignment": alignment, "alignment_weight": 1.0, "top_k": 3, "sharpening": 0.5}
-    loss = SMECLoss(make_model(), table, memory=memory, **options)
-    loss.begin_stage(0, loss.model[1], share)
+    loss = make_loss(make_model(), table, memory=memory, **options)
+    loss.begin_stage(stage_of(size=max(1, round(share * WIDTH))))
     columns, labels = batch_of(table, BATCH[0])
     columns[0]["sentence_embedding"][0] = table[
         torch.tensor([4])
@@ -121,8 +123,8 @@ def test_loss_without_labels_equals_plain_computation(table, alignment, share):
 @pytest.mark.parametrize("alignment", ["kl", "l1"])
 def test_loss_is_the_in_batch_loss_when_the_memory_adds_nothing(table, relevance, memory, alignment):
     batch = batch_of(table, *BATCH)
-    with_memory = SMECLoss(make_model(), table, relevance, memory(table), alignment=alignment)(*batch)
-    torch.testing.assert_close(with_memory, SMECLoss(make_model(), table, relevance, alignment=alignment)(*batch))
+    with_memory = make_loss(make_model(), table, relevance, memory(table), alignment=alignment)(*batch)
+    torch.testing.assert_close(with_memory, make_loss(make_model(), table, relevance, alignment=alignment)(*batch))
 
 
 @pytest.mark.parametrize(
@@ -133,20 +135,17 @@ def test_loss_is_the_in_batch_loss_when_the_memory_adds_nothing(table, relevance
         ({"alignment_weight": 0.0}, {"rank"}),
         ({"wide_weight": 0.5}, {"rank", "alignment", "wide_rank", "wide_alignment"}),
         ({"wide_weight": 0.5, "alignment_weight": 0.0}, {"rank", "wide_rank"}),
-        ({"reconstruction_weight": 0.1}, {"rank", "alignment", "reconstruction"}),
     ],
 )
 def test_loss_leaves_out_terms_of_weight_zero(table, relevance, weights, names):
-    loss = SMECLoss(make_model(), table, relevance, memory_of(table, range(9)), **weights)
-    loss.begin_stage(0, loss.model[1])
+    loss = make_loss(make_model(), table, relevance, memory_of(table, range(9)), **weights)
     assert set(loss(*batch_of(table, *BATCH))) == names
 
 
-@pytest.mark.parametrize("name", ["rank", "alignment", "reconstruction"])
+@pytest.mark.parametrize("name", ["rank", "alignment"])
 def test_loss_terms_are_proportional_to_their_weight(table, relevance, name):
     def terms(**weights):
-        loss = SMECLoss(make_model(), table, relevance, **({"reconstruction_weight": 1.0} | weights))
-        loss.begin_stage(0, loss.model[1])
+        loss = make_loss(make_model(), table, relevance, **weights)
         return loss(*batch_of(table, *BATCH))
 
     once, thrice = terms(**{f"{name}_weight": 0.2}), terms(**{f"{name}_weight": 0.6})
@@ -156,25 +155,15 @@ def test_loss_terms_are_proportional_to_their_weight(table, relevance, name):
 
 
 def test_wide_terms_are_the_same_terms_when_everything_is_selected(table, relevance):
-    loss = SMECLoss(make_model(out_dim=8, keep=8), table, relevance, wide_weight=0.5)
+    loss = make_loss(make_model(out_dim=8, keep=8), table, relevance, wide_weight=0.5)
     terms = loss(*batch_of(table, *BATCH))
     torch.testing.assert_close(terms["wide_rank"], 0.5 * terms["rank"])
     torch.testing.assert_close(terms["wide_alignment"], 0.5 * terms["alignment"])
 
 
-def test_reconstruction_is_the_change_from_the_start(table, relevance):
-    loss = SMECLoss(make_model(), table, relevance, reconstruction_weight=0.5)
-    adapter = loss.model[1]
-    loss.begin_stage(0, adapter)
-    (queries, documents), labels = batch_of(table, *BATCH)
-    rows = torch.cat([queries["sentence_embedding"], documents["sentence_embedding"]])
-    expected = 0.5 * (rows @ adapter.residual.weight.T).abs().mean()
-    torch.testing.assert_close(loss([queries, documents], labels)["reconstruction"], expected)
-
-
 def test_alignment_is_zero_when_the_model_changes_nothing(table):
     identity = nn.Sequential(EmbeddingInput(WIDTH), ResidualAdapter(WIDTH, WIDTH))
-    loss = SMECLoss(identity, table, memory=memory_of(table, range(30)))
+    loss = make_loss(identity, table, memory=memory_of(table, range(30)))
     assert loss(*batch_of(table, BATCH[0]))["alignment"].item() == pytest.approx(0, abs=1e-6)
 
 
@@ -189,7 +178,7 @@ def test_alignment_without_labels_is_the_same_in_a_cone(rng):
         adapter = ResidualAdapter(width, 8, start=torch.eye(8, width))
         memory = SelectableCrossBatchMemory(width, DOCUMENTS)
         memory.push(table[torch.arange(DOCUMENTS)], torch.arange(DOCUMENTS))
-        loss = SMECLoss(nn.Sequential(EmbeddingInput(width), adapter), table, memory=memory, alignment_weight=1.0)
+        loss = make_loss(nn.Sequential(EmbeddingInput(width), adapter), table, memory=memory, alignment_weight=1.0)
         values.append(loss(*batch_of(table, range(QUERIES)))["alignment"].item())
     assert values[1] == pytest.approx(values[0], rel=1e-3)
 
@@ -202,7 +191,7 @@ def test_alignment_without_labels_is_the_same_in_a_cone(rng):
 @pytest.mark.parametrize("batch", [BATCH, REPEATS], ids=["distinct", "repeats"])
 def test_candidates_are_distinct_and_hold_the_batch(table, relevance, random_rows, top_k, batch):
     memory = memory_of(table, range(DOCUMENTS))
-    loss = SMECLoss(make_model(), table, relevance, memory, random_rows=random_rows, top_k=top_k)
+    loss = make_loss(make_model(), table, relevance, memory, random_rows=random_rows, top_k=top_k)
     _, candidates = run(loss, *batch_of(table, *batch))
     assert len(set(candidates.tolist())) == len(candidates)
     assert set(batch[1]) <= set(candidates.tolist())
@@ -210,7 +199,7 @@ def test_candidates_are_distinct_and_hold_the_batch(table, relevance, random_row
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_candidates_are_the_hardest_remembered_rows_of_each_query(table, relevance, k):
-    loss = SMECLoss(make_model(), table, relevance, memory_of(table, range(DOCUMENTS)), random_rows=0, top_k=k)
+    loss = make_loss(make_model(), table, relevance, memory_of(table, range(DOCUMENTS)), random_rows=0, top_k=k)
     columns, labels = batch_of(table, *BATCH)
     _, candidates = run(loss, columns, labels)
     similarity = columns[0]["sentence_embedding"] @ table[torch.arange(DOCUMENTS)].T
@@ -225,12 +214,12 @@ def test_candidates_are_the_hardest_remembered_rows_of_each_query(table, relevan
 def test_candidates_depend_on_seed_stage_and_step_alone(table, relevance):
     def candidates(stage, step, seed=0, before=()):
         memory = SelectableCrossBatchMemory(WIDTH, DOCUMENTS)
-        loss = SMECLoss(make_model(), table, relevance, memory, random_rows=10, top_k=2, seed=seed)
+        loss = make_loss(make_model(), table, relevance, memory, random_rows=10, top_k=2, seed=seed)
         for other_stage, other_step in before:
-            loss.begin_stage(other_stage)
+            loss.begin_stage(stage_of(other_stage))
             loss.begin_step(other_stage, other_step)
             run(loss, *batch_of(table, *BATCH))
-        loss.begin_stage(stage)
+        loss.begin_stage(stage_of(stage))
         loss.begin_step(stage, step)
         return run(loss, *batch_of(table, *BATCH))[1].tolist()
 
@@ -242,8 +231,8 @@ def test_candidates_depend_on_seed_stage_and_step_alone(table, relevance):
 @pytest.mark.parametrize(("capacity", "stream_rows"), [(10, 4), (10, 10), (10, 25), (39, 3), (1, 1)])
 def test_corpus_streams_through_a_smaller_memory(table, relevance, capacity, stream_rows):
     memory = SelectableCrossBatchMemory(WIDTH, capacity)
-    loss = SMECLoss(make_model(), table, relevance, memory, stream_rows=stream_rows)
-    loss.begin_stage(0)
+    loss = make_loss(make_model(), table, relevance, memory, stream_rows=stream_rows)
+    loss.begin_stage(stage_of(0))
     met = set(memory.row_ids.tolist())
     for step in range(DOCUMENTS):
         before = set(memory.row_ids.tolist())
@@ -258,8 +247,8 @@ def test_corpus_streams_through_a_smaller_memory(table, relevance, capacity, str
 
 def test_corpus_stays_in_a_memory_that_holds_all_of_it(table, relevance):
     memory = SelectableCrossBatchMemory(WIDTH, DOCUMENTS + 3)
-    loss = SMECLoss(make_model(), table, relevance, memory)
-    loss.begin_stage(0)
+    loss = make_loss(make_model(), table, relevance, memory)
+    loss.begin_stage(stage_of(0))
     before = memory.row_ids.clone()
     loss.begin_step(0, 7)
     assert torch.equal(memory.row_ids, before)
@@ -268,27 +257,27 @@ def test_corpus_stays_in_a_memory_that_holds_all_of_it(table, relevance):
 
 def test_begin_stage_orders_the_corpus_anew(table, relevance):
     memory = SelectableCrossBatchMemory(WIDTH, 10)
-    loss = SMECLoss(make_model(), table, relevance, memory)
-    loss.begin_stage(0)
+    loss = make_loss(make_model(), table, relevance, memory)
+    loss.begin_stage(stage_of(0))
     first = memory.row_ids.clone()
-    loss.begin_stage(1)
+    loss.begin_stage(stage_of(1))
     assert set(first.tolist()) != set(memory.row_ids.tolist())
-    loss.begin_stage(0)
+    loss.begin_stage(stage_of(0))
     assert torch.equal(memory.row_ids, first)
 
 
 @pytest.mark.parametrize(("training", "expected"), [(True, {3, 12, 5, 8}), (False, set())])
 def test_memory_without_a_table_holds_what_training_batches_push(table, relevance, training, expected):
     memory = SelectableCrossBatchMemory(WIDTH, 9)
-    loss = SMECLoss(make_model(), None, relevance, memory).train(training)
+    loss = make_loss(make_model(), None, relevance, memory).train(training)
     first = loss(*batch_of(table, *BATCH))
-    torch.testing.assert_close(first, SMECLoss(make_model(), table, relevance)(*batch_of(table, *BATCH)))
+    torch.testing.assert_close(first, make_loss(make_model(), table, relevance)(*batch_of(table, *BATCH)))
     assert set(memory.row_ids.tolist()) - {-1} == expected
 
 
 def test_memory_without_a_table_holds_the_anchors_when_there_are_no_labels(table):
     memory = SelectableCrossBatchMemory(WIDTH, 9)
-    loss = SMECLoss(make_model(), memory=memory)
+    loss = make_loss(make_model(), memory=memory)
     loss(*batch_of(table, BATCH[0]))
     assert set(memory.row_ids.tolist()) - {-1} == {DOCUMENTS + query for query in BATCH[0]}
 
@@ -302,7 +291,7 @@ def test_gradient_reaches_only_the_trainable_module(table, relevance):
     model = nn.Sequential(*first, *second[1:]).requires_grad_(False)
     second[1].requires_grad_(True)
     vectors = table[torch.arange(len(table))].clone()
-    loss = SMECLoss(model, table, relevance, memory_of(table, range(20)))
+    loss = make_loss(model, table, relevance, memory_of(table, range(20)))
     sum(loss(*batch_of(table, *BATCH)).values()).backward()
     reached = {name for name, part in model.named_parameters() if part.grad is not None}
     assert reached == {"3.residual.weight"}
@@ -312,25 +301,25 @@ def test_gradient_reaches_only_the_trainable_module(table, relevance):
 
 def test_gradient_reaches_the_temperature_of_the_contrastive_form_only(table, relevance):
     def gradient(rank):
-        loss = SMECLoss(make_model(), table, relevance, rank=rank)
+        loss = make_loss(make_model(), table, relevance, rank=rank)
         sum(loss(*batch_of(table, *BATCH)).values()).backward()
         return loss.log_scale.grad
 
     assert gradient("contrastive").abs() > 0
-    assert gradient("pairwise") is None
+    assert gradient("pairwise") == 0
 
 
 def test_begin_stage_resets_the_temperature(table, relevance):
-    loss = SMECLoss(make_model(), table, relevance)
+    loss = make_loss(make_model(), table, relevance)
     before = loss(*batch_of(table, *BATCH))
     nn.init.constant_(loss.log_scale, 0.7)
     assert loss(*batch_of(table, *BATCH))["rank"] != before["rank"]
-    loss.begin_stage(1)
+    loss.begin_stage(stage_of(1))
     torch.testing.assert_close(loss(*batch_of(table, *BATCH)), before)
 
 
 def test_loss_trains(table, relevance):
-    loss = SMECLoss(make_model(), table, relevance, memory_of(table, range(DOCUMENTS)))
+    loss = make_loss(make_model(), table, relevance, memory_of(table, range(DOCUMENTS)))
     optimizer = torch.optim.Adam(loss.model[1].parameters(), lr=0.02)
     values = []
     for _ in range(30):
@@ -345,10 +334,10 @@ def test_loss_trains(table, relevance):
 def test_training_state_restores_everything_but_the_model(table, relevance):
     def make():
         memory = SelectableCrossBatchMemory(WIDTH, 10)
-        return SMECLoss(make_model(), table, relevance, memory, stream_rows=3, random_rows=4, top_k=2)
+        return make_loss(make_model(), table, relevance, memory, stream_rows=3, random_rows=4, top_k=2)
 
     stopped, resumed = make(), make()
-    stopped.begin_stage(1)
+    stopped.begin_stage(stage_of(1))
     for step in range(5):
         stopped.begin_step(1, step)
     nn.init.constant_(stopped.log_scale, 0.7)
@@ -364,7 +353,7 @@ def test_training_state_restores_everything_but_the_model(table, relevance):
 
 
 def test_load_training_state_rejects_a_partial_state(table, relevance):
-    loss = SMECLoss(make_model(), table, relevance, memory_of(table, range(9)))
+    loss = make_loss(make_model(), table, relevance, memory_of(table, range(9)))
     state = loss.training_state()
     del state["memory.pushed"]
     with pytest.raises(ValueError, match=r"The saved training state lacks \['memory.pushed'\]"):
@@ -372,7 +361,7 @@ def test_load_training_state_rejects_a_partial_state(table, relevance):
 
 
 def test_config_dict_is_json(table, relevance):
-    config = SMECLoss(make_model(), table, relevance, rank="pairwise", top_k=7).get_config_dict()
+    config = make_loss(make_model(), table, relevance, rank="pairwise", top_k=7).get_config_dict()
     assert json.loads(json.dumps(config)) == config
     assert (config["rank"], config["top_k"], config["tau"]) == ("pairwise", 7, 0.12)
 
@@ -380,13 +369,15 @@ def test_config_dict_is_json(table, relevance):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"rank": "listwise"}, "`rank` is contrastive or pairwise, `alignment` kl or l1; got 'listwise', 'kl'"),
-        ({"alignment": "l2"}, "`rank` is contrastive or pairwise, `alignment` kl or l1; got 'contrastive', 'l2'"),
-        ({"tau": 0.0}, "Temperatures must be above 0, got 0.0, 0.08 and 0.05"),
-        ({"alignment_tau": -1.0}, "Temperatures must be above 0, got 0.12, -1.0 and 0.05"),
+        ({"rank": "listwise"}, "`rank` must be contrastive or pairwise, got 'listwise'"),
+        ({"alignment": "l2"}, "`alignment` must be kl or l1, got 'l2'"),
+        ({"tau": 0.0}, "`tau` must be above 0 and finite, got 0.0"),
+        ({"alignment_tau": -1.0}, "`alignment_tau` must be above 0 and finite, got -1.0"),
+        ({"prefix_gradient": 1.5}, r"`prefix_gradient` must be in \[0, 1\], got 1.5"),
+        ({"shadow_share": 1.0}, r"`shadow_share` must be in \[0, 1\), got 1.0"),
         ({"alignment_weight": 0.0}, "Without labels `alignment_weight` must be above 0: nothing else would train"),
     ],
 )
 def test_loss_rejects_bad_settings(options, match):
     with pytest.raises(ValueError, match=match):
-        SMECLoss(make_model(), **options)
+        make_loss(make_model(), **options)

@@ -151,23 +151,3 @@ def test_push_rejects_what_does_not_fit(shape, ids, match):
     with pytest.raises(ValueError, match=match):
         memory.push(torch.ones(shape), torch.tensor(ids))
     assert held(memory) == {7}
-
-
-def test_columns_of_finished_stages_stay_with_their_rows():
-    memory = SelectableCrossBatchMemory(width=2, capacity=4)
-    memory.clear(have=1)
-    for ids in ([1, 2, 3], [2, 7], [8, 8, 9]):
-        vectors, rows = rows_of(ids)
-        memory.push(vectors, rows, 10 * rows.float().unsqueeze(1))
-    assert held(memory) == {2, 7, 8, 9}
-    assert torch.equal(memory.finished.squeeze(1), 10 * memory.row_ids.float())
-    memory.clear()
-    assert memory.finished.shape == (4, 0)
-
-
-@pytest.mark.parametrize("columns", [None, torch.zeros(2, 2), torch.zeros(1, 1)], ids=["none", "wide", "short"])
-def test_columns_that_do_not_fit_are_refused(columns):
-    memory = SelectableCrossBatchMemory(width=2, capacity=4)
-    memory.clear(have=1)
-    with pytest.raises(ValueError, match=r"`finished` must be \(2, 1\)"):
-        memory.push(*rows_of([1, 2]), columns)

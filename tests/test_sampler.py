@@ -86,25 +86,6 @@ def test_sampler_draws_classes_once_each_when_not_distinct():
     assert len(draw) == 9
 
 
-def test_sampler_places_neighbors_together():
-    group = np.arange(96) // 4
-    neighbors = np.array([[other for other in range(96) if group[other] == group[pair]] for pair in range(96)])
-    pairs = np.stack([np.arange(96), np.arange(96)], axis=1)
-    for batch in batches_of(sampler(pairs, 8, neighbors=neighbors)):
-        assert len(np.unique(group[batch])) == 2
-    alone = [len(np.unique(group[batch])) for batch in batches_of(sampler(pairs, 8))]
-    assert np.mean(alone) > 5
-
-
-def test_sampler_keeps_neighbors_that_share_a_document_apart():
-    pairs = np.stack([np.arange(20), np.arange(20) // 2], axis=1)
-    neighbors = (np.arange(20) ^ 1)[:, None]  # the other query of the same document
-    batches = batches_of(sampler(pairs, 5, neighbors=neighbors))
-    assert sorted(pair for batch in batches for pair in batch) == list(range(20))
-    for batch in batches:
-        assert len(set(pairs[batch, 1].tolist())) == len(batch)
-
-
 @pytest.mark.parametrize("distinct", [True, False])
 @pytest.mark.parametrize("count", [90, 91, 99])
 def test_sampler_with_drop_last_leaves_only_the_rest_out(distinct, count):

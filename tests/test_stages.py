@@ -1,6 +1,5 @@
 """Plans for any sizes, and a clear refusal of impossible ones."""
 
-import dataclasses
 import json
 
 import pytest
@@ -13,33 +12,32 @@ def steps(plan):
 
 
 @pytest.mark.parametrize("dims", [(64, 32, 16), (16, 32, 64), [32, 64, 16]])
-def test_plan_stages_grows_from_the_smallest_in_two_phases(dims):
-    assert steps(plan_stages(64, dims, "grow")) == [
-        ("adapt", 64, 0, 16, 16),  # the first size begins from the leading axes
-        ("select", 64, 16, 32, 32),
-        ("adapt", 64, 16, 32, 16),
-        ("adapt", 64, 32, 64, 32),  # all that is left is needed: nothing to choose
-    ]
+@pytest.mark.parametrize("adapt", [False, True])
+def test_plan_stages_grows_all_sizes_in_one_pass(dims, adapt):
+    plan = plan_stages(64, dims, "grow", adapt=adapt)
+    assert [s.phase for s in plan] == (["adapt"] if adapt else []) + ["compress"]
+    assert plan[-1].sizes == (16, 32, 64)
+    assert {s.in_dim for s in plan} == {s.out_dim for s in plan} == {64}
 
 
 @pytest.mark.parametrize(
     ("width", "dims", "ratio", "have", "expected"),
     [
-        (33, (7, 20), 2.0, 0, [("adapt", 0, 7, 7), ("select", 7, 20, 26), ("adapt", 7, 20, 13)]),
-        (33, (7, 31), 2.0, 0, [("adapt", 0, 7, 7), ("select", 7, 31, 26), ("adapt", 7, 31, 24)]),
-        (33, (9,), 1.5, 4, [("select", 4, 9, 8), ("adapt", 4, 9, 5)]),
-        (33, (9,), 100, 4, [("select", 4, 9, 29), ("adapt", 4, 9, 5)]),
-        (33, (33,), 2.0, 0, [("adapt", 0, 33, 33)]),
-        (32, (8, 16), 1.0, 0, [("adapt", 0, 8, 8), ("adapt", 8, 16, 8)]),
-        (32, (8, 16), 0.5, 0, [("adapt", 0, 8, 8), ("adapt", 8, 16, 8)]),
-        (32, (16, 32), 2.0, 8, [("select", 8, 16, 16), ("adapt", 8, 16, 8), ("adapt", 16, 32, 16)]),
-        (1, (1,), 2.0, 0, [("adapt", 0, 1, 1)]),
+        (33, (7, 20), 1.0, 0, [("compress", 0, 20, 20, (7, 20))]),
+        (33, (7, 20), 1.5, 0, [("select", 0, 20, 30, (20,)), ("compress", 0, 20, 20, (7, 20))]),
+        (33, (7, 20), 2.0, 0, [("select", 0, 20, 33, (20,)), ("compress", 0, 20, 20, (7, 20))]),
+        (33, (9,), 1.5, 4, [("select", 4, 9, 8 + 4 - 4, (9,)), ("compress", 4, 9, 5, (9,))]),
+        (33, (9,), 100, 4, [("select", 4, 9, 29, (9,)), ("compress", 4, 9, 5, (9,))]),
+        (33, (33,), 2.0, 0, [("compress", 0, 33, 33, (33,))]),
+        (32, (8, 16), 0.5, 0, [("compress", 0, 16, 16, (8, 16))]),
+        (32, (16, 32), 2.0, 8, [("compress", 8, 32, 24, (16, 32))]),
+        (1, (1,), 2.0, 0, [("compress", 0, 1, 1, (1,))]),
     ],
-    ids=["odd", "capped", "rounded", "all", "full width", "ratio 1", "ratio below 1", "have", "width 1"],
+    ids=["plain", "select", "capped", "have", "all", "full width", "ratio below 1", "nothing left", "width 1"],
 )
 def test_plan_stages_grows(width, dims, ratio, have, expected):
     plan = plan_stages(width, dims, "grow", selection_ratio=ratio, have=have)
-    assert [(s.phase, s.have, s.out_dim, s.candidates) for s in plan] == expected
+    assert [(s.phase, s.have, s.out_dim, s.candidates, s.sizes) for s in plan] == expected
     assert {s.in_dim for s in plan} == {width}
     assert {s.order for s in plan} == {"grow"}
 
@@ -64,8 +62,9 @@ def test_plan_stages_are_numbered_and_their_names_sort(order):
 
 
 def test_stage_names_its_folder():
-    stage = Stage(index=3, order="grow", phase="adapt", in_dim=64, out_dim=16, have=8, candidates=8)
-    assert stage.name == "stage-03-grow-16-adapt"
+    stage = Stage(index=3, order="grow", phase="compress", in_dim=64, out_dim=16, have=8)
+    assert stage.name == "stage-03-grow-16-compress"
+    assert (stage.sizes, stage.candidates) == ((16,), 8)
     assert stage.new_dims == 8
 
 
@@ -90,20 +89,22 @@ def test_plan_stages_rejects_impossible_plans(dims, order, have, match):
 @pytest.mark.parametrize(
     ("widths", "match"),
     [
-        ({"out_dim": 9}, "0 <= have < out_dim <= in_dim"),
-        ({"have": 4}, "0 <= have < out_dim <= in_dim"),
-        ({"have": -1}, "0 <= have < out_dim <= in_dim"),
+        ({"out_dim": 9}, "0 <= have < sizes <= out_dim <= in_dim"),
+        ({"have": 4}, "0 <= have < sizes <= out_dim <= in_dim"),
+        ({"have": -1}, "0 <= have < sizes <= out_dim <= in_dim"),
         ({"candidates": 3}, r"`candidates` must be in \[4, 8\], got 3"),
+        ({"sizes": (2, 3)}, "`sizes` must ascend and end with `out_dim`"),
+        ({"sizes": (3, 2, 4)}, "`sizes` must ascend and end with `out_dim`"),
         ({"candidates": 9}, r"`candidates` must be in \[4, 8\], got 9"),
     ],
 )
 def test_stage_rejects_widths_that_do_not_fit(widths, match):
     fitting = {"in_dim": 8, "out_dim": 4, "have": 0, "candidates": 4}
     with pytest.raises(ValueError, match=match):
-        Stage(index=0, order="grow", phase="adapt", **(fitting | widths))
+        Stage(index=0, order="grow", phase="compress", **(fitting | widths))
 
 
-def test_check_dims_sorts_falling():
+def test_check_dims_sorts_in_descending_order():
     assert check_dims([3, 32, 7], 32) == (32, 7, 3)
 
 
@@ -122,19 +123,6 @@ def test_default_dims_halve_down_to_a_sixteenth(width, expected):
     assert default_dims(width) == expected
 
 
-@pytest.mark.parametrize(
-    ("strength", "kept"), [(1.0, "kept the result"), (0.0, "kept the start"), (0.5, "kept 50% of the way, 0.625")]
-)
-def test_stage_report_says_what_was_kept_and_why(strength, kept):
-    report = StageReport(stage="s", dim=8, steps=3, seconds=0.5, loss=1.0, strength=strength)
-    assert report.verdict() == ""
-    report.held_out = {"1": 0.5, "0.5": 0.625, "0": 0.25}
-    assert report.verdict() == f"8 dims: start 0.250, result 0.500; {kept}"
-
-
 def test_stage_report_is_json():
-    report = StageReport(stage="s", dim=8, steps=3, seconds=0.5, loss=1.0, held_out={"1": 0.5}, selected=[0, 2])
+    report = StageReport(stage="s", dim=8, steps=3, seconds=0.5, loss=1.0, selected=[0, 2], decision={"chosen": "a"})
     assert StageReport(**json.loads(json.dumps(report.to_dict()))) == report
-    report.scores = {"1": [0.25, 0.75]}
-    assert StageReport(**json.loads(json.dumps(dataclasses.asdict(report)))) == report
-    assert "scores" not in report.to_dict()

@@ -13,11 +13,12 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback
 
 from smec_st.arguments import SequentialTrainingArguments
+from smec_st.config import LossSettings
 from smec_st.data import Qrels, VectorTable
 from smec_st.evaluation import HeldOutEvaluator
-from smec_st.guard import STRENGTHS, best_strength
 from smec_st.losses import Relevance, SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
@@ -39,7 +40,8 @@ def make_trainer(
     rows = np.arange(60)
     model = SentenceTransformer(modules=[EmbeddingInput(WIDTH)], device="cpu")
     relevance = Relevance(Qrels(rows, rows, np.ones(60)), table) if judged else None
-    loss = SMECLoss(model, table, relevance, SelectableCrossBatchMemory(WIDTH, memory), random_rows=40, stream_rows=7)
+    settings = LossSettings(random_rows=40, stream_rows=7, shadow_share=0.5)
+    loss = SMECLoss(model, table, relevance, SelectableCrossBatchMemory(WIDTH, memory), settings)
     held = np.arange(60, 80)
     settings = {
         "output_dir": str(folder),
@@ -47,6 +49,7 @@ def make_trainer(
         "order": order,
         "start": "principal" if order == "grow" else "identity",
         "max_steps": 12,
+        "adapt_steps": 8,
         "selection_steps": 6,
         "per_device_train_batch_size": 16,
         "save_strategy": "steps",
@@ -81,10 +84,18 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-@pytest.mark.parametrize("order", ["grow", "shrink"])
-@pytest.mark.parametrize("judged", [True, False])
-def test_trainer_trains_each_stage_and_leaves_finished_ones_alone(tmp_path, monkeypatch, order, judged):
-    trainer = make_trainer(tmp_path, order=order, judged=judged)
+@pytest.mark.parametrize(
+    ("settings", "judged", "phases"),
+    [
+        ({}, True, ["adapt", "compress"]),
+        ({}, False, ["compress"]),
+        ({"selection_ratio": 1.5}, True, ["adapt", "select", "compress"]),
+        ({"order": "shrink"}, True, ["joint", "joint"]),
+        ({"order": "shrink"}, False, ["joint", "joint"]),
+    ],
+)
+def test_trainer_trains_each_stage_and_leaves_finished_ones_alone(tmp_path, monkeypatch, settings, judged, phases):
+    trainer = make_trainer(tmp_path, judged=judged, **settings)
     after: list[dict[str, torch.Tensor]] = []
     end = SequentialTrainer._end_stage
 
@@ -95,13 +106,14 @@ def test_trainer_trains_each_stage_and_leaves_finished_ones_alone(tmp_path, monk
 
     monkeypatch.setattr(SequentialTrainer, "_end_stage", recording)
     reports = trainer.train()
+    assert [stage.phase for stage in trainer.plan] == phases
     assert len(reports) == len(trainer.plan) == len(after)
-    for stage, before, now in zip(trainer.plan[1:], after, after[1:], strict=False):
-        own = {"select": 0, "adapt": 2, "joint": 0}[stage.phase]  # modules it goes on with: the last of `before`
-        finished = [name for name in before if int(name.split(".")[0]) <= _modules(before) - own]
+    for before, now, stage in zip(after, after[1:], trainer.plan, strict=False):
+        goes_on = 2 if stage.phase == "select" else 0  # the next stage trains the modules that ADS chose from
+        finished = [name for name in before if int(name.split(".")[0]) <= _modules(before) - goes_on]
         assert_equal({name: before[name] for name in finished}, {name: now[name] for name in finished})
     residuals = [m.residual.weight for m in trainer.model if isinstance(m, ResidualAdapter)]
-    assert len(residuals) == 2
+    assert len(residuals) == len(set(phases) - {"select", "joint"}) + 2 * ("joint" in phases)
     assert all(residual.abs().max() > 0 for residual in residuals)
     assert not any(parameter.requires_grad for parameter in trainer.model.parameters())
 
@@ -116,126 +128,86 @@ def test_trainer_grows_a_nested_map_that_ends_as_wide_as_asked(tmp_path):
     trainer.train()
     out = trainer.model({"sentence_embedding": torch.eye(WIDTH)})["sentence_embedding"]
     assert out.shape == (WIDTH, max(DIMS))
-    selections = [m for m in trainer.model if isinstance(m, AdaptiveDimensionSelection)]
-    assert [s.keep for s in selections] == [4, 4]
-    assert all(s.frozen for s in selections)
+    assert all(m.frozen for m in trainer.model if isinstance(m, AdaptiveDimensionSelection))
 
 
-def test_trainer_selects_before_it_adapts_and_says_what_it_selected(tmp_path):
-    trainer = make_trainer(tmp_path)
+def test_trainer_selects_before_it_compresses_and_says_what_it_selected(tmp_path):
+    trainer = make_trainer(tmp_path, selection_ratio=1.5)
     reports = trainer.train()
-    assert [stage.phase for stage in trainer.plan] == ["adapt", "select", "adapt"]
-    assert [len(report.selected) for report in reports] == [0, 4, 0]
-    assert [report.steps for report in reports] == [12, 6, 12]
+    assert [len(report.selected) for report in reports] == [0, 8, 0]
+    assert [report.steps for report in reports] == [8, 6, 12]
     assert reports[1].selected == sorted(set(reports[1].selected))
 
 
-def test_guard_leaves_the_strength_it_reports(tmp_path):
+def test_smaller_sizes_are_trained_as_if_there_were_no_larger_ones(tmp_path):
+    """SMRL in one pass: the columns of a size do not know of the sizes above."""
+    maps = []
+    for name, dims in (("alone", [4]), ("both", [8, 4])):
+        trainer = make_trainer(tmp_path / name, dims=dims)
+        trainer.train()
+        maps.append(trainer.last_pair()[0].linear_map()[:4])
+    torch.testing.assert_close(maps[0], maps[1], rtol=1e-4, atol=1e-5)
+
+
+def test_stages_after_the_adapt_stage_read_moved_vectors_and_fold_to_the_same_map(tmp_path):
     trainer = make_trainer(tmp_path)
-    reports = [report for report in trainer.train() if report.held_out]
-    adapters = [module for module in trainer.model if isinstance(module, ResidualAdapter)]
-    assert [set(report.held_out) for report in reports] == [{f"{strength:g}" for strength in STRENGTHS}] * 2
-    assert [report.strength for report in reports] == [float(adapter.strength) for adapter in adapters]
-
-
-@pytest.mark.parametrize(
-    ("means", "expected"),
-    [
-        ([0.5, 0.5, 0.5, 0.5, 0.5], 1.0),  # from result to start; equal: all of it
-        ([0.9, 0.8, 0.6, 0.3, 0.1], 1.0),
-        ([0.3, 0.4, 0.5, 0.6, 0.7], 0.0),
-        ([0.5, 0.6, 0.62, 0.6, 0.5], 0.5),
-        ([0.70, 0.68, 0.60, 0.705, 0.50], 1.0),  # one lucky point
-        ([0.60, 0.59, 0.58, 0.57, 0.602], 0.0),  # no gain over the start
-    ],
-)
-def test_best_strength_follows_the_curve_and_not_a_lucky_point(means, expected):
-    scores = {strength: np.full(20, mean) for strength, mean in zip(STRENGTHS, means, strict=True)}
-    assert best_strength(scores) == expected
-
-
-@pytest.mark.parametrize(
-    ("gain", "proven", "expected"),
-    [(0.05, False, 0.0), (0.3, False, 1.0), (0.05, True, 1.0), (-0.05, True, 0.0)],
-)
-def test_best_strength_is_the_start_where_the_gain_may_be_chance(gain, proven, expected):
-    spread = np.tile([-1.0, 1.0], 10)  # of the difference to the start: a standard error of 0.23
-    scores = {strength: strength * (gain + spread) for strength in STRENGTHS}
-    assert best_strength(scores, proven) == expected
-
-
-@pytest.mark.parametrize(("first", "expected"), [(0.1, 0.0), (0.3, 1.0)])
-def test_training_that_has_proven_itself_needs_no_more_proof(tmp_path, first, expected):
-    """The second size gains a fifth of a standard error; that is kept where the first gained more than one."""
-    trainer = make_trainer(tmp_path, selection_ratio=1.0)
-    spread = np.tile([-1.0, 1.0], 10)
-
-    def score(_):
-        adapter, _ = trainer.last_pair()
-        return float(adapter.strength) * ((first if trainer.stage.index == 0 else 0.05) + spread)
-
-    trainer.guard = score
-    assert [report.strength for report in trainer.train()] == [expected, expected]
-
-
-@pytest.mark.parametrize("judged", [True, False])
-def test_with_labels_a_stage_begins_from_axes_as_long_as_the_frozen_columns(tmp_path, judged):
-    trainer = make_trainer(tmp_path, judged=judged, guarded=False, learning_rate=0.5, selection_ratio=1.0)
+    before = trainer.table
     trainer.train()
-    first, second = (m for m in trainer.model if isinstance(m, ResidualAdapter))
-    corpus = trainer.table[torch.arange(trainer.table.corpus_size)]
-    columns = first.linear_map()
-    basis = torch.linalg.qr(columns.T).Q.T
-    length = (corpus @ columns.T).norm() / (corpus @ basis.T).norm()
-    assert length > 1.2
-    length = length if judged else 1.0
-    grams = second.start @ torch.cat([second.start, columns]).T
-    expected = torch.cat([length**2 * torch.eye(4), torch.zeros(4, 4)], dim=1)
-    assert torch.allclose(grams, expected, atol=1e-4 * float(length) ** 2)
+    rows = torch.arange(len(before))
+    moved = torch.nn.functional.normalize(before[rows] @ trainer.model[1].linear_map().T, dim=1)
+    torch.testing.assert_close(trainer.table[rows], moved)
+    assert trainer.data_collator.table is trainer.table
+    one = trainer.model({"sentence_embedding": before[rows]})["sentence_embedding"]
+    known = trainer.model({"sentence_embedding": moved, "finished_embedding": moved})["sentence_embedding"]
+    one, known = (torch.nn.functional.normalize(x, dim=1) for x in (one, known))
+    torch.testing.assert_close(one, known, rtol=1e-4, atol=1e-5)
 
 
-def test_guard_goes_back_to_the_start_when_training_misled(tmp_path):
-    trainer = make_trainer(tmp_path, learning_rate=5.0, selection_ratio=1.0)  # far too high: destroys what it touches
-    reports = trainer.train()
-    assert reports[0].strength < 1
-    assert reports[0].held_out[f"{reports[0].strength:g}"] >= reports[0].held_out["0"]
+def test_the_adapt_stage_has_its_own_rate_and_the_others_get_theirs_back(tmp_path):
+    rates = {}
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            rates.setdefault(trainer.stage.phase, []).append(trainer.optimizer.param_groups[0]["lr"])
+
+    trainer = make_trainer(tmp_path, callbacks=[Watch()], learning_rate=0.03)
+    trainer.train()
+    assert set(rates["adapt"]) == {trainer.args.adapt_rate / WIDTH}
+    assert max(rates["compress"]) <= 0.03 < 0.031
+    assert rates["compress"][0] > rates["compress"][-1]
+    assert (trainer.args.learning_rate, trainer.args.max_steps) == (0.03, 12)
 
 
-@pytest.mark.parametrize("proven", [False, True])
-def test_a_start_that_nothing_learned_has_proven_is_the_leading_axes(tmp_path, monkeypatch, proven):
-    """What ADS chose for the second size went by the labels; it stands where these have done good, and only there."""
-    begin = AdaptiveDimensionSelection.set_importance  # ADS prefers the last axes here, not the leading ones
-    monkeypatch.setattr(AdaptiveDimensionSelection, "set_importance", lambda self, by: begin(self, by.flip(0)))
-    trainer = make_trainer(tmp_path, selection_learning_rate=1e-6)
-    judged = []
+def test_without_labels_rows_stay_orthonormal_and_full_width_keeps_all_similarities(tmp_path):
+    trainer = make_trainer(tmp_path, judged=False, dims=[WIDTH, 4])
+    trainer.train()
+    rows = trainer.last_pair()[0].linear_map()
+    torch.testing.assert_close(rows @ rows.T, torch.eye(WIDTH), rtol=0, atol=1e-5)
+    assert (rows[:4] - trainer.last_pair()[0].start[:4]).abs().max() > 1e-3
 
-    def score(_):
+
+@pytest.mark.parametrize(("gain", "chosen"), [(-0.1, "start"), (0.01, "start"), (0.2, "trained")])
+def test_guard_keeps_what_was_trained_only_where_that_surely_gains(tmp_path, gain, chosen):
+    trainer = make_trainer(tmp_path)
+    asked = []
+
+    def score(model, sizes):
         adapter, _ = trainer.last_pair()
-        is_first = trainer.stage.index == 0
-        judged.append((trainer.stage.index, float(adapter.strength), adapter.start.clone()))
-        return np.full(20, float(adapter.strength) * (1.0 if is_first and proven else -1.0))
+        asked.append((float(adapter.strength), sizes))
+        spread = np.tile([-1.0, 1.0], 50) * 0.5  # of the difference: a standard error of 0.05
+        return np.stack([float(adapter.strength) * (gain + spread)] * len(sizes), axis=1)
 
     trainer.guard = score
-    reports = trainer.train()
-    assert [report.strength for report in reports if report.held_out] == [float(proven), 0.0]
-    chosen = next(report.selected for report in reports if report.selected)
-    assert chosen == [4, 5, 6, 7]
-    first, second = (module for module in trainer.model if isinstance(module, ResidualAdapter))
-    candidates = trainer._principal_axes(trainer.plan[1])
-    expected = candidates[chosen] if proven else candidates[:4]
-    assert torch.allclose(second.start, expected, atol=1e-5)
-    at_zero = [start for index, strength, start in judged if index == 2 and strength == 0]
-    assert torch.equal(at_zero[0], second.start)
-    results = [start for index, strength, start in judged if index == 2 and strength > 0]
-    assert all(torch.allclose(start, candidates[chosen], atol=1e-5) for start in results)
-    if not proven:
-        outputs = trainer.model({"sentence_embedding": torch.eye(WIDTH)})["sentence_embedding"].T
-        assert torch.equal(outputs, torch.cat([first.start, second.start]))
+    *_, report = trainer.train()
+    assert asked == [(0.0, (4, 8)), (1.0, (4, 8))]
+    assert report.decision["chosen"] == chosen
+    assert report.decision["queries"] == 100
+    assert float(trainer.last_pair()[0].strength) == float(chosen == "trained")
 
 
 def test_trainer_says_so_when_a_stage_diverges(tmp_path):
     trainer = make_trainer(tmp_path, learning_rate=1e30)
-    with pytest.raises(FloatingPointError, match="stage-00-grow-4-adapt diverged.*lower `learning_rate`"):
+    with pytest.raises(FloatingPointError, match="stage-01-grow-8-compress diverged.*lower `learning_rate`"):
         trainer.train()
 
 
@@ -255,7 +227,7 @@ class CutOff(Exception):
 
 
 @pytest.mark.parametrize("order", ["grow", "shrink"])
-@pytest.mark.parametrize(("stage", "step"), [(0, 3), (0, 11), (1, 3), (1, 5), (1, 11), (2, 8)])
+@pytest.mark.parametrize(("stage", "step"), [(0, 3), (0, 6), (1, 3), (1, 5), (1, 11), (2, 8)])
 def test_resumed_run_ends_bit_identical(tmp_path, order, stage, step):
     whole = make_trainer(tmp_path / "whole", order=order)
     whole.train()
@@ -287,14 +259,14 @@ def test_resume_passes_over_a_checkpoint_whose_writing_was_cut_off(tmp_path):
     begin = cut.loss.begin_step
 
     def failing(at_stage: int, at_step: int) -> None:
-        if (at_stage, at_step) == (0, 11):
+        if (at_stage, at_step) == (1, 11):
             raise CutOff
         begin(at_stage, at_step)
 
     cut.loss.begin_step = failing
     with pytest.raises(CutOff):
         cut.train()
-    newest = tmp_path / "cut" / cut.plan[0].name / "checkpoint-10"
+    newest = tmp_path / "cut" / cut.plan[1].name / "checkpoint-10"
     (newest / "smec_state.safetensors").unlink()
     (newest / "optimizer.pt").write_bytes(b"half a fi")
     resumed = make_trainer(tmp_path / "cut")

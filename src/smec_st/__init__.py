@@ -17,6 +17,7 @@ _HOME = {
     "DataError": "smec_st.data",
     "EmbeddingInput": "smec_st.modules",
     "FitConfig": "smec_st.config",
+    "LossSettings": "smec_st.config",
     "FunnelIndex": "smec_st.search",
     "Qrels": "smec_st.data",
     "ResidualAdapter": "smec_st.modules",
@@ -39,6 +40,7 @@ __all__ = [
     "EmbeddingInput",
     "FitConfig",
     "FunnelIndex",
+    "LossSettings",
     "Qrels",
     "ResidualAdapter",
     "SMECLoss",
@@ -55,7 +57,7 @@ __all__ = [
 if TYPE_CHECKING:
     from smec_st.arguments import SequentialTrainingArguments
     from smec_st.compressor import Compressor
-    from smec_st.config import FitConfig
+    from smec_st.config import FitConfig, LossSettings
     from smec_st.data import Collection, DataError, Qrels, VectorTable, load_collection, load_vectors, open_vectors
     from smec_st.losses import SMECLoss
     from smec_st.memory import SelectableCrossBatchMemory

@@ -44,6 +44,11 @@ class StepCallback(TrainerCallback):
             first, last = args.selection_tau
             selection.draw(args.seed, stage.index, state.global_step, tau=first + (last - first) * done)
 
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the rows of a map that learns from neighbourhoods alone orthonormal."""
+        if self.trainer.keeps_rows_orthonormal:
+            self.trainer.last_pair()[0].orthonormalize()
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the loss's state into the checkpoint, last of all."""
         if args.should_save:
@@ -122,9 +127,9 @@ class Diagnostics(TrainerCallback):
         return set(top_k_indices(selection.logits.detach().float(), selection.keep).tolist())
 
     def _edges(self) -> list[int]:
-        """Where the blocks of the adapter's outputs begin and end: at the sizes of the plan."""
+        """Where the blocks of the adapter's outputs begin and end: at the sizes of the stage."""
         stage, rows = self.trainer.stage, self.trainer.last_pair()[0].out_dim
-        inside = {other.out_dim - stage.have for other in self.trainer.plan}
+        inside = {size - stage.have for size in (*stage.sizes, *(other.out_dim for other in self.trainer.plan))}
         return [0, *sorted(edge for edge in inside if 0 < edge < rows), rows]
 
 

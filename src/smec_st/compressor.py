@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from smec_st.config import HELD_OUT
 from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
 from smec_st.data.embedding import backbone_record, embed_if_texts
 from smec_st.files import new_folder
@@ -302,17 +303,16 @@ class Compressor:
             qrels: Which documents are relevant: a :class:`~smec_st.data.Qrels`, ``{query row: {document row:
                 grade}}``, or pairs ``(P, 2)`` of rows. None to train without labels.
             dims: Sizes; by default the width and its halvings down to a sixteenth.
-            dev_qrels: Judgements of held-out queries for the guard; by default a tenth of the training queries is
-                held out, and fewer than 500 are cross-validated, in five or six fits. Of fewer than 40 judged
-                queries all choose and none train, and judgements that the vectors do not agree with at all are not
-                trained on; a warning says so (see :mod:`smec_st.labels`).
+            dev_qrels: Judgements of held-out queries, which only choose among the candidates; by default the training
+                queries are cross-validated. With fewer than 20 judged queries nothing is trained on them; a warning
+                says so.
             model: The backbone, to embed texts with and to remember by name.
             method: A name in :data:`~smec_st.config.METHODS`.
             config: Settings; ``settings`` override them one by one.
             work_dir: Folder for checkpoints; an unfinished run found there is continued. None to keep none.
             progress: Show a progress bar.
-            unlabelled_queries: Query rows that may be read without judgements: beside the corpus when there are no
-                labels (all by default), and for the smallest sizes when there are few (none by default).
+            unlabelled_queries: Query rows that may be read without their judgements; all by default where there are
+                no labels, and else those that are judged.
             own_document: Corpus row that is the query itself, ``(Q,)``, -1 for none (duplicate questions, images among
                 images): it counts neither as relevant nor as irrelevant.
             backbone: What is known of the model that made the vectors (``model``, ``revision``, ``prompt``), when they
@@ -323,20 +323,25 @@ class Compressor:
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
-        from smec_st.fitting import fit_maps, make_recipe, settings_of
+        from smec_st.fitting import fit_maps, resolve_config, settings_of
 
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
         if dims is not None:
             given["dims"] = tuple(dims)
         corpus, queries, known = embed_if_texts(corpus, queries, model, progress)
         table = VectorTable(corpus, queries, own_document)
-        recipe = make_recipe(given, table.width)
+        resolved = resolve_config(given, table.width)
+        train, dev = _judgements(table, qrels, dev_qrels)
+        if bytes is not None and train is not None and dev is None:
+            train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
+        asking = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
         made = fit_maps(
             method,
             table,
-            *_judgements(table, qrels, dev_qrels),
-            recipe,
-            unlabelled_queries=None if unlabelled_queries is None else np.asarray(unlabelled_queries),
+            train,
+            dev,
+            resolved,
+            unlabelled_queries=asking,
             work_dir=None if work_dir is None else Path(work_dir),
             progress=progress,
         )
@@ -346,11 +351,10 @@ class Compressor:
             return compressor
         from smec_st.quantization.choice import add_best
 
-        train, held = made.labels.train, made.labels.held_out
-        if train is not None and made.labels.folds:
-            train, held = train.hold_out(recipe.held_out_share, recipe.seed)
-        asking = made.asking if train is None else None
-        return add_best(compressor, table, train, held, bytes, recipe.seed, asking)
+        labels = train if made.trains_on_labels else None
+        if asking is None and train is not None:
+            asking = train.query_rows
+        return add_best(compressor, table, labels, dev, bytes, resolved.seed, asking)
 
     def calibrate(self, corpus: np.ndarray) -> Compressor:
         """Ranges for int8 and rotations for binary codes at every size; what is there already stays.
@@ -407,7 +411,7 @@ class Compressor:
         table = self._table(corpus, queries, own_document)
         train, dev = _judgements(table, qrels, dev_qrels)
         if train is not None and dev is None:
-            train, dev = train.hold_out(0.1, seed)
+            train, dev = train.hold_out(HELD_OUT, seed)
         return add_best(self, table, train, dev, bytes, seed, None)
 
     def extend(
@@ -440,10 +444,10 @@ class Compressor:
         Raises:
             DataError: If a size exists already or the input cannot be used.
         """
-        from smec_st.fitting import extend_maps, make_recipe
+        from smec_st.fitting import extend_maps, resolve_config
 
         table = self._table(corpus, queries, own_document)
-        config = make_recipe({**self.info.get("settings", {}), **settings, "dims": tuple(dims)}, self.width)
+        config = resolve_config({**self.info.get("settings", {}), **settings, "dims": tuple(dims)}, self.width)
         maps, reports = extend_maps(self._maps, table, *_judgements(table, qrels, dev_qrels), config, progress)
         info = {**self.info, "stages": [*self.info.get("stages", []), *reports]}
         return type(self)(maps, info, self.heads).calibrate(table.documents())

@@ -1,152 +1,187 @@
-"""Every setting of a fit, and the methods that have a name."""
+"""Every setting of a fit, the candidates that held-out queries choose among, and the methods that have a name."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from smec_st.data import DataError
+from smec_st.data.errors import DataError
 
+#: What learning from neighbourhoods alone needs: the nearest documents of each query in its pool (without them 24
+#: dims lose .05 on SciFact), and counterfactual queries, as documents are asked for that no query is near.
+_NEIGHBOURHOODS = {"rank_weight": 0.0, "top_k": 10, "shadow_share": 0.5, "steps": 150, "random_rows": 1024}
+#: From safe to bold: what held-out queries choose among, and the settings that make each candidate what it is.
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "start": {"steps": 0, "adapt_steps": 0},
+    "neighbourhoods": {**_NEIGHBOURHOODS, "adapt_steps": 0},
+    "adapted": _NEIGHBOURHOODS,
+    "ranked": {"adapt_steps": 0},
+    "adapted and ranked": {"shadow_share": 0.5},
+}
+#: What all of them share while they are tried: a cheap fit ranks them as a whole one does.
+TRIAL = {"steps": 50, "random_rows": 512, "top_k": 4, "narrow_hidden": 0.0}
+#: Settings of which a candidate, or a trial, takes no more than it was given.
+MOST = ("steps", "random_rows")
+
+PAIRS_PER_QUERY = 16  # that are trained on; classes as labels have hundreds, which would crowd out other queries
+FEWEST_QUERIES = 20  # that can choose; below, candidates are not compared
+ENOUGH_QUERIES = 300  # held-out ones that choose: folds are tried until there are that many
+MOST_QUERIES = 1200  # of a dev split, or to make folds of; more would tell candidates apart no better
+FOLDS = 4  # parts that are held out in turn; half of them share no relevant document with what is trained on
+HELD_OUT = 0.1  # share of the training queries that choose codes, or a rival's early stopping, without a dev split
+NARROW_HIDDEN = 1 / 24  # of the width: sizes up to here are too small for a linear map, and get a hidden layer
+MOST_HIDDEN = 2048  # width of that layer, at most
+WIDEST = 1024  # numbers that a map is trained on; wider vectors are turned to their leading axes first
+LEFT_OUT = 1e-3  # of the vectors' energy, at most, that this turn leaves out
+
+FORMS = {"rank": ("contrastive", "pairwise"), "alignment": ("kl", "l1")}
 CHOICES = {
+    **FORMS,
     "order": ("grow", "shrink"),
     "start": ("principal", "identity"),
     "activation": ("relu", "gelu", "silu"),
-    "rank": ("contrastive", "pairwise"),
-    "alignment": ("kl", "l1"),
 }
 
 
-#: What None stands for. Classes as labels overwhelm the pull to neighbourhoods, and need smaller steps.
-PAIR_DEFAULTS = {"learning_rate": 1e-2, "alignment_weight": 6.0, "narrow_hidden": 4.0, "teacher_strength": 1.0}
-CLASS_DEFAULTS = {"learning_rate": 2e-3, "alignment_weight": 0.5, "narrow_hidden": 0.0, "teacher_strength": 0.0}
-
-MOST_FOLDS = 20  # of 40 queries none is empty
-
-
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Settings of a fit; names as in a ``--config`` file (JSON or YAML).
+class LossSettings:
+    """Settings of :class:`~smec_st.losses.SMECLoss`.
 
-    Args:
-        dims: Sizes to train; None for the full width and its halvings down to a sixteenth.
-        order: ``grow`` (smallest first, nested) or ``shrink`` (as published, a layer per size).
-        start: ``principal`` or ``identity``; see :class:`~smec_st.arguments.SequentialTrainingArguments`.
-        mean_last: In ``grow``, begin from axes off the direction of the corpus's mean, which comes last; False for
-            uncentred PCA.
-        hidden_dim: Width of each adapter's hidden layer; None for linear maps.
-        narrow_hidden: With labels and the order ``grow``, sizes of a 24th of the width and less get a hidden layer of
-            this many times the width, 2,048 at most, where ``hidden_dim`` names none; 0 for linear maps at every size.
-            None for 4, and 0 where labels are classes.
-        activation: Of the hidden layer.
-        selection_ratio: Directions that ADS chooses from per direction kept.
-        selection_steps: Steps of the choice.
-        steps: Steps of each stage.
-        batch_size: Pairs per step.
-        learning_rate: Of the map; None for 1e-2, and 2e-3 where labels are classes, or held-out queries choose the
-            settings for these (:func:`~smec_st.trials.settle`).
-        rank: Supervised term: ``contrastive`` or ``pairwise``.
-        alignment: Unsupervised term: ``kl`` or ``l1``.
+    Attributes:
+        rank: Supervised term: ``contrastive`` (:func:`~smec_st.functional.contrastive_loss`) or ``pairwise``, the
+            published :func:`~smec_st.functional.rank_loss`.
+        alignment: Unsupervised term: ``kl`` (:func:`~smec_st.functional.alignment_kl`) or ``l1``, the published
+            :func:`~smec_st.functional.alignment_l1` over the ``top_k`` nearest candidates.
         rank_weight: Weight of the supervised term.
-        alignment_weight: Weight of the unsupervised term; None for 0.5 where labels are classes, and else for 6, or
-            what held-out queries choose of 6, 2, 0.5 and 0 where they are many or full width ranks poorly
-            (:func:`~smec_st.trials.settle`).
-        teacher_strength: With labels and the order ``grow``, how far the full width moves towards these before
-            anything is compressed, 0 to 1 (:func:`~smec_st.teacher.train_teacher`): stages begin from the moved
-            vectors, and keep their neighbourhoods. None for what held-out queries choose
-            (:func:`~smec_st.trials.settle`), 1 without any, and 0 where labels are classes or too few to hold some
-            out once. Nothing moves where the activation is not relu, or where sizes are there already.
-        reconstruction_weight: Weight of the pull towards the start.
-        wide_weight: Weight of the stage's terms before selection (``shrink``).
-        tau: Temperature of the contrastive term.
+        alignment_weight: Weight of the unsupervised term, the distillation weight. The KL form is multiplied by its
+            temperature as well, so that its gradient does not depend on it.
+        wide_weight: Weight of the same terms on a stage's width before ADS cuts it: 1 is the two-term reading of SMEC.
+        source_weight: While a backbone trains, weight of the supervised term on its own output, at full width.
+        prefix_gradient: Share of each size's gradient that reaches the columns of the smaller sizes. 0 freezes them
+            for the larger sizes, which is SMRL; 1 trains all sizes on shared columns, which is MRL.
+        tau: Temperature of the contrastive term, times a factor that each size learns.
+        adapt_tau: The same in the adapt stage, where it is not learned.
         alignment_tau: Temperature of the KL term.
         narrow_alignment_tau: The same for sizes of a sixteenth of the width and less.
-        sharpening: Without labels, the narrower a size, the sharper the neighbourhoods that the KL term keeps:
-            ``(width / size) ** sharpening`` times.
-        memory: Rows that S-XBM remembers, at most; 0 for the batch's own documents alone.
-        top_k: Remembered rows mined per query.
-        random_rows: Remembered rows drawn per step.
+        sharpening: Without labels, full-width similarities count ``(D / d) ** sharpening`` times as much in the KL
+            term of a size ``d``: a small size has room for the nearest neighbours only.
+        top_k: Rows of the memory that are mined for each query.
+        random_rows: Rows of the memory that are drawn at random per step.
         stream_rows: Corpus rows that enter a memory smaller than the corpus, per step.
-        shadow_share: Share of both terms on queries that goes to shadows of them: queries as they would stand by other
-            documents; see :class:`~smec_st.losses.SMECLoss`.
-        hard_neighbors: Place this many of each query's nearest training queries in its batch; 0 to spread only.
-        guard: Whether held-out queries choose each stage's strength.
-        held_out_share: Training queries held out for the guard when there is no dev split.
-        folds: Where that share would be fewer than 50 queries, they are held out in so many parts, one after the
-            other: as many fits more; the last one trains on all. Where as many queries come without judgements, one
-            fit more is without labels, and competes at the smallest sizes. 0 to hold out once.
-        checkpoint_steps: Steps between checkpoints.
-        seed: Of everything random.
+        shadow_share: Share of both terms on queries that goes to counterfactual queries
+            (:class:`~smec_st.losses.shadows.Shadows`).
+        seed: Random seed.
     """
 
-    dims: tuple[int, ...] | None = None
-    order: str = "grow"
-    start: str = "principal"
-    mean_last: bool = True
-    hidden_dim: int | None = None
-    narrow_hidden: float | None = None
-    activation: str = "relu"
-    selection_ratio: float = 2.0
-    selection_steps: int = 120
-    steps: int = 250
-    batch_size: int = 256
-    learning_rate: float | None = None
     rank: str = "contrastive"
     alignment: str = "kl"
     rank_weight: float = 1.0
-    alignment_weight: float | None = None
-    teacher_strength: float | None = None
-    reconstruction_weight: float = 0.0
+    alignment_weight: float = 6.0
     wide_weight: float = 0.0
+    source_weight: float = 1.0
+    prefix_gradient: float = 0.0
     tau: float = 0.12
+    adapt_tau: float = 0.05
     alignment_tau: float = 0.08
     narrow_alignment_tau: float = 0.05
     sharpening: float = 0.1
-    memory: int = 8192
-    top_k: int = 10
-    random_rows: int = 4096
+    top_k: int = 0
+    random_rows: int = 2048
     stream_rows: int = 256
-    shadow_share: float = 0.5
-    hard_neighbors: int = 0
-    guard: bool = True
-    held_out_share: float = 0.1
-    folds: int = 4
-    checkpoint_steps: int = 125
+    shadow_share: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dims is not None:
-            object.__setattr__(self, "dims", tuple(self.dims))
-        for name in ("steps", "batch_size", "random_rows", "selection_steps", "checkpoint_steps"):
+        for name, known in FORMS.items():
+            if getattr(self, name) not in known:
+                raise DataError(f"`{name}` must be {' or '.join(known)}, got {getattr(self, name)!r}.")
+        for name in ("tau", "adapt_tau", "alignment_tau", "narrow_alignment_tau"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise DataError(f"`{name}` must be above 0 and finite, got {getattr(self, name)}.")
+        for name in ("rank_weight", "alignment_weight", "wide_weight", "source_weight", "sharpening"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise DataError(f"`{name}` must be 0 or more and finite, got {getattr(self, name)}.")
+        if not 0 <= self.prefix_gradient <= 1:
+            raise DataError(f"`prefix_gradient` must be in [0, 1], got {self.prefix_gradient}.")
+        if not 0 <= self.shadow_share < 1:
+            raise DataError(f"`shadow_share` must be in [0, 1), got {self.shadow_share}.")
+
+    def of_loss(self) -> dict[str, Any]:
+        """The fields above by name, without what a subclass adds; for model cards and run records."""
+        names = {field.name for field in fields(LossSettings)}
+        return {name: value for name, value in asdict(self).items() if name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(LossSettings):
+    """Settings of a fit; names as in a ``--config`` file (JSON or YAML). Those of the loss come before these.
+
+    Args:
+        dims: Sizes to train; None for the full width and its halvings down to a sixteenth.
+        candidates: Names in :data:`CANDIDATES` that held-out queries choose among, from safe to bold; one name leaves
+            nothing to choose.
+        order: ``grow`` (one nested map, all sizes in one pass) or ``shrink`` (as published, one map per size).
+        start: ``principal`` axes, or the ``identity``, as published.
+        hidden_dim: Width of each adapter's hidden layer; 0 for linear maps.
+        narrow_hidden: With labels, in ``grow``, width of a hidden layer for sizes of at most :data:`NARROW_HIDDEN` of
+            the vectors' width, as a multiple of that width; 0 for linear maps at every size.
+        activation: Of the hidden layer.
+        adapt_steps: Steps of the adapt stage; 0 for none.
+        selection_ratio: Principal axes that ADS chooses from per axis that it keeps; 1 for no selection.
+        selection_steps: Steps of the selection.
+        steps: Steps of each other stage.
+        batch_size: Pairs per step.
+        learning_rate: Of the map.
+        memory: Rows that S-XBM holds, at most; 0 for the batch's own documents alone.
+        checkpoint_steps: Steps between checkpoints.
+    """
+
+    dims: tuple[int, ...] | None = None
+    candidates: tuple[str, ...] = tuple(CANDIDATES)
+    order: str = "grow"
+    start: str = "principal"
+    hidden_dim: int = 0
+    narrow_hidden: float = 4.0
+    activation: str = "relu"
+    adapt_steps: int = 100
+    selection_ratio: float = 1.0
+    selection_steps: int = 120
+    steps: int = 250
+    batch_size: int = 128
+    learning_rate: float = 1e-2
+    memory: int = 8192
+    checkpoint_steps: int = 125
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("dims", "candidates"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_numbers()
+        unknown = [name for name in self.candidates if name not in CANDIDATES]
+        if unknown or not self.candidates:
+            raise DataError(
+                f"`candidates` must be some of {', '.join(CANDIDATES)}; got {', '.join(unknown) or 'none'}."
+            )
+
+    def _check_numbers(self) -> None:
+        for name in ("batch_size", "random_rows", "selection_steps", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
-        if self.memory < 0:
-            raise DataError(f"`memory` must be 0 or more, got {self.memory}.")
-        if self.folds != 0 and not 2 <= self.folds <= MOST_FOLDS:
-            raise DataError(f"`folds` must be 0, or from 2 to {MOST_FOLDS}, got {self.folds}.")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise DataError(f"`{name}` must be {' or '.join(choices)}, got {getattr(self, name)!r}.")
-        if self.order == "grow" and self.start == "identity":
-            raise DataError("the order `grow` starts from principal axes; `start: identity` is for `shrink`.")
-        for name in ("tau", "alignment_tau", "narrow_alignment_tau", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise DataError(f"`{name}` must be above 0 and finite, got {value}.")
-        self._check_amounts()
-
-    def _check_amounts(self) -> None:
-        for name in ("narrow_hidden", "sharpening"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise DataError(f"`{name}` must be 0 or more and finite, got {value}.")
-        if self.teacher_strength is not None and not 0 <= self.teacher_strength <= 1:
-            raise DataError(f"`teacher_strength` must be in [0, 1], got {self.teacher_strength}.")
-        for name in ("held_out_share", "shadow_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise DataError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        for name in ("steps", "adapt_steps", "memory", "hidden_dim", "top_k", "stream_rows", "seed"):
+            if getattr(self, name) < 0:
+                raise DataError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+        if not 0 <= self.narrow_hidden < float("inf"):
+            raise DataError(f"`narrow_hidden` must be 0 or more and finite, got {self.narrow_hidden}.")
+        for name in ("learning_rate", "selection_ratio"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise DataError(f"`{name}` must be above 0 and finite, got {getattr(self, name)}.")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise DataError(f"`{name}` must be {' or '.join(known)}, got {getattr(self, name)!r}.")
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> FitConfig:
@@ -156,46 +191,36 @@ class FitConfig:
         if unknown:
             raise DataError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(fields))}.")
         for name, value in settings.items():
-            if not _is_of_the_kind(value, name, fields[name].default):
-                raise DataError(f"setting `{name}` must be of the kind of {_example(name, fields)!r}, got {value!r}.")
+            example = (192, 96) if name == "dims" else fields[name].default
+            if not (name == "dims" and value is None) and not _is_of_the_kind(value, example):
+                raise DataError(f"setting `{name}` must be of the kind of {_shown(example)}, got {value!r}.")
         return cls(**settings)
 
-    def for_labels(self, are_classes: bool) -> FitConfig:
-        """The same with a number wherever None leaves the choice to the kind of labels.
-
-        Args:
-            are_classes: Whether labels say which documents are of a query's kind.
-        """
-        defaults = CLASS_DEFAULTS if are_classes else PAIR_DEFAULTS
-        missing: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **missing)
-
-    @property
-    def may_move(self) -> bool:
-        """Whether a teacher may come before the stages: its map folds into theirs where lengths pass through them."""
-        return self.order == "grow" and self.teacher_strength != 0 and self.activation == "relu"
+    def as_candidate(self, name: str, *, trial: bool = False) -> FitConfig:
+        """The settings of a candidate, whole or as it is tried."""
+        changes = dict(CANDIDATES[name])
+        for key, value in TRIAL.items() if trial else ():
+            changes[key] = min(value, changes.get(key, getattr(self, key)))
+        changes.update({key: min(changes[key], getattr(self, key)) for key in MOST if key in changes})
+        return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able settings."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
 
-def _example(name: str, fields: dict[str, dataclasses.Field[Any]]) -> Any:
-    return {"dims": [192, 96], "hidden_dim": 64, **PAIR_DEFAULTS}.get(name, fields[name].default)
+def _shown(example: Any) -> str:
+    return repr(list(example) if isinstance(example, tuple) else example)
 
 
-def _is_of_the_kind(value: Any, name: str, default: Any) -> bool:
-    """Whether a plain value may stand where the default stands; a whole number may stand for a float."""
+def _is_of_the_kind(value: Any, example: Any) -> bool:
+    """Whether a plain value may stand where the example does; a whole number may stand for a float."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if name == "dims":
-        return value is None or (isinstance(value, list | tuple) and all(type(dim) is int for dim in value))
-    if name == "hidden_dim":
-        return value is None or whole
-    if name in PAIR_DEFAULTS:
-        return value is None or whole or isinstance(value, float)
-    if isinstance(default, float):
+    if isinstance(example, tuple):
+        return isinstance(value, list | tuple) and all(type(item) is type(example[0]) for item in value)
+    if isinstance(example, float):
         return whole or isinstance(value, float)
-    return whole if type(default) is int else isinstance(value, type(default))
+    return whole if type(example) is int else isinstance(value, type(example))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -218,18 +243,19 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 METHODS: dict[str, dict[str, Any]] = {
     "smec": {},
     "smec-published": {
+        "candidates": ("ranked",),
         "order": "shrink",
         "start": "identity",
-        "learning_rate": 1e-2,
+        "adapt_steps": 0,
+        "batch_size": 256,
         "rank": "pairwise",
         "alignment": "l1",
         "alignment_weight": 0.5,
         "wide_weight": 1.0,
         "memory": 5000,
         "random_rows": 1,
-        "shadow_share": 0.0,
+        "top_k": 10,
         "narrow_hidden": 0.0,
-        "guard": False,
     },
     "truncate": {},
     "pca": {},

@@ -1,45 +1,52 @@
-"""From a collection to the maps of a compressor, and from its maps to more of them."""
+"""From a collection to the maps of a compressor: candidates are tried on held-out queries, and one is trained."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smec_st.classes import complete_classes, labels_are_classes
-from smec_st.config import METHODS, FitConfig
+from smec_st.choice import Decision, first_unbeaten
+from smec_st.config import (
+    ENOUGH_QUERIES,
+    FEWEST_QUERIES,
+    FOLDS,
+    LEFT_OUT,
+    METHODS,
+    MOST_QUERIES,
+    WIDEST,
+    FitConfig,
+)
 from smec_st.data import DataError, Qrels, VectorTable
-from smec_st.guard import Choice, better_without_labels, choose_by_folds
-from smec_st.labels import Labels, LabelsWarning, share_labels
-from smec_st.maps import FoldedMap
-from smec_st.recipe import Fitted, fit_stages, fit_untrained
+from smec_st.recipe import Fitted, Maps, fit_stages, fit_untrained
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
-from smec_st.trials import settle
 
 UNTRAINED = ("truncate", "pca")
-Maps = Sequence[tuple[FoldedMap, tuple[int, ...]]]
+SAFEST = "neighbourhoods"  # what is trained where too few queries are judged to choose
+
+
+class LabelsWarning(UserWarning):
+    """Judgements were given, and nothing is trained on them."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a fit makes.
+class FitResult:
+    """The outcome of a fit.
 
     Attributes:
         maps: Folded maps and the sizes that each serves.
-        info: Method, settings, data and stages, for :attr:`Compressor.info`.
-        labels: Which judgements trained and which chose.
-        asking: Query rows that may be read without judgements; None for all.
+        info: Method, settings, data, decisions and stages, for :attr:`Compressor.info`.
+        trains_on_labels: Whether the maps were trained on judgements.
     """
 
     maps: Maps
     info: dict[str, Any]
-    labels: Labels
-    asking: np.ndarray | None
+    trains_on_labels: bool = False
 
 
 def settings_of(method: str) -> dict[str, Any]:
@@ -53,7 +60,7 @@ def settings_of(method: str) -> dict[str, Any]:
     return METHODS[method]
 
 
-def make_recipe(settings: Mapping[str, Any], width: int) -> FitConfig:
+def resolve_config(settings: Mapping[str, Any], width: int) -> FitConfig:
     """The settings, with sizes that fit the width: the default ones where none are named.
 
     Raises:
@@ -72,156 +79,159 @@ def fit_maps(
     table: VectorTable,
     train: Qrels | None,
     dev: Qrels | None,
-    recipe: FitConfig,
+    config: FitConfig,
     *,
     unlabelled_queries: np.ndarray | None = None,
     work_dir: Path | None = None,
     progress: bool = False,
-) -> Made:
-    """Share the judgements out, then train or compute the maps.
+) -> FitResult:
+    """Choose a candidate on held-out queries and train it on all training queries.
 
     Args:
         method: A name in :data:`~smec_st.config.METHODS`.
         table: Corpus and queries.
         train: Training judgements; None to train without labels.
-        dev: Judgements of held-out queries; None to hold some out.
-        recipe: Settings, with ``dims``.
+        dev: Judgements that only choose; None to cross-validate over the training queries.
+        config: Settings, with ``dims``.
         unlabelled_queries: See :meth:`smec_st.Compressor.fit`.
         work_dir: Likewise.
         progress: Likewise.
     """
-    labels, asking = Labels(train, dev), unlabelled_queries
-    if method not in UNTRAINED:
-        labels = _share(table, train, dev, recipe)
-        asking = train.query_rows if train is not None and asking is None and recipe.guard else asking
-        usual = recipe
-        recipe, note = settle(table, labels, usual, work_dir=work_dir, progress=progress)
-        labels = dataclasses.replace(labels, note=note or labels.note)
-    without = 0
+    dims = check_dims(config.dims or default_dims(table.width), table.width)
     if method in UNTRAINED:
-        fitted = fit_untrained(method, table, recipe.dims or default_dims(table.width))
-    else:
-        others = _queries_beside(labels, table, asking)
-        if len(others) and recipe.order == "grow" and recipe.hidden_dim is None:
-            fitted, without = _fit_few(table, labels, recipe, usual, others, work_dir, progress)
-        else:
-            options = {"unlabelled_queries": asking, "work_dir": work_dir, "progress": progress}
-            fitted = _fit_guarded(table, labels, recipe, **options)
-    info = {
-        "method": method,
-        "settings": recipe.for_labels(labels_are_classes(table, labels.train)).to_dict(),
-        "data": _data_of(table, labels, without, fitted.teacher_strength),
-        "stages": [report.to_dict() for report in fitted.reports],
-    }
-    return Made(fitted.maps, info, labels, asking)
+        return FitResult(fit_untrained(method, table, dims).maps, _info_of(method, config, table, None, [], ()))
+    turned, turn = _leading_axes(table, dims[0])
+    run = _Run(turned, config, unlabelled_queries, work_dir, progress)
+    decisions: list[Decision] = []
+    if train is not None and len(config.candidates) > 1:
+        decisions.append(run.choose(train, dev))
+        if not run.trains_on_labels(decisions[-1].chosen):
+            warnings.warn(f"nothing is trained on the judgements. {decisions[-1]}", LabelsWarning, stacklevel=3)
+    chosen = decisions[-1].chosen if decisions else config.candidates[-1] if train is not None else SAFEST
+    fitted = run.fit(chosen, train)
+    maps = fitted.maps if turn is None else tuple((folded.after(turn), sizes) for folded, sizes in fitted.maps)
+    used = config.as_candidate(chosen) if train is not None else config
+    learned = train is not None and run.trains_on_labels(chosen)
+    return FitResult(maps, _info_of(method, used, table, train, decisions, fitted.reports), learned)
 
 
-def _data_of(table: VectorTable, labels: Labels, without: int, teacher_strength: float) -> dict[str, Any]:
-    """What a fit was made of; ``without`` is the size up to which it did better without labels."""
-    notes = [labels.note] if labels.note else []
-    if without:
-        notes.append(f"up to {without} dims trained without labels: that ranks the held-out queries better")
-    return {
-        "documents": table.corpus_size,
-        "training_queries": 0 if labels.train is None else len(labels.train.query_rows),
-        "held_out_queries": sum(len(part.query_rows) for part in (labels.held_out, *labels.folds) if part),
-        **({"folds": len(labels.folds)} if labels.folds else {}),
-        **({"teacher_strength": teacher_strength} if teacher_strength else {}),
-        **({"note": "; ".join(notes)} if notes else {}),
-    }
-
-
-def _share(table: VectorTable, train: Qrels | None, dev: Qrels | None, recipe: FitConfig) -> Labels:
-    if train is None or not recipe.guard:
-        return Labels(train, dev)
-    labels = share_labels(table, train, dev, recipe.held_out_share, recipe.seed, recipe.folds)
-    if labels.note:
-        warnings.warn(labels.note, LabelsWarning, stacklevel=4)
-    if labels.train is None:
-        return labels
-    whole = complete_classes(table, labels.train)
-    if whole is labels.train:
-        return labels
-    named = len(labels.train.pairs) / len(whole.pairs)
-    note = f"judgements name {named:.0%} of the classes they are about; training counts the rest as relevant, too"
-    return dataclasses.replace(labels, train=whole, note=note)
-
-
-def _without_labels(recipe: FitConfig) -> FitConfig:
-    """The same where nothing but the pull trains: labels may have chosen to do without it."""
-    return dataclasses.replace(recipe, alignment_weight=recipe.alignment_weight or None)
-
-
-def _queries_beside(labels: Labels, table: VectorTable, asking: np.ndarray | None) -> np.ndarray:
-    """Queries that may be read beside few judged ones, where they are as many at least; else none."""
-    if not labels.folds or labels.train is None:
-        return np.zeros(0, dtype=np.int64)
-    judged = labels.train.query_rows
-    others = np.setdiff1d(np.arange(table.query_size) if asking is None else asking, judged)
-    return others if len(others) >= len(judged) else others[:0]
-
-
-def _fit_guarded(table: VectorTable, labels: Labels, recipe: FitConfig, **options: Any) -> Fitted:
-    """Train; with folds, with all labels as far as those chose together."""
-    choices = _cross_validate(table, labels, recipe, **options) if labels.folds else None
-    return fit_stages(table, labels.train, labels.held_out, recipe, choices=choices, **options)
-
-
-def _cross_validate(
-    table: VectorTable, labels: Labels, recipe: FitConfig, work_dir: Path | None = None, **options: Any
-) -> dict[int, Choice]:
-    """How far each size should go, by fits without one of the folds each."""
-    assert labels.train is not None
-    fits = []
-    for number, held in enumerate(labels.folds):
-        rest = labels.train.of_queries(np.setdiff1d(labels.train.query_rows, held.query_rows))
-        folder = None if work_dir is None else work_dir / f"fold-{number}"
-        title = f"fold {number + 1}/{len(labels.folds)}"
-        fits.append(fit_stages(table, rest, held, recipe, work_dir=folder, title=title, **options).reports)
-    return choose_by_folds(fits, [held.query_rows for held in labels.folds])
-
-
-def _fit_few(
+def _info_of(
+    method: str,
+    config: FitConfig,
     table: VectorTable,
-    labels: Labels,
-    recipe: FitConfig,
-    usual: FitConfig,
-    others: np.ndarray,
-    work_dir: Path | None,
-    progress: bool,
-) -> tuple[Fitted, int]:
-    """Train with few labels, and without them as long as that ranks their queries better.
+    train: Qrels | None,
+    decisions: Sequence[Decision],
+    reports: Sequence[StageReport],
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "settings": config.to_dict(),
+        "data": {
+            "documents": table.corpus_size,
+            "training_queries": 0 if train is None else len(train.query_rows),
+        },
+        "decisions": [decision.to_dict() for decision in decisions],
+        "stages": [report.to_dict() for report in reports],
+    }
 
-    Narrow columns need many queries to learn from, and few labels name few. So sizes from the smallest up to the first
-    that labels serve better are trained without, on ``others`` and with the settings ``usual``, which no trial by
-    labels has changed; the rest grow from there with labels. Judged queries have no part in training without labels,
-    or they could not judge it.
 
-    Returns:
-        The fit, and the size up to which it is without labels.
+@dataclass(frozen=True)
+class _Run:
+    """Fits of one collection with one set of settings."""
+
+    table: VectorTable
+    config: FitConfig
+    unlabelled_queries: np.ndarray | None
+    work_dir: Path | None
+    progress: bool
+
+    @staticmethod
+    def trains_on_labels(candidate: str) -> bool:
+        """Whether a candidate learns anything from judgements."""
+        return candidate not in ("start", "neighbourhoods")
+
+    def fit(self, candidate: str, train: Qrels | None, fold: int | None = None) -> Fitted:
+        """A candidate as a whole fit, or as a trial for one fold."""
+        is_trial = fold is not None
+        name = f"{candidate}, fold {fold + 1}" if fold is not None else candidate
+        asking = self.unlabelled_queries
+        if asking is None and train is not None:
+            asking = train.query_rows
+        folder = None
+        if self.work_dir is not None:
+            folder = self.work_dir / name.replace(", ", "-").replace(" ", "-") if is_trial else self.work_dir
+        return fit_stages(
+            self.table,
+            train if self.trains_on_labels(candidate) else None,
+            self.config.as_candidate(candidate, trial=is_trial),
+            unlabelled_queries=asking,
+            work_dir=folder,
+            progress=self.progress,
+            title=name,
+        )
+
+    def choose(self, train: Qrels, dev: Qrels | None) -> Decision:
+        """Which candidate to train, by the mean nDCG@10 over all sizes of queries that it was not trained on."""
+        from smec_st.evaluation.evaluator import HeldOutEvaluator
+
+        what = "what to train"
+        if len(train.query_rows) + (0 if dev is None else len(dev.query_rows)) < FEWEST_QUERIES:
+            return Decision(what, SAFEST, SAFEST)
+        scores: dict[str, list[np.ndarray]] = {name: [] for name in self.config.candidates}
+        for fold, (rest, held) in enumerate(_folds(self.table, train, dev, self.config.seed)):
+            evaluator = HeldOutEvaluator(self.table, held)
+            for name in self.config.candidates:
+                ((folded, sizes), *_) = self.fit(name, rest, fold).maps
+                scores[name].append(evaluator.scores(folded, sizes).mean(axis=1))
+        return first_unbeaten({name: np.concatenate(parts) for name, parts in scores.items()}, what)
+
+
+def _folds(table: VectorTable, train: Qrels, dev: Qrels | None, seed: int) -> Iterator[tuple[Qrels, Qrels]]:
+    """What to train on and what to score, fold by fold, until enough queries have been held out.
+
+    A dev split, which is never trained on, comes first. Of the others every second one shares no relevant document
+    with what is trained on. A held-out query that is a document itself is out of training altogether: as a labelled
+    document it would give the answer away.
     """
-    assert labels.train is not None
-    choices = _cross_validate(table, labels, recipe, work_dir, progress=progress)
-    judged = Qrels.joined(labels.folds)  # as they were, where classes have been completed
-    free = fit_stages(
-        table, None, judged, _without_labels(usual), unlabelled_queries=others, progress=progress,
-        title="without labels",
-        work_dir=None if work_dir is None else work_dir / "without-labels",
-    )  # fmt: skip
-    have = better_without_labels(free.reports, choices)
-    (narrow, sizes), *_ = free.maps
-    if have == sizes[0]:
-        return free, have
-    grown: dict[str, Any] = {}
-    if have:
-        above = [size for size in sizes if size > have]
-        plan = plan_stages(table.width, above, "grow", recipe.selection_ratio, have=have)
-        grown = {"base": narrow.first(have), "stages": plan}
-    fitted = fit_stages(
-        table, labels.train, None, recipe, choices=choices, work_dir=work_dir, progress=progress, **grown
-    )
-    reports = [report for report in free.reports if report.dim <= have]
-    return Fitted(((fitted.maps[0][0], sizes),), (*reports, *fitted.reports), fitted.teacher_strength), have
+    asked = 0
+    if dev is not None:
+        asked += len(dev.query_rows)
+        yield train, _some_queries(dev, seed)
+    some = _some_queries(train, seed)
+    parts = some.folds(FOLDS, seed) if len(some.query_rows) >= FEWEST_QUERIES else ()
+    for held in (*parts[:: FOLDS // 2], *parts[1 :: FOLDS // 2]):  # unseen documents, any, unseen, any
+        if asked >= ENOUGH_QUERIES:
+            return
+        asked += len(held.query_rows)
+        rest = train.of_queries(np.setdiff1d(train.query_rows, held.query_rows))
+        keep = ~np.isin(rest.documents, table.own_documents(held.query_rows))
+        yield Qrels(rest.queries[keep], rest.documents[keep], rest.grades[keep]), held
+
+
+def _some_queries(qrels: Qrels, seed: int) -> Qrels:
+    rows = np.random.default_rng(seed).permutation(qrels.query_rows)
+    return qrels.of_queries(rows[:MOST_QUERIES])
+
+
+def _leading_axes(table: VectorTable, most: int) -> tuple[VectorTable, np.ndarray | None]:
+    """Wide vectors turned to their leading axes, and the turn ``(k, D)``; None where vectors are not wide.
+
+    All but :data:`~smec_st.config.LEFT_OUT` of the energy is kept, in at most :data:`~smec_st.config.WIDEST` numbers,
+    and never less than the largest size asked for.
+    """
+    from smec_st.moments import corpus_moments
+
+    if table.width <= WIDEST:
+        return table, None
+    import torch
+
+    values, vectors = torch.linalg.eigh(corpus_moments(table)[1])
+    values, axes = values.flip(0).clamp_min(0), vectors.flip(1).T
+    energy = values.cumsum(0) / values.sum()
+    keep = int((energy < 1 - LEFT_OUT).sum()) + 1
+    keep = max(min(keep, WIDEST), most)
+    turn = axes[:keep].float()
+    return table.moved(turn), turn.numpy()
 
 
 def extend_maps(
@@ -232,7 +242,7 @@ def extend_maps(
     config: FitConfig,
     progress: bool = False,
 ) -> tuple[Maps, list[dict[str, Any]]]:
-    """Maps with the further sizes ``config.dims``; those that were there stay as they are.
+    """Maps with the further sizes ``config.dims``; those that exist stay as they are.
 
     Returns:
         All maps, and reports of the new stages.
@@ -240,6 +250,8 @@ def extend_maps(
     Raises:
         DataError: If a size exists already.
     """
+    if config.steps == 0:  # nothing learned was better for the first sizes; what is new has only neighbours to keep
+        config = dataclasses.replace(config, steps=FitConfig.steps, rank_weight=0.0)
     new = config.dims or ()
     kept, reports = list(maps), list[StageReport]()
     have = sorted(dim for _, sizes in maps for dim in sizes)
@@ -247,14 +259,12 @@ def extend_maps(
         raise DataError(f"size {max(set(new) & set(have))} exists already.")
     widest = have[-1]
     above = [dim for dim in new if dim > widest]
-    labels = _share(table, train, dev, config)
-    if labels.train is None:
-        config = _without_labels(config)
+    options: dict[str, Any] = {"progress": progress}
     if above:
         home = next(i for i, (_, sizes) in enumerate(kept) if widest in sizes)
-        plan = plan_stages(table.width, above, "grow", config.selection_ratio, have=widest)
+        plan = plan_stages(table.width, above, "grow", selection_ratio=config.selection_ratio, have=widest)
         base = kept[home][0].first(widest)
-        fitted = _fit_guarded(table, labels, config, base=base, stages=plan, progress=progress)
+        fitted = fit_stages(table, train, config, base=base, stages=plan, **options)
         kept[home] = (fitted.maps[0][0], (*above, *kept[home][1]))
         reports += fitted.reports
         have += above
@@ -263,7 +273,7 @@ def extend_maps(
         source = next(folded.first(parent) for folded, sizes in kept if parent in sizes)
         stage = Stage(index=0, order="shrink", phase="joint", in_dim=parent, out_dim=dim, candidates=parent)
         shrink = dataclasses.replace(config, order="shrink")
-        fitted = _fit_guarded(table, labels, shrink, base=source, stages=(stage,), progress=progress)
+        fitted = fit_stages(table, train, shrink, base=source, stages=(stage,), **options)
         kept.append((fitted.maps[-1][0], (dim,)))
         reports += fitted.reports
         have.append(dim)

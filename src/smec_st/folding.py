@@ -33,14 +33,17 @@ class _Form:
         return _Form(self.linear.shape[1])
 
     def adapt(self, adapter: ResidualAdapter) -> _Form:
-        start = adapter.start.detach().double().cpu()
-        learned = adapter.scale * adapter.strength.double().cpu() * adapter.residual.weight.detach().double().cpu()
+        direct = adapter.start.detach().double().cpu()
+        if adapter.has_linear_part:
+            direct = direct + adapter.strength.double().cpu() * adapter.residual.weight.detach().double().cpu()
         if adapter.hidden is None:
-            whole = start + learned
-            return self._replace(whole @ self.linear, whole @ self.up, self.down, self.activation)
+            return self._replace(direct @ self.linear, direct @ self.up, self.down, self.activation)
         form = self._written_down() if len(self.down) else self
+        weight = (adapter.residual if adapter.narrow is None else adapter.narrow).weight.detach().double().cpu()
+        up = torch.zeros(len(direct), weight.shape[1], dtype=torch.float64)
+        up[: len(weight)] = adapter.scale * adapter.strength.double().cpu() * weight
         down = adapter.hidden.weight.detach().double().cpu() @ form.linear
-        return form._replace(start @ form.linear, learned, down, adapter.activation)
+        return form._replace(direct @ form.linear, up, down, adapter.activation)
 
     def select(self, indices: Tensor) -> _Form:
         return self._replace(self.linear[indices], self.up[indices], self.down, self.activation)

@@ -8,7 +8,7 @@ https://arxiv.org/abs/2310.08750).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -304,3 +304,31 @@ def leftover_axes(moment: Tensor, taken: Tensor, count: int, last: Tensor | None
     peak = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     signed: Tensor = (axes * torch.sign(peak)).float()
     return signed
+
+
+def nested_cosines(
+    left: Tensor, right: Tensor, sizes: Sequence[int], prefix_gradient: float = 0.0
+) -> Iterator[Tensor]:
+    """Cosines of all pairs at each size of a nested map, as plain differentiable tensors.
+
+    Inner products and squared lengths are summed block by block. What the smaller sizes' columns contribute to a size
+    passes only a share of its gradient back: 0 for SMRL, 1 for MRL.
+
+    Args:
+        left: Mapped rows, ``(n, d)``.
+        right: Mapped candidates, ``(C, d)``.
+        sizes: Ascending, the last at most ``d``.
+        prefix_gradient: That share.
+
+    Yields:
+        ``(n, C)`` for each size.
+    """
+    before, dot, one, other = 0, left.new_zeros(()), left.new_zeros(()), left.new_zeros(())
+    for size in sizes:
+        a, p = left[:, before:size], right[:, before:size]
+        own = a @ p.T, a.square().sum(1), p.square().sum(1)
+        smaller = [x.detach() + prefix_gradient * (x - x.detach()) for x in (dot, one, other)]
+        product, length, width = (x + y for x, y in zip(smaller, own, strict=True))
+        yield product * (length.clamp_min(1e-12).rsqrt()[:, None] * width.clamp_min(1e-12).rsqrt())
+        dot, one, other = dot + own[0], one + own[1], other + own[2]
+        before = size

@@ -15,16 +15,12 @@ class SelectableCrossBatchMemory(nn.Module):
     that is pushed again counts as new and frees its old slot: no row is ever held twice, and what is held are the
     last ``capacity`` distinct rows. All state is in buffers, so ``state_dict`` restores rows and their age alike.
 
-    Beside each vector stands what finished stages make of it, as far as that is worth remembering: it does not drift
-    either, and a hidden layer takes long.
-
     Args:
         width: Width ``D`` of a vector.
         capacity: Number of rows ``M``, from a few thousand to the whole corpus.
     """
 
     vectors: Tensor
-    finished: Tensor
     row_ids: Tensor
     stamps: Tensor
     pushed: Tensor
@@ -35,7 +31,6 @@ class SelectableCrossBatchMemory(nn.Module):
             raise ValueError(f"`capacity` must be at least 1, got {capacity}.")
         self.capacity = capacity
         self.register_buffer("vectors", torch.zeros(capacity, width))
-        self.register_buffer("finished", torch.zeros(capacity, 0))
         self.register_buffer("row_ids", torch.full((capacity,), EMPTY, dtype=torch.int64))
         self.register_buffer("stamps", torch.arange(-capacity, 0))  # when a slot was written; below 0: empty
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
@@ -44,14 +39,12 @@ class SelectableCrossBatchMemory(nn.Module):
         return int((self.row_ids != EMPTY).sum())
 
     @torch.no_grad()
-    def push(self, vectors: Tensor, row_ids: Tensor, finished: Tensor | None = None) -> None:
+    def push(self, vectors: Tensor, row_ids: Tensor) -> None:
         """Append rows; of more than ``capacity`` rows, or of a row given twice, the last ones stay.
 
         Args:
             vectors: Frozen vectors, ``(n, D)``.
             row_ids: Their row ids, at least 0, ``(n,)`` int64.
-            finished: What finished stages make of them, ``(n, have)``, as wide as :meth:`clear` was told; None for
-                nothing.
 
         Raises:
             ValueError: If the shapes do not fit or an id is negative.
@@ -61,29 +54,22 @@ class SelectableCrossBatchMemory(nn.Module):
                 f"`vectors` must be ({len(row_ids)}, {self.vectors.shape[1]}) for {len(row_ids)} row ids, "
                 f"got {tuple(vectors.shape)}."
             )
-        finished = self.finished.new_zeros(len(row_ids), 0) if finished is None else finished
-        if finished.shape != (len(row_ids), self.finished.shape[1]):
-            raise ValueError(
-                f"`finished` must be ({len(row_ids)}, {self.finished.shape[1]}), got {tuple(finished.shape)}."
-            )
         if len(row_ids) == 0:
             return
         vectors, row_ids = vectors.to(self.vectors), row_ids.to(self.row_ids)
         if int(row_ids.min()) < 0:
             raise ValueError("`row_ids` must be 0 or more.")
         last = _last_occurrences(row_ids)[-self.capacity :]
-        vectors, finished, row_ids = vectors[last], finished.to(self.finished)[last], row_ids[last]
+        vectors, row_ids = vectors[last], row_ids[last]
         self._empty(torch.isin(self.row_ids, row_ids).nonzero().squeeze(1))
         slots = self.stamps.topk(len(row_ids), largest=False).indices  # the empty ones, then the oldest
         self.vectors[slots] = vectors
-        self.finished[slots] = finished
         self.row_ids[slots] = row_ids
         self.stamps[slots] = self.pushed + torch.arange(len(row_ids), device=slots.device)
         self.pushed += len(row_ids)
 
-    def clear(self, have: int = 0) -> None:
-        """Forget everything; from now on remember ``have`` columns of finished stages beside each vector."""
-        self.finished = self.finished.new_zeros(self.capacity, have)
+    def clear(self) -> None:
+        """Forget everything."""
         self._empty(torch.arange(self.capacity, device=self.row_ids.device))
         self.pushed.zero_()
 
@@ -115,7 +101,7 @@ class SelectableCrossBatchMemory(nn.Module):
 
 
 def _last_occurrences(row_ids: Tensor) -> Tensor:
-    """Positions that hold the last occurrence of each id, rising."""
+    """Positions that hold the last occurrence of each id, ascending."""
     unique, inverse = torch.unique(row_ids, return_inverse=True)
     last = torch.full((len(unique),), -1, dtype=torch.int64, device=row_ids.device)
     last.scatter_reduce_(0, inverse, torch.arange(len(row_ids), device=row_ids.device), reduce="amax")

@@ -1,31 +1,26 @@
-"""The recipe: the one path from vectors to a folded map."""
+"""From vectors to a folded map: one candidate's settings, trained with the staged trainer."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smec_st.classes import labels_are_classes
-from smec_st.config import FitConfig
+from smec_st.config import MOST_HIDDEN, PAIRS_PER_QUERY, FitConfig
 from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.folding import FoldedMap, Layer
-from smec_st.guard import Choice
 from smec_st.quiet import quiet_libraries
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 if TYPE_CHECKING:
     from smec_st.arguments import SequentialTrainingArguments
-    from smec_st.losses import SMECLoss
 
-
-PAIRS_PER_QUERY = 16
-MOST_HIDDEN = 2048
+Maps = Sequence[tuple[FoldedMap, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -33,40 +28,39 @@ class Fitted:
     """The outcome of a fit.
 
     Attributes:
-        maps: Folded map and the sizes it serves; one map with several sizes when they are nested.
+        maps: Folded maps and the sizes each serves; one map with several sizes when they are nested.
         reports: One per stage.
-        teacher_strength: How far the full width moved before them; 0 for not at all.
     """
 
-    maps: tuple[tuple[FoldedMap, tuple[int, ...]], ...]
+    maps: Maps
     reports: tuple[StageReport, ...] = ()
-    teacher_strength: float = 0.0
 
 
 def fit_untrained(method: str, table: VectorTable, dims: Sequence[int]) -> Fitted:
-    """``truncate`` or ``pca`` as a map like any other."""
+    """``truncate``, uncentred ``pca``, or the ``start`` of training, as a map like any other."""
     import torch
 
     from smec_st.functional import leftover_axes
     from smec_st.moments import corpus_moments
 
     dims = check_dims(dims, table.width)
-    rows = np.eye(dims[0], table.width, dtype=np.float32)
-    if method == "pca":
-        rows = leftover_axes(corpus_moments(table)[1], torch.zeros(0, table.width), dims[0]).numpy()
+    if method == "truncate":
+        rows = np.eye(dims[0], table.width, dtype=np.float32)
+    else:
+        mean, moment = corpus_moments(table)
+        last = mean if method == "start" else None
+        rows = leftover_axes(moment, torch.zeros(0, table.width), dims[0], last).numpy()
     return Fitted(((FoldedMap((Layer(rows),)), dims),))
 
 
 def fit_stages(
     table: VectorTable,
     qrels: Qrels | None,
-    held_out: Qrels | None,
     config: FitConfig,
     *,
     unlabelled_queries: np.ndarray | None = None,
     base: FoldedMap | None = None,
     stages: tuple[Stage, ...] | None = None,
-    choices: Mapping[int, Choice] | None = None,
     work_dir: Path | None = None,
     progress: bool = False,
     title: str = "",
@@ -76,38 +70,35 @@ def fit_stages(
     Args:
         table: Corpus and queries.
         qrels: Training judgements; None to train without labels.
-        held_out: Judgements for the guard; None for no guard.
         config: Settings.
         unlabelled_queries: Query rows to train on beside the corpus when there are no labels; None for all.
         base: A finished map to start from, for continual compression.
         stages: The plan; None to make it from ``config``.
-        choices: What fits before this one chose, by size, in place of ``held_out``.
         work_dir: Where checkpoints go, and where an unfinished run is continued from; None to keep none.
         progress: Show a progress bar.
-        title: What the bar calls this fit, where it is one of several.
+        title: Label of the progress bar.
     """
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from transformers import set_seed
 
-    from smec_st.evaluation.evaluator import HeldOutEvaluator
+    from smec_st.losses import Relevance, SMECLoss
+    from smec_st.memory import SelectableCrossBatchMemory
     from smec_st.modules import EmbeddingInput
-    from smec_st.teacher import moved_by
     from smec_st.trainer import SequentialTrainer
 
-    config = config.for_labels(labels_are_classes(table, qrels))
     _check_corpus(table, config)
-    teacher = None
-    if qrels is not None and base is None and config.may_move:
-        teacher = moved_by(table, qrels, config.teacher_strength or 0.0, config.seed)
-        table = table.moved(teacher)
+    dims = check_dims(config.dims or default_dims(table.width), table.width)
+    if config.steps == 0 and base is None:
+        return fit_untrained("start", table, dims)
     stages = stages or plan_stages(
         table.width,
-        config.dims or default_dims(table.width),
+        dims,
         "shrink" if config.order == "shrink" else "grow",
-        config.selection_ratio,
+        adapt=config.adapt_steps > 0 and qrels is not None,
+        selection_ratio=config.selection_ratio,
     )
-    columns = _training_rows(table, qrels, unlabelled_queries, config.seed)
+    columns = _training_rows(table, qrels, unlabelled_queries, config)
     batch_size = min(config.batch_size, len(columns["anchor"]))
     set_seed(config.seed)
     with quiet_libraries(), _work_dir(work_dir) as folder:
@@ -115,78 +106,40 @@ def fit_stages(
         if base is not None:
             for module in _finished_modules(base):
                 model.append(module.to(model.device))
-        loss = make_loss(config, model, table, qrels)
-        arguments = _make_arguments(config, folder, batch_size, keep=work_dir is not None, progress=progress)
-        if qrels is not None and base is None:  # a finished map can only be continued when it is linear
-            hidden = round((config.narrow_hidden or 0) * table.width)
-            arguments.narrow_hidden_dim = min(hidden, MOST_HIDDEN) or None
-        neighbors = None
-        if qrels is not None and config.hard_neighbors > 0:
-            neighbors = _nearest_pairs(table, columns["anchor"], config.hard_neighbors)
+        capacity = min(config.memory, table.corpus_size)
         trainer = SequentialTrainer(
             model,
-            arguments,
+            _make_arguments(config, table.width, folder, batch_size, keep=work_dir is not None, progress=progress),
             table=table,
-            loss=loss,
+            loss=SMECLoss(
+                model,
+                table,
+                None if qrels is None else Relevance(qrels, table),
+                SelectableCrossBatchMemory(table.width, capacity) if capacity else None,
+                config,
+            ),
             stages=stages,
             train_dataset=Dataset.from_dict(columns),
-            guard=HeldOutEvaluator(table, held_out).per_query if held_out is not None and config.guard else None,
-            choices=choices,
-            distinct=qrels is not None and _can_be_distinct(columns, batch_size),
-            neighbors=neighbors,
+            distinct=qrels is not None and can_be_distinct(columns, batch_size),
         )
         trainer.progress.title = title
         reports = trainer.train(resume_from_checkpoint=work_dir is not None)
-        modules = list(model)
-    maps = _maps_of(modules, stages, config, base)
-    if teacher is not None:
-        maps = tuple((folded.after(teacher.numpy()), sizes) for folded, sizes in maps)
-    return Fitted(maps, tuple(reports), 0.0 if teacher is None else config.teacher_strength or 0.0)
-
-
-def make_loss(config: FitConfig, model: Any, table: VectorTable, qrels: Qrels | None) -> SMECLoss:
-    """The loss that the settings describe, with a memory of its own."""
-    from smec_st.losses import Relevance, SMECLoss
-    from smec_st.memory import SelectableCrossBatchMemory
-
-    config = config.for_labels(labels_are_classes(table, qrels))
-    assert config.alignment_weight is not None
-    return SMECLoss(
-        model,
-        table,
-        None if qrels is None else Relevance(qrels, table),
-        SelectableCrossBatchMemory(table.width, min(config.memory, table.corpus_size)) if config.memory else None,
-        rank="pairwise" if config.rank == "pairwise" else "contrastive",
-        alignment="l1" if config.alignment == "l1" else "kl",
-        rank_weight=config.rank_weight,
-        alignment_weight=config.alignment_weight,
-        reconstruction_weight=config.reconstruction_weight,
-        wide_weight=config.wide_weight,
-        tau=config.tau,
-        alignment_tau=config.alignment_tau,
-        narrow_alignment_tau=config.narrow_alignment_tau,
-        sharpening=config.sharpening,
-        top_k=config.top_k,
-        random_rows=config.random_rows,
-        stream_rows=config.stream_rows,
-        shadow_share=config.shadow_share,
-        seed=config.seed,
-    )
+        return Fitted(folded_maps(list(model), stages, dims, base), tuple(reports))
 
 
 def _make_arguments(
-    config: FitConfig, folder: Path, batch_size: int, keep: bool, progress: bool
+    config: FitConfig, width: int, folder: Path, batch_size: int, keep: bool, progress: bool
 ) -> SequentialTrainingArguments:
     from smec_st.arguments import SequentialTrainingArguments
 
-    assert config.learning_rate is not None
     return SequentialTrainingArguments(
         output_dir=str(folder),
         start=config.start,
-        mean_last=config.mean_last,
         order=config.order,
-        hidden_dim=config.hidden_dim,
+        hidden_dim=config.hidden_dim or None,
+        narrow_hidden_dim=min(round(config.narrow_hidden * width), MOST_HIDDEN) or None,
         activation=config.activation,
+        adapt_steps=config.adapt_steps,
         selection_ratio=config.selection_ratio,
         selection_steps=config.selection_steps,
         max_steps=config.steps,
@@ -202,19 +155,28 @@ def _make_arguments(
     )
 
 
-def _maps_of(
-    modules: list[Any], stages: Sequence[Stage], config: FitConfig, base: FoldedMap | None
-) -> tuple[tuple[FoldedMap, tuple[int, ...]], ...]:
-    """One map for all sizes that grew; in ``shrink`` a map per size, and the first adapter's for the full width."""
+def folded_maps(
+    modules: list[Any], stages: Sequence[Stage], dims: Sequence[int], base: FoldedMap | None = None
+) -> Maps:
+    """One map for all sizes that grew; in ``shrink`` a map per size, and the first adapter's for the full width.
+
+    Args:
+        modules: Of a trained model, the input module first.
+        stages: The plan it was trained by.
+        dims: Sizes that were asked for.
+        base: The finished map that training continued, if any.
+    """
     from smec_st.folding import fold
 
     if all(stage.order == "grow" for stage in stages):
-        sizes = tuple(sorted({stage.out_dim for stage in stages}, reverse=True))
+        sizes = tuple(
+            sorted({size for stage in stages if stage.phase != "adapt" for size in stage.sizes}, reverse=True)
+        )
         return ((fold(modules).first(sizes[0]), sizes),)
     before = 1 if base is None else 3  # the input module, and the finished map's two
     maps = [(fold(modules[: before + 2 * (i + 1)]), (stage.out_dim,)) for i, stage in enumerate(stages)]
     width = modules[0].dim
-    if base is None and width in (config.dims or ()):
+    if base is None and width in dims:
         maps.insert(0, (_full_width(modules), (width,)))
     return tuple(maps)
 
@@ -258,30 +220,23 @@ def _check_corpus(table: VectorTable, config: FitConfig) -> None:
 
 
 def _training_rows(
-    table: VectorTable, qrels: Qrels | None, unlabelled_queries: np.ndarray | None, seed: int
+    table: VectorTable, qrels: Qrels | None, unlabelled_queries: np.ndarray | None, config: FitConfig
 ) -> dict[str, np.ndarray]:
-    """Columns of the training dataset, as row ids.
-
-    With labels, the relevant pairs. Without, each query beside documents drawn at random, so that a step sees as many
-    queries as documents however few queries there are; without queries, the documents.
-    """
+    """Columns of the training dataset, as row ids: relevant pairs, or without labels the queries or the documents."""
     if qrels is not None:
         if len(qrels.pairs) == 0:
             raise DataError("the training judgements hold no relevant pair; fit without labels instead.")
-        pairs = _some_of_each_query(qrels.pairs, seed)
+        pairs = _some_of_each_query(qrels.pairs, config.seed)
         return {"anchor": table.query_ids(pairs[:, 0]), "document": pairs[:, 1]}
     queries = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
-    if len(queries) == 0:
-        return {"anchor": np.arange(table.corpus_size)}
-    count = max(len(queries), table.corpus_size)
-    documents = np.random.default_rng(seed).permutation(table.corpus_size)
-    return {"anchor": np.resize(table.query_ids(queries), count), "document": np.resize(documents, count)}
+    rows = table.query_ids(queries) if len(queries) else np.arange(table.corpus_size)
+    return {"anchor": np.resize(rows, max(len(rows), config.batch_size))}
 
 
 def _some_of_each_query(pairs: np.ndarray, seed: int) -> np.ndarray:
-    """At most :data:`PAIRS_PER_QUERY` pairs of each query, drawn at random. ``(P, 2) -> (p, 2)``.
+    """At most :data:`~smec_st.config.PAIRS_PER_QUERY` random pairs of each query, ``(P, 2) -> (p, 2)``.
 
-    Else classes as labels would crowd out smaller ones, and memory. The loss still knows all judgements.
+    The loss still knows all judgements.
     """
     order = np.random.default_rng(seed).permutation(len(pairs))
     order = order[np.argsort(pairs[order, 0], kind="stable")]
@@ -290,26 +245,15 @@ def _some_of_each_query(pairs: np.ndarray, seed: int) -> np.ndarray:
     return kept
 
 
-def _can_be_distinct(columns: dict[str, np.ndarray], batch_size: int) -> bool:
+def can_be_distinct(columns: dict[str, np.ndarray], batch_size: int) -> bool:
     """Whether batches without shared documents can be about full.
 
-    With many relevant documents a query (classes as labels) or many queries a document they cannot.
+    With many relevant documents per query (classes as labels) or many queries per document they cannot.
     """
     queries = len(np.unique(columns["anchor"]))
     batches = -(-len(columns["anchor"]) // batch_size)
     few = len(columns["anchor"]) <= 4 * queries
     return bool(few and np.bincount(columns["document"]).max() <= max(2 * batches, 4))
-
-
-def _nearest_pairs(table: VectorTable, anchors: np.ndarray, count: int) -> np.ndarray:
-    """For each pair, the pairs whose queries are nearest to its own at full width, ``(P, count)``."""
-    import torch
-
-    from smec_st.metrics import exact_search, leave_out
-
-    vectors = table[torch.from_numpy(anchors)].numpy()
-    ranked, _ = exact_search(vectors, vectors, count + 1)
-    return leave_out(ranked, np.arange(len(anchors)))[:, :count]
 
 
 @contextlib.contextmanager

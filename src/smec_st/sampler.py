@@ -17,7 +17,6 @@ class SpreadPairSampler(DefaultBatchSampler):
     * The repeats of a document are spread evenly over the epoch, so that they stay out of each other's memory.
     * No two pairs of a batch belong to queries that share a relevant document: in-batch negatives are never false.
       Where queries share too many (classes as labels), pass ``distinct=False`` and let the loss mask them.
-    * With ``neighbors``, pairs whose queries are near each other in the frozen space are placed together.
 
     Batches depend on (seed, epoch) alone, so every rank and every resumed run sees the same ones. With ``parts`` each
     batch is handed out in that many consecutive parts, one per rank: together the ranks see what one process would.
@@ -31,7 +30,6 @@ class SpreadPairSampler(DefaultBatchSampler):
         generator: Unused; part of the interface.
         seed: First part of the seed.
         pairs: Query and document of each pair, ``(P, 2)`` integers.
-        neighbors: For each pair, other pairs to place beside it, nearest first, ``(P, n)``; None to spread only.
         distinct: Keep queries that share a relevant document out of each other's batches.
         parts: Into how many parts of nearly equal size each batch is cut.
     """
@@ -46,7 +44,6 @@ class SpreadPairSampler(DefaultBatchSampler):
         seed: int = 0,
         *,
         pairs: np.ndarray,
-        neighbors: np.ndarray | None = None,
         distinct: bool = True,
         parts: int = 1,
     ) -> None:
@@ -62,7 +59,6 @@ class SpreadPairSampler(DefaultBatchSampler):
             generator=generator,
             seed=seed,
         )
-        self.neighbors = neighbors
         self._seed, self._size, self._parts = seed, int(batch_size), parts
         if parts > 1:
             self.batch_size = None  # says to accelerate that lengths differ; else it passes over short parts
@@ -105,8 +101,6 @@ class SpreadPairSampler(DefaultBatchSampler):
     def _place(self, rng: np.random.Generator, count: int) -> list[list[int]] | None:
         """Spread the pairs over ``count`` batches; None when some pair fits nowhere."""
         order = self._spread_order(rng)
-        if self.neighbors is not None:
-            order = _gather_neighbors(order, self.neighbors, self._size)
         if self.drop_last:
             full = order[: count * self._size]
             home = np.arange(len(order)) // self._size
@@ -179,17 +173,3 @@ def _outward(first: int, count: int) -> Iterator[int]:
             yield first + distance
         if distance and first - distance >= 0:
             yield first - distance
-
-
-def _gather_neighbors(order: np.ndarray, neighbors: np.ndarray, size: int) -> np.ndarray:
-    """Walk ``order``; behind each pair that is not placed yet, place its unplaced neighbors, up to a batch."""
-    placed = np.zeros(len(order), dtype=bool)
-    result: list[int] = []
-    for pair in order.tolist():
-        if placed[pair]:
-            continue
-        group = [pair, *(n for n in neighbors[pair].tolist() if n != pair and not placed[n])][:size]
-        group = list(dict.fromkeys(group))
-        placed[group] = True
-        result.extend(group)
-    return np.array(result, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The plan: which size is trained when, and from what."""
+"""The plan of a fit: which stages are trained, in which order, and what each one delivers."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Order = Literal["grow", "shrink"]
-Phase = Literal["select", "adapt", "joint"]
+Phase = Literal["adapt", "select", "compress", "joint"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of SMRL.
+    """One step of SMRL: it trains its own modules, and they are frozen when it ends.
 
-    In ``grow`` a stage adds the columns ``have .. out_dim`` to those that are frozen, reading the backbone's vector.
-    In ``shrink`` it maps the previous stage's ``in_dim`` outputs to ``out_dim``, as published.
+    In the order ``grow`` the phases are:
 
-    A size may take two stages: ``select`` lets ADS choose the directions to begin from, ``adapt`` then trains the map
-    from them. ``joint`` does both at once, as published.
+    * ``adapt``: a map of the full width onto itself, which moves the vectors towards the labels;
+    * ``select``: ADS chooses which principal axes the next stage begins from;
+    * ``compress``: the columns ``have .. out_dim`` of one nested map, all sizes in one pass.
+
+    In the order ``shrink``, as published, each size is one ``joint`` stage: ADS and the map from the previous stage's
+    ``in_dim`` outputs to ``out_dim`` are trained together.
 
     Attributes:
         index: Position in the plan, from 0.
         order: Which way the sizes go.
-        phase: What is trained: the selection, the adapter, or both.
+        phase: What is trained.
         in_dim: Width the stage reads.
-        out_dim: The size it delivers.
-        have: Columns already there that stay as they are; 0 in ``shrink``.
-        candidates: Directions that ADS chooses from.
+        out_dim: Largest size that it delivers.
+        sizes: All sizes that it trains, ascending; the last one is ``out_dim``.
+        have: Columns that exist already and stay as they are; 0 in ``shrink``.
+        candidates: Directions that ADS chooses from; ``new_dims`` where there is nothing to choose.
     """
 
     index: int
@@ -35,28 +39,35 @@ class Stage:
     phase: Phase
     in_dim: int
     out_dim: int
+    sizes: tuple[int, ...] = ()
     have: int = 0
     candidates: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.have < self.out_dim <= self.in_dim:
-            raise ValueError(f"A stage needs 0 <= have < out_dim <= in_dim, got {self}.")
+        if not self.sizes:
+            object.__setattr__(self, "sizes", (self.out_dim,))
+        if not self.candidates:
+            object.__setattr__(self, "candidates", self.new_dims)
+        if not 0 <= self.have < self.sizes[0] <= self.out_dim <= self.in_dim:
+            raise ValueError(f"A stage needs 0 <= have < sizes <= out_dim <= in_dim, got {self}.")
+        if list(self.sizes) != sorted(set(self.sizes)) or self.sizes[-1] != self.out_dim:
+            raise ValueError(f"`sizes` must ascend and end with `out_dim`, got {self}.")
         if not self.new_dims <= self.candidates <= self.in_dim:
             raise ValueError(f"`candidates` must be in [{self.new_dims}, {self.in_dim}], got {self.candidates}.")
 
     @property
     def new_dims(self) -> int:
-        """Columns this stage trains."""
+        """Columns that this stage adds."""
         return self.out_dim - self.have
 
     @property
     def name(self) -> str:
-        """Folder name; sorts in the order of the plan."""
+        """Folder name; names sort in the order of the plan."""
         return f"stage-{self.index:02d}-{self.order}-{self.out_dim}-{self.phase}"
 
 
 def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
-    """Sizes in falling order, or a ``ValueError`` that says which one is wrong."""
+    """Sizes in descending order, or a ``ValueError`` that says which one is wrong."""
     if any(dim != int(dim) for dim in dims):
         raise ValueError(f"`dims` must be whole numbers, got {','.join(map(str, dims))}.")
     dims = [int(dim) for dim in dims]
@@ -82,26 +93,32 @@ def default_dims(width: int) -> tuple[int, ...]:
 
 
 def plan_stages(
-    width: int, dims: Sequence[int], order: Order, selection_ratio: float = 2.0, have: int = 0
+    width: int,
+    dims: Sequence[int],
+    order: Order,
+    *,
+    adapt: bool = False,
+    selection_ratio: float = 1.0,
+    have: int = 0,
 ) -> tuple[Stage, ...]:
     """Stages for these sizes, in the order in which they are trained.
 
     Args:
         width: Width ``D`` of the vectors.
-        dims: Sizes, in any order; not only halvings.
-        order: ``grow`` trains the smallest first; ``shrink`` walks down from ``width``. In ``shrink`` the full width
-            is the input of the first stage and no stage of its own.
-        selection_ratio: In ``grow``, how many directions ADS chooses from per direction it keeps; 1 leaves nothing to
-            choose. The first size always begins from the leading principal axes (measured: choosing costs it quality).
-            In ``shrink`` ADS always chooses from all.
-        have: In ``grow``, columns that exist already; ``dims`` must be above.
+        dims: Sizes, in any order; they need not be halvings.
+        order: ``grow`` trains one nested map, all sizes in one pass; ``shrink`` walks down from ``width`` with one
+            stage per size. In ``shrink`` the full width is the input of the first stage and no stage of its own.
+        adapt: In ``grow``, whether a map of the full width is trained first.
+        selection_ratio: In ``grow``, how many principal axes ADS chooses from per axis that it keeps; 1 leaves nothing
+            to choose. In ``shrink`` ADS always chooses from all.
+        have: In ``grow``, number of columns that exist already; all ``dims`` must be larger.
 
-    Returns:
-        The plan.
+    Raises:
+        ValueError: If a size does not fit.
     """
-    falling = check_dims(dims, width)
+    descending = check_dims(dims, width)
     if order == "shrink":
-        below = [dim for dim in falling if dim < width]
+        below = [dim for dim in descending if dim < width]
         if not below:
             raise ValueError(f"The order `shrink` needs a size below the vectors' width {width}.")
         widths = [width, *below]
@@ -111,28 +128,24 @@ def plan_stages(
         )
     if order != "grow":
         raise ValueError(f"`order` must be grow or shrink, got {order!r}.")
-    if falling[-1] <= have:
-        raise ValueError(f"`dims` must be above the {have} columns that exist, got {falling[-1]}.")
+    if descending[-1] <= have:
+        raise ValueError(f"`dims` must be above the {have} columns that exist, got {descending[-1]}.")
     stages: list[Stage] = []
-    for dim in falling[::-1]:
-        new = dim - have
-        candidates = min(max(new, round(new * selection_ratio)), width - have) if have else new
-        if candidates > new:
-            stages.append(
-                Stage(
-                    index=len(stages),
-                    order="grow",
-                    phase="select",
-                    in_dim=width,
-                    out_dim=dim,
-                    have=have,
-                    candidates=candidates,
-                )
-            )
+    if adapt:
+        stages.append(Stage(index=0, order="grow", phase="adapt", in_dim=width, out_dim=width))
+    largest, sizes = descending[0], descending[::-1]
+    candidates = min(round((largest - have) * max(selection_ratio, 1.0)), width - have)
+    if candidates > largest - have:
+        index = len(stages)
         stages.append(
-            Stage(index=len(stages), order="grow", phase="adapt", in_dim=width, out_dim=dim, have=have, candidates=new)
-        )
-        have = dim
+            Stage(
+                index=index, order="grow", phase="select", in_dim=width, out_dim=largest, have=have,
+                candidates=candidates,
+            )
+        )  # fmt: skip
+    stages.append(
+        Stage(index=len(stages), order="grow", phase="compress", in_dim=width, out_dim=largest, sizes=sizes, have=have)
+    )
     return tuple(stages)
 
 
@@ -142,14 +155,12 @@ class StageReport:
 
     Attributes:
         stage: The stage's name.
-        dim: The size it delivered.
+        dim: The largest size that it delivered.
         steps: Optimizer steps.
         seconds: Wall time of training.
         loss: Mean training loss.
-        strength: How far from the start (0) to the result (1) the guard went.
-        held_out: nDCG@10 on held-out queries by strength; empty without held-out queries.
-        scores: The same query by query, for cross-validation.
         selected: Positions that ADS kept, of the directions it could choose from.
+        decision: Whether held-out queries kept what the stage learned; None when none were asked.
     """
 
     stage: str
@@ -157,21 +168,9 @@ class StageReport:
     steps: int
     seconds: float
     loss: float
-    strength: float = 1.0
-    held_out: dict[str, float] = field(default_factory=dict)
     selected: list[int] = field(default_factory=list)
-    scores: dict[str, list[float]] = field(default_factory=dict)
+    decision: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields, without the scores of single queries."""
-        return {name: value for name, value in asdict(self).items() if name != "scores"}
-
-    def verdict(self) -> str:
-        """What held-out queries chose, and by which scores; empty without them."""
-        if not self.held_out:
-            return ""
-        start, result = self.held_out["0"], self.held_out["1"]
-        chosen = {1.0: "the result", 0.0: "the start"}.get(self.strength)
-        if chosen is None:
-            chosen = f"{self.strength:.0%} of the way, {self.held_out[f'{self.strength:g}']:.3f}"
-        return f"{self.dim} dims: start {start:.3f}, result {result:.3f}; kept {chosen}"
+        """JSON-able fields."""
+        return asdict(self)

@@ -10,14 +10,14 @@ from sentence_transformers import SentenceTransformer
 
 from smec_st.arguments import SequentialTrainingArguments
 from smec_st.compressor import Compressor
-from smec_st.config import FitConfig
+from smec_st.config import LossSettings
 from smec_st.data import DataError, EncodedTable, number_pairs
 from smec_st.data.embedding import backbone_record
 from smec_st.evaluation.evaluator import HeldOutEvaluator
 from smec_st.losses import Relevance, SMECLoss
 from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules import EmbeddingInput, LiveBackbone
-from smec_st.recipe import _can_be_distinct, _maps_of
+from smec_st.recipe import can_be_distinct, folded_maps
 from smec_st.trainer import SequentialTrainer
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def text_trainer(
     corpus: Sequence[Any] = (),
     held_out_share: float = 0.1,
     memory: int = 8192,
-    loss: dict[str, Any] | None = None,
+    loss: LossSettings | None = None,
     **kwargs: Any,
 ) -> SequentialTrainer:
     """A :class:`~smec_st.trainer.SequentialTrainer` over pairs of texts or images.
 
     Frozen, the backbone embeds each item once, when it is first needed. With ``train_backbone`` what is trainable of
-    it (everything, or the LoRA adapters added to it) trains with the first stage, at full width and at the first size
-    together; then it is frozen like all that is done, and the other sizes are trained on its new vectors.
+    it (everything, or the LoRA adapters added to it) trains with the first stage, at full width and at the stage's
+    sizes together; then it is frozen.
 
     Args:
         backbone: Any sentence-transformers model. It is trained in place.
@@ -49,10 +49,10 @@ def text_trainer(
             ``score`` grades the pairs.
         train_backbone: Whether the backbone trains.
         corpus: Further documents for the memory to draw on.
-        held_out_share: Queries held out to choose how far each stage goes; 0 for none.
-        memory: Rows that S-XBM remembers, at most; 0 for none.
-        loss: Settings of :class:`~smec_st.losses.SMECLoss`; where the backbone stays as it is, half of the terms on
-            queries goes to shadows of them, as in :class:`~smec_st.config.FitConfig`.
+        held_out_share: Share of the queries held out, to keep what was trained only if it ranks them better than the
+            start does; 0 for none.
+        memory: Rows that S-XBM holds, at most; 0 for none.
+        loss: Settings of :class:`~smec_st.losses.SMECLoss`.
         **kwargs: As for the trainer: ``evaluator``, ``callbacks``, ``stages``.
     """
     pairs = number_pairs(train_dataset)
@@ -71,11 +71,11 @@ def text_trainer(
         table,
         Relevance(train, table),
         SelectableCrossBatchMemory(table.width, capacity) if capacity else None,
-        **{"seed": args.seed, "shadow_share": 0.0 if train_backbone else FitConfig.shadow_share, **(loss or {})},
+        loss or LossSettings(seed=args.seed),
     )
     if held is not None and "guard" not in kwargs:
         # The evaluator is made when it is asked: by then a backbone that trains has its last weights.
-        kwargs["guard"] = lambda trained: HeldOutEvaluator(table, held).per_query(trained)
+        kwargs["guard"] = lambda trained, sizes: HeldOutEvaluator(table, held).per_query(trained, sizes)
     batch = args.per_device_train_batch_size * args.world_size
     return SequentialTrainer(
         model,
@@ -83,7 +83,7 @@ def text_trainer(
         table=table,
         loss=objective,
         train_dataset=Dataset.from_dict(rows),
-        distinct=_can_be_distinct({name: np.asarray(column) for name, column in rows.items()}, batch),
+        distinct=can_be_distinct({name: np.asarray(column) for name, column in rows.items()}, batch),
         **kwargs,
     )
 
@@ -97,7 +97,6 @@ def trained_compressor(trainer: SequentialTrainer, backbone: SentenceTransformer
     """
     if len(trainer.reports) < len(trainer.plan):
         raise ValueError(f"{len(trainer.reports)} of {len(trainer.plan)} stages are finished; call `train` first.")
-    config = FitConfig(dims=tuple(sorted({stage.out_dim for stage in trainer.plan}, reverse=True)))
     info = {
         "method": "smec",
         "backbone": backbone_record(backbone),
@@ -106,4 +105,4 @@ def trained_compressor(trainer: SequentialTrainer, backbone: SentenceTransformer
         "data": {"documents": trainer.table.corpus_size, "training_pairs": len(trainer.train_dataset)},
         "stages": [report.to_dict() for report in trainer.reports],
     }
-    return Compressor(_maps_of(list(trainer.model), trainer.plan, config, None), info)
+    return Compressor(folded_maps(list(trainer.model), trainer.plan, ()), info)

@@ -1,10 +1,10 @@
-"""SMRL: train size after size, freeze what is done."""
+"""SMRL: stages that are trained one after the other, each frozen when it ends."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,37 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
 
 from smec_st import run_folder
-from smec_st.arguments import NARROW, SequentialTrainingArguments
+from smec_st.arguments import SequentialTrainingArguments
 from smec_st.backbone_training import PREFIX, BackboneInTraining
 from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
+from smec_st.choice import first_unbeaten
 from smec_st.collator import VectorCollator
+from smec_st.config import NARROW_HIDDEN
 from smec_st.data import VectorTable
 from smec_st.functional import leftover_axes
-from smec_st.guard import STRENGTHS, Choice, best_strength
 from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
 from smec_st.matmul import fast_matmul
-from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
+from smec_st.modules import AdaptiveDimensionSelection, LiveBackbone, ResidualAdapter
 from smec_st.moments import corpus_moments
 from smec_st.sampler import SpreadPairSampler
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 
-SAMPLE = 4096  # documents that lengths are measured on
+#: Arguments that stages set for themselves.
+STAGE_ARGUMENTS = ("max_steps", "learning_rate", "lr_scheduler_type")
+Guard = Callable[[SentenceTransformer, tuple[int, ...]], np.ndarray]
 
 
 class SequentialTrainer(SentenceTransformerTrainer):
     """Run a plan of stages: each trains its own modules, then freezes them.
 
-    ``train()`` is a loop over the stages; each begins with its modules appended to the model and everything before
-    them frozen, runs the parent's ``train()``, and ends with the selection fixed and, when a ``guard`` is given, with
-    a point on the line between start and result chosen by held-out queries. Finished stages are saved under
-    ``output_dir/stage-…/final``; with ``resume_from_checkpoint=True`` they are loaded and skipped, and the running one
-    continues from its last complete checkpoint, bit for bit.
+    ``train()`` is a loop over the stages. Each begins with its modules appended to the model and everything before
+    them frozen, runs the parent's ``train()``, and ends with its modules frozen as well. When an ``adapt`` stage ends,
+    the stages to come read their vectors through it, once each, and pass it by during training. With a ``guard``, held
+    out queries decide whether a stage keeps what it learned or goes back to its start.
+
+    Finished stages are saved under ``output_dir/stage-…/final``. With ``resume_from_checkpoint=True`` they are loaded
+    and skipped, and the running one continues from its last complete checkpoint, bit for bit.
 
     Args:
         model: A model whose first module is :class:`~smec_st.modules.EmbeddingInput`; finished stages may follow. Or
@@ -51,12 +56,10 @@ class SequentialTrainer(SentenceTransformerTrainer):
             then what is trainable of it trains with the first stage, and is frozen with it.
         args: :class:`SequentialTrainingArguments`.
         table: Frozen vectors by row id; its rows are what the dataset's columns name.
-        stages: A plan of one's own, for continual compression; None to follow ``args.dims`` and ``args.order``.
+        stages: The plan; None to make it from ``args``.
         distinct: Passed to the sampler.
-        neighbors: Passed to the sampler.
-        guard: Scores a model on each held-out query, ``(q,)``, higher is better; see
+        guard: Scores a model at some sizes on each held-out query, ``(q, sizes)``, higher is better; see
             :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
-        choices: What fits before this one chose, by size, in place of the guard.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
             columns ``anchor`` and, with labels, ``document``.
     """
@@ -75,25 +78,25 @@ class SequentialTrainer(SentenceTransformerTrainer):
         loss: SMECLoss,
         stages: tuple[Stage, ...] | None = None,
         distinct: bool = True,
-        neighbors: np.ndarray | None = None,
-        guard: Callable[[SentenceTransformer], np.ndarray] | None = None,
-        choices: Mapping[int, Choice] | None = None,
+        guard: Guard | None = None,
         **kwargs: Any,
     ) -> None:
         order: Order = "shrink" if args.order == "shrink" else "grow"
         self.plan = stages or plan_stages(
-            table.width, args.dims or default_dims(table.width), order, args.selection_ratio
+            table.width,
+            args.dims or default_dims(table.width),
+            order,
+            adapt=args.adapt_steps > 0 and loss.relevance is not None and not isinstance(model[0], LiveBackbone),
+            selection_ratio=args.selection_ratio,
         )
         self.table = table
         self.distinct = distinct
-        self.neighbors = neighbors
         self.guard = guard
-        self.choices = choices or {}
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
         self.batch_sampler: SpreadPairSampler | None = None
         self._moments: tuple[Tensor, Tensor] | None = None
-        self._max_steps = args.max_steps
+        self._of_run = {name: getattr(args, name) for name in STAGE_ARGUMENTS}
         if args.fsdp or args.deepspeed:
             raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
         model.model_card_data.generate_widget_examples = False
@@ -147,7 +150,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 self.reports.append(report)
                 self._save_stage(root / stage.name, report)
         finally:
-            self.args.output_dir, self.args.max_steps = str(root), self._max_steps
+            self.args.output_dir = str(root)
+            for name, value in self._of_run.items():
+                setattr(self.args, name, value)
             self.progress.close()
         return self.reports
 
@@ -165,7 +170,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     def steps_of(self, stage: Stage) -> int:
         """Optimizer steps of a stage; -1 when epochs decide."""
-        return self.args.selection_steps if stage.phase == "select" else self._max_steps
+        own = {"select": self.args.selection_steps, "adapt": self.args.adapt_steps}
+        return int(own.get(stage.phase, self._of_run["max_steps"]))
 
     def _begin_stage(self, stage: Stage, root: Path) -> None:
         """Append the stage's modules, freeze all others, and make trainer, wrapper and loss forget the last stage."""
@@ -173,10 +179,10 @@ class SequentialTrainer(SentenceTransformerTrainer):
         adapter, selection = self._stage_modules(stage)
         self.model.requires_grad_(False)
         if stage.phase != "select":
-            for part in (adapter.hidden, adapter.residual):
+            for part in (adapter.hidden, adapter.residual, adapter.narrow):
                 if part is not None:
                     part.requires_grad_(True)
-        if stage.phase != "adapt":
+        if stage.phase in ("select", "joint"):
             selection.logits.requires_grad_(True)
         is_live = self._is_live
         if self.backbone is not None and is_live:
@@ -189,12 +195,15 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.accelerator.free_memory()
         self.model_wrapped = self.model  # else DDP keeps the last stage's parameter list
         self.loss.model = self.model  # else the loss calls the last stage's wrapper
-        finished = list(self.model)[1:-2]
-        for module in finished:
+        for module in list(self.model)[1:-2]:
             module.is_finished = True
-        share = stage.out_dim / self.table.width
-        self.loss.begin_stage(stage.index, adapter, share, live=is_live, finished=finished)
+        self.loss.begin_stage(stage, live=is_live, prepared=self._is_prepared)
         self.args.output_dir, self.args.max_steps = str(root / stage.name), self.steps_of(stage)
+        is_adapt = stage.phase == "adapt"
+        self.args.learning_rate = (
+            self.args.adapt_rate / self.table.width if is_adapt else self._of_run["learning_rate"]
+        )
+        self.args.lr_scheduler_type = "constant" if is_adapt else self._of_run["lr_scheduler_type"]
 
     def _end_stage(self, stage: Stage, loss: float, steps: int, seconds: float) -> StageReport:
         adapter, selection = self.last_pair()
@@ -205,50 +214,51 @@ class SequentialTrainer(SentenceTransformerTrainer):
         loss = float(total(torch.tensor(loss, device=self.args.device))) / world_size()  # each knows its own rows'
         self._freeze_backbone()
         report = StageReport(stage=stage.name, dim=stage.out_dim, steps=steps, seconds=seconds, loss=loss)
-        if stage.phase != "adapt":
-            chosen = selection.freeze()
+        chosen = selection.freeze()
+        if stage.phase in ("select", "joint"):
             report.selected = chosen.tolist()
             if stage.order == "grow":  # what was not chosen is never needed again
                 adapter.keep_outputs(chosen)
                 selection.renumber()
-        else:
-            selection.freeze()
         self.model.requires_grad_(False)
-        if stage.phase != "select":
-            choice = same_on_all_ranks(self._guard(stage, adapter))
-            if choice.strength == 0 and self._may_be_untrained(stage):
-                adapter.start.copy_(self._principal_axes(stage))
-            report.strength = choice.strength
-            report.held_out = {f"{strength:g}": float(score.mean()) for strength, score in choice.scores.items()}
-            report.scores = {f"{strength:g}": score.tolist() for strength, score in choice.scores.items()}
-            adapter.strength.fill_(report.strength)
+        if stage.phase in ("compress", "joint") and self.guard is not None:
+            report.decision = same_on_all_ranks(self._decide(stage, adapter))
+        if stage.phase == "adapt":
+            self._read_through(adapter)
         return report
 
     @torch.no_grad()
-    def _guard(self, stage: Stage, adapter: ResidualAdapter) -> Choice:
-        """Of the points between start and result, the one that :func:`best_strength` names."""
-        if stage.out_dim in self.choices:
-            return self.choices[stage.out_dim]
-        if self.guard is None:
-            return Choice(1.0, {})
-        scores, start = {}, adapter.start.clone()
-        for strength in STRENGTHS:
+    def _decide(self, stage: Stage, adapter: ResidualAdapter) -> dict[str, Any]:
+        """Keep what the stage learned, or go back to its start, by held-out queries over all its sizes."""
+        assert self.guard is not None
+        scores = {}
+        for name, strength in (("start", 0.0), ("trained", 1.0)):
             adapter.strength.fill_(strength)
-            if strength == 0 and self._may_be_untrained(stage):
-                adapter.start.copy_(self._principal_axes(stage))
-            scores[strength] = self.guard(self.model)
-        adapter.start.copy_(start)
-        return Choice(best_strength(scores, self._is_proven), scores)
+            scores[name] = self.guard(self.model, stage.sizes).mean(axis=1)
+        decision = first_unbeaten(scores)
+        adapter.strength.fill_(float(decision.chosen == "trained"))
+        return decision.to_dict()
+
+    def _read_through(self, adapter: ResidualAdapter) -> None:
+        """From now on training reads vectors that a finished map of the full width has moved."""
+        self.table = self.table.moved(adapter.linear_map().detach().cpu())
+        self.data_collator.table = self.table
+        self.loss.read_from(self.table)
+        self._moments = None
 
     @property
-    def _is_proven(self) -> bool:
-        """Whether held-out queries took what a smaller size learned."""
-        return any(report.held_out and report.strength > 0 for report in self.reports)
+    def _is_prepared(self) -> bool:
+        """Whether the table holds what the finished modules give: whether an adapt stage is behind."""
+        return any(stage.phase == "adapt" for stage in self.plan[: self.stage.index])
 
-    def _may_be_untrained(self, stage: Stage) -> bool:
-        """Whether strength 0 goes back behind ADS, to the leading axes: nothing learned has proven itself yet."""
-        follows_selection = stage.index > 0 and self.plan[stage.index - 1].phase == "select"
-        return stage.order == "grow" and follows_selection and not self._is_proven
+    @property
+    def keeps_rows_orthonormal(self) -> bool:
+        """Whether the running stage trains a linear map on neighbourhoods alone.
+
+        Then nothing is gained by stretching the vectors, and an orthonormal map loses nothing at full width.
+        """
+        is_whole = self.stage.phase == "compress" and self.stage.have == 0 and self.args.start == "principal"
+        return is_whole and not self.args.hidden_dim and not self.loss.ranks
 
     # -- a backbone that trains ---------------------------------------------------------------------------------------
 
@@ -287,61 +297,57 @@ class SequentialTrainer(SentenceTransformerTrainer):
             selection = AdaptiveDimensionSelection(
                 adapter.out_dim, stage.new_dims, offset=stage.have, reads="candidate_embedding"
             )
-            if self.args.start == "principal":  # the axes come by falling variance: begin with the first
+            if self.args.start == "principal":  # the axes come by descending variance: begin with the first
                 selection.set_importance(torch.linspace(1.0, 0.0, adapter.out_dim))
             for module in (adapter, selection):
                 self.model.append(module.to(self.model.device))
         return self.last_pair()
 
     def _new_adapter(self, stage: Stage) -> ResidualAdapter:
-        start = self._principal_axes(stage) if self.args.start == "principal" else None
+        is_adapt = stage.phase == "adapt"
+        start = self._principal_axes(stage) if self.args.start == "principal" and not is_adapt else None
+        hidden_dim, hidden_outputs = (None, None) if is_adapt else self._hidden_layer(stage)
         adapter = ResidualAdapter(
             stage.in_dim,
             stage.candidates,
-            hidden_dim=self._hidden_dim(stage),
+            hidden_dim=hidden_dim,
+            hidden_outputs=hidden_outputs,
             activation=self.args.activation,
-            reads="source_embedding" if stage.order == "grow" else "sentence_embedding",
+            reads="source_embedding" if stage.have else "sentence_embedding",
             writes="candidate_embedding",
             start=start,
         )
         adapter.draw_hidden(self.args.seed * 1009 + stage.index)  # wherever a run is continued
         return adapter
 
-    def _principal_axes(self, stage: Stage) -> Tensor:
-        """What a stage begins from, ``(candidates, in_dim)``: axes by falling variance.
+    def _hidden_layer(self, stage: Stage) -> tuple[int | None, int | None]:
+        """Width of a new adapter's hidden layer, and how many outputs get it; see :class:`ResidualAdapter`."""
+        narrow = [size for size in stage.sizes if size <= NARROW_HIDDEN * self.table.width]
+        wanted = self.args.narrow_hidden_dim and stage.phase == "compress" and stage.have == 0 and self.loss.ranks
+        if self.args.hidden_dim or not (wanted and narrow):
+            return self.args.hidden_dim, None
+        return self.args.narrow_hidden_dim, narrow[-1]
 
-        In ``grow`` those of what the frozen columns leave over. With labels they are as long as these: ranking makes
-        columns longer, and beside them axes of length 1 would hardly count, least of all where the guard keeps them.
+    def _principal_axes(self, stage: Stage) -> Tensor:
+        """What a stage begins from, ``(candidates, in_dim)``: axes by descending variance.
+
+        In ``grow`` those of what the frozen columns leave over; the direction of the mean, which tells documents apart
+        least, comes last.
         """
-        linear = self._linear_map()
         mean, moment = self._data_moments()
         if stage.order == "shrink":
+            linear = self._linear_map()
             moment = linear.double() @ moment @ linear.double().T
             return leftover_axes(moment, linear[:0, :0].reshape(0, stage.in_dim), stage.in_dim)
-        frozen = linear[: stage.have]
-        axes = leftover_axes(moment, frozen, stage.candidates, mean if self.args.mean_last else None)
-        return axes * self._length(frozen) if stage.have and self.loss.relevance is not None else axes
-
-    @torch.no_grad()
-    def _length(self, frozen: Tensor) -> float:
-        """How much longer the frozen columns' outputs are than with orthonormal axes in their place, on documents."""
-        rows = torch.arange(0, self.table.corpus_size, max(1, self.table.corpus_size // SAMPLE))
-        vectors = self.table[rows].to(self.model.device)
-        outputs = self.model({"sentence_embedding": vectors})["sentence_embedding"].float()[:, : len(frozen)]
-        axes = torch.linalg.svd(frozen, full_matrices=False).Vh.to(vectors)
-        return float(outputs.norm() / (vectors @ axes.T).norm())
-
-    def _hidden_dim(self, stage: Stage) -> int | None:
-        is_narrow = stage.order == "grow" and stage.out_dim <= NARROW * self.table.width
-        return self.args.hidden_dim or (self.args.narrow_hidden_dim if is_narrow else None)
+        frozen = self._linear_map()[: stage.have] if stage.have else torch.zeros(0, stage.in_dim)
+        return leftover_axes(moment, frozen, stage.candidates, mean)
 
     def _linear_map(self) -> Tensor:
         """Directions that the frozen columns look along, ``(m, D)``; of non-linear adapters, their linear part."""
         rows = torch.eye(self.table.width)
         for module in list(self.model)[1:]:
             if isinstance(module, ResidualAdapter):
-                learned = module.residual.weight.detach() if module.hidden is None else 0.0
-                direct = (module.start + module.strength * learned).cpu()
+                direct = module.linear_part().detach().cpu()
                 candidates = direct if module.reads == "source_embedding" else direct @ rows
             elif isinstance(module, AdaptiveDimensionSelection):
                 kept = candidates[module.indices.cpu()]
@@ -377,7 +383,6 @@ class SequentialTrainer(SentenceTransformerTrainer):
             generator,
             seed=self.args.seed * 1009 + self.stage.index,
             pairs=np.stack([anchors, documents], axis=1),
-            neighbors=self.neighbors,
             distinct=self.distinct,
             parts=ranks,
         )
@@ -429,21 +434,21 @@ class SequentialTrainer(SentenceTransformerTrainer):
         """All that the result depends on, as far as it can be named."""
         args = self.args
         names = (
-            "seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim",
-            "weight_decay", "max_grad_norm", "start", "hidden_dim", "activation", "selection_learning_rate",
-            "selection_tau", "backbone_learning_rate", "bf16", "fp16",
+            "seed", "num_train_epochs", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "start",
+            "hidden_dim", "narrow_hidden_dim", "activation", "adapt_rate", "selection_learning_rate", "selection_tau",
+            "backbone_learning_rate", "bf16", "fp16",
         )  # fmt: skip
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         table = [self.table.corpus_size, self.table.query_size, self.table.width]
         settings = {
-            "stages": [f"{stage.name}-{stage.candidates}-{self.steps_of(stage)}" for stage in self.plan],
+            "stages": [f"{stage.name}-{stage.candidates}-{stage.sizes}-{self.steps_of(stage)}" for stage in self.plan],
             "batch": batch,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "rows": [*table, len(self.train_dataset)],
-            "moved": round(self.table.distance_moved, 2),
             "memory": None if self.loss.memory is None else self.loss.memory.capacity,
             "loss": self.loss.get_config_dict(),
             "trains_backbone": self.trained_backbone,
+            **self._of_run,
             **{name: getattr(args, name) for name in names},
         }
         return json.loads(json.dumps(settings, default=str))  # type: ignore[no-any-return]
@@ -461,6 +466,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 del self.model[-1]
             for module in loaded:
                 self.model.append(module.to(self.args.device))
+            if self.plan[0].phase == "adapt":
+                self._read_through(self.model[1])
         return len(self.reports)
 
     def _save_stage(self, folder: Path, report: StageReport) -> None:

@@ -35,39 +35,40 @@ PAPER = {"order_of_contributions": ["SMRL", "ADS", "S-XBM"], "source": "read at 
 PerSize = dict[int, np.ndarray]
 
 
-def plan_without_selection(width: int, config: FitConfig) -> tuple[Stage, ...]:
-    """The recipe's stages with nothing to choose: leading axes in ``grow``, first coordinates in ``shrink``."""
-    dims = config.dims or default_dims(width)
-    if config.order == "grow":
-        return plan_stages(width, dims, "grow", selection_ratio=1.0)
-    return tuple(dataclasses.replace(stage, phase="adapt") for stage in plan_stages(width, dims, "shrink"))
+def without_part(config: FitConfig, variant: str, width: int) -> tuple[FitConfig, tuple[Stage, ...] | None]:
+    """Settings, and a plan where the recipe's own does not do, with one part left out.
+
+    * Without SMRL every size's gradient reaches the columns of the smaller sizes too: all sizes train one shared map,
+      as in MRL. Sizes are then prefixes, so ADS is out as well: compare with "without ADS" for SMRL alone.
+    * Without ADS maps begin from the leading axes in ``grow``, from the first coordinates in ``shrink``.
+    * Without S-XBM candidates are the batch's own documents.
+    """
+    if variant == NO_SMRL:
+        return dataclasses.replace(config, order="grow", prefix_gradient=1.0, wide_weight=0.0), None
+    if variant == NO_ADS and config.order == "shrink":
+        plan = plan_stages(width, config.dims or default_dims(width), "shrink")
+        return config, tuple(dataclasses.replace(stage, phase="compress") for stage in plan)
+    if variant == NO_ADS:
+        return dataclasses.replace(config, selection_ratio=1.0), None
+    if variant == NO_MEMORY:
+        return dataclasses.replace(config, memory=0), None
+    return config, None
 
 
 @fast_matmul()
 def fit_variant(data: TrainingData, config: FitConfig, variant: str) -> Transform:
-    """Fit a recipe as it is, or with one part left out.
-
-    * Without SMRL all sizes are trained at once on one map (:func:`~smec_st.analysis.together.fit_together`). Sizes
-      are then prefixes, so ADS is out as well: compare with "without ADS" for SMRL alone.
-    * Without ADS see :func:`plan_without_selection`.
-    * Without S-XBM candidates are the batch's own documents.
+    """Fit a recipe as it is, or with one part left out; see :func:`without_part`.
 
     Args:
         data: With training judgements.
         config: The recipe.
         variant: One of :data:`VARIANTS`.
     """
-    from smec_st.analysis.together import fit_together
     from smec_st.compressor import Compressor
     from smec_st.recipe import fit_stages
 
-    if variant == NO_SMRL:
-        dims = config.dims or default_dims(data.table.width)
-        return Compressor([(fit_together(data, dims, config), dims)]).transform
-    stages = plan_without_selection(data.table.width, config) if variant == NO_ADS else None
-    if variant == NO_MEMORY:
-        config = dataclasses.replace(config, memory=0)
-    return Compressor(fit_stages(data.table, data.train, data.dev, config, stages=stages).maps).transform
+    config, stages = without_part(config, variant, data.table.width)
+    return Compressor(fit_stages(data.table, data.train, config, stages=stages).maps).transform
 
 
 def run(

@@ -67,7 +67,7 @@ def selected_alone(data: TrainingData, dims: Sequence[int], config: FitConfig) -
     chosen = {}
     for dim in dims:
         stage = Stage(index=0, order="shrink", phase="select", in_dim=width, out_dim=dim, candidates=width)
-        report = fit_stages(data.table, data.train, None, config, stages=(stage,)).reports[0]
+        report = fit_stages(data.table, data.train, config, stages=(stage,)).reports[0]
         chosen[dim] = np.eye(width)[report.selected]
     return chosen
 
@@ -86,9 +86,9 @@ def selected_jointly(data: TrainingData, dims: Sequence[int], config: FitConfig)
 
     from smec_st.recipe import fit_stages
 
-    if config.hidden_dim is not None:
+    if config.hidden_dim:
         raise DataError(f"importance is for linear layers; leave out `hidden_dim`, which is {config.hidden_dim}.")
-    fitted = fit_stages(data.table, data.train, None, dataclasses.replace(config, dims=tuple(dims)))
+    fitted = fit_stages(data.table, data.train, dataclasses.replace(config, dims=tuple(dims)))
     picks, maps = {}, {}
     rows = np.arange(data.table.width)
     for report in fitted.reports:

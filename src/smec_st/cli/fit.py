@@ -66,6 +66,7 @@ def fit(
     settings = _settings(config, dims, seed)
     refuse_existing(out)
     with thinking("reading"):
+        from smec_st.choice import Decision
         from smec_st.compare import Target, choose_size
         from smec_st.compressor import Compressor
         from smec_st.data import DataError, add_synthetic_queries, load_collection
@@ -116,9 +117,8 @@ def fit(
         print_rows(rows, title)
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
-    _print_verdicts(compressor.info)
-    if "note" in compressor.info["data"]:
-        click.echo(f"note: {compressor.info['data']['note']}")
+    for decision in compressor.info.get("decisions", []):
+        click.echo(str(Decision(**decision)))
     if bytes_ is not None:
         head = compressor.head(bytes=bytes_)
         click.echo(f"best in {bytes_} bytes: {head.precision} of {head.dim} numbers")
@@ -127,19 +127,6 @@ def fit(
     click.echo(f"{compressor}\nsaved to {out}")
     if aim is not None and choice.dim is None:
         raise click.exceptions.Exit(FAILED)
-
-
-def _print_verdicts(info: dict[str, Any]) -> None:
-    """How far each size went from its untrained start, and why."""
-    from smec_st.stages import StageReport
-
-    verdicts = [verdict for stage in info["stages"] if (verdict := StageReport(**stage).verdict())]
-    if verdicts:
-        data = info["data"]
-        folds = f" in {data['folds']} folds" if "folds" in data else ""
-        click.echo(f"nDCG@10 of {data['held_out_queries']} held-out queries{folds} chose:")
-        for verdict in reversed(verdicts):
-            click.echo(f"  {verdict}")
 
 
 def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, Qrels | None]:
@@ -199,10 +186,10 @@ def _run_key(collection: Collection, dev: Qrels | None, method: str, settings: d
 
 @contextmanager
 def _quiet_labels() -> Iterator[None]:
-    """The note about labels is printed below the table; as a warning above it nobody would see it."""
+    """The decision is printed below the table; as a warning above it nobody would see it."""
     import warnings
 
-    from smec_st.labels import LabelsWarning
+    from smec_st.fitting import LabelsWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LabelsWarning)

@@ -17,7 +17,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from smec_st.baselines import TrainingData
 from smec_st.compare.cells import Cell, Result, SizeScores, Source, fingerprint
 from smec_st.compare.scoring import Yardstick, test_split
-from smec_st.config import FitConfig
+from smec_st.config import HELD_OUT
 from smec_st.data import Collection, DataError, VectorTable
 from smec_st.data.errors import one_line
 from smec_st.matmul import fast_matmul
@@ -136,4 +136,4 @@ def training_data(collection: Collection, table: VectorTable, labels: bool, seed
         return TrainingData(table, None, None, queries)
     if "dev" in collection.qrels and test_split(collection) != "dev":
         return TrainingData(table, train, collection.qrels["dev"], queries)
-    return TrainingData(table, *train.hold_out(FitConfig().held_out_share, seed), queries, judged=train)
+    return TrainingData(table, *train.hold_out(HELD_OUT, seed), queries, judged=train)

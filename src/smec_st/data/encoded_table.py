@@ -54,8 +54,7 @@ class EncodedTable(VectorTable):
         self._vectors = np.zeros((len(self), self.width), dtype=np.float32)
         self.is_encoded = np.zeros(len(self), dtype=bool)
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """Vectors of these row ids. ``(n,) int64 -> (n, D)`` float32, unit norm."""
+    def _read(self, rows: Tensor) -> Tensor:
         import torch
 
         ids = rows.cpu().numpy()

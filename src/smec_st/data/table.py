@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ROWS_AT_ONCE = 1 << 14
 ROWS_BETWEEN_RELEASES = 1 << 13  # each may map 64 KiB around it into this process
 
 
@@ -32,6 +33,7 @@ class VectorTable:
             before: rows of zeros then stay zeros, and are like nothing.
     """
 
+    _table: Tensor | None = None
     _weight: Tensor | None = None
 
     def __init__(
@@ -57,7 +59,6 @@ class VectorTable:
         own = as_own_document(own_document, self.query_size, self.corpus_size)
         self._own = torch.from_numpy(np.concatenate([np.arange(self.corpus_size), own]))
         self._parts = parts
-        self._table: Tensor | None = None
         self._read_since_release = 0
         if len(self) * self.width * 4 <= in_memory_bytes:
             self._table = torch.from_numpy(_unit_table(parts, self.width))
@@ -66,28 +67,28 @@ class VectorTable:
         return self.corpus_size + self.query_size
 
     def moved(self, weight: Tensor) -> VectorTable:
-        """The same rows after a linear map ``(D, D)``, at length 1 again; mapped as they are read."""
-        if weight.shape != (self.width, self.width):
-            raise ValueError(f"`weight` must be ({self.width}, {self.width}), got {tuple(weight.shape)}.")
-        table = copy.copy(self)
-        table._weight = weight if self._weight is None else weight @ self._weight
-        return table
+        """The same rows after a linear map ``(k, D)``, at length 1 again.
 
-    @property
-    def distance_moved(self) -> float:
-        """How far that map is from doing nothing (Frobenius norm), to tell one table from another."""
+        Tables in memory are mapped at once, others as they are read.
+        """
+        if weight.ndim != 2 or weight.shape[1] != self.width:
+            raise ValueError(f"`weight` must be (k, {self.width}), got {tuple(weight.shape)}.")
         import torch
 
-        return 0.0 if self._weight is None else float((self._weight - torch.eye(self.width)).norm())
+        table = copy.copy(self)
+        table.width = len(weight)
+        if self._table is None:
+            table._weight = weight if self._weight is None else weight @ self._weight
+        else:
+            table._table = torch.cat([_unit(rows @ weight.T) for rows in self._table.split(ROWS_AT_ONCE)])
+        return table
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Vectors of these row ids. ``(n,) int64 -> (n, D)`` float32, unit norm."""
-        import torch
-
         vectors = self._read(rows)
         if self._weight is None:
             return vectors
-        return torch.nn.functional.normalize(vectors @ self._weight.T, dim=1)
+        return _unit(vectors @ self._weight.T)
 
     def _read(self, rows: Tensor) -> Tensor:
         import torch
@@ -95,7 +96,7 @@ class VectorTable:
         if self._table is not None:
             return self._table[rows]
         ids = rows.numpy()
-        out = np.empty((len(ids), self.width), dtype=np.float32)
+        out = np.empty((len(ids), self._parts[0].shape[1]), dtype=np.float32)
         document = ids < self.corpus_size
         out[document] = self._parts[0][ids[document]]
         if self.query_size:
@@ -122,12 +123,26 @@ class VectorTable:
         """
         return self._own[rows]
 
+    def own_documents(self, query_rows: np.ndarray) -> np.ndarray:
+        """The documents that these queries are themselves, each once, ``(d,)``."""
+        import torch
+
+        own = self.own(torch.from_numpy(self.query_ids(query_rows))).numpy()
+        documents: np.ndarray = np.unique(own[own >= 0])
+        return documents
+
     def query_ids(self, query_rows: np.ndarray) -> np.ndarray:
         """Row ids in this table of queries numbered from 0."""
         return np.asarray(query_rows) + self.corpus_size
 
 
-def _unit_table(parts: list[np.ndarray], width: int, chunk: int = 16384) -> np.ndarray:
+def _unit(rows: Tensor) -> Tensor:
+    import torch
+
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def _unit_table(parts: list[np.ndarray], width: int, chunk: int = ROWS_AT_ONCE) -> np.ndarray:
     """All rows at length 1 in one float32 table, made in chunks, so that working copies stay small."""
     table = np.empty((sum(map(len, parts)), width), dtype=np.float32)
     at = 0

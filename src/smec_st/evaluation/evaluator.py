@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,21 +47,36 @@ class HeldOutEvaluator(BaseEvaluator):
         self._corpus = table[torch.from_numpy(rows)]
         self._queries = table[torch.from_numpy(table.query_ids(queries))]
 
-    def score(self, model: SentenceTransformer) -> float:
-        """Mean nDCG@10 with the model's current output."""
-        return float(self.per_query(model).mean())
+    def scores(self, encode: Callable[[np.ndarray], np.ndarray], dims: Sequence[int]) -> np.ndarray:
+        """nDCG@10 of each held-out query at each size, ``(q, sizes)``.
+
+        Args:
+            encode: Maps rows, ``(n, D)``, to rows whose first ``m`` numbers are the ``m``-dimensional vector.
+            dims: Sizes.
+        """
+        corpus, queries = encode(self._corpus.numpy()), encode(self._queries.numpy())
+        found = [
+            evaluate_retrieval(
+                unit_rows(corpus[:, :dim]), unit_rows(queries[:, :dim]), self._qrels, ("ndcg@10",), self._own
+            )["ndcg@10"]
+            for dim in dims
+        ]
+        return np.stack(found, axis=1)
 
     @torch.no_grad()
-    def per_query(self, model: SentenceTransformer) -> np.ndarray:
-        """nDCG@10 of each held-out query, ``(q,)``, with the model's current output."""
+    def per_query(self, model: SentenceTransformer, dims: Sequence[int] | None = None) -> np.ndarray:
+        """The same of a model's current output; at its full output, ``(q, 1)``, where no sizes are named."""
         was_training = model.training
         model.eval()
-        corpus, queries = (
-            unit_rows(model({"sentence_embedding": x.to(model.device)})["sentence_embedding"].float().cpu().numpy())
-            for x in (self._corpus, self._queries)
-        )
+
+        def encode(rows: np.ndarray) -> np.ndarray:
+            features = {"sentence_embedding": torch.from_numpy(rows).to(model.device)}
+            embedding: np.ndarray = model(features)["sentence_embedding"].float().cpu().numpy()
+            return embedding
+
+        found = self.scores(encode, dims or (int(encode(self._queries[:1].numpy()).shape[1]),))
         model.train(was_training)
-        return evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",), self._own)["ndcg@10"]
+        return found
 
     def __call__(
         self,
@@ -71,4 +87,4 @@ class HeldOutEvaluator(BaseEvaluator):
         **kwargs: Any,
     ) -> dict[str, float]:
         """``{primary_metric: score}``."""
-        return {self.primary_metric: self.score(model)}
+        return {self.primary_metric: float(self.per_query(model).mean())}

@@ -1,6 +1,4 @@
-"""Losses for training a compressor on cached vectors."""
-
-from __future__ import annotations
+"""The training loss and the judgements that it reads."""
 
 from smec_st.losses.relevance import Relevance
 from smec_st.losses.smec import SMECLoss

@@ -1,4 +1,4 @@
-"""Shadows of queries: what a training query would be if it asked for another document."""
+"""Counterfactual queries: what a training query would be if it asked for another document."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ MOST_LINKED = 1 << 14  # training pairs that say how queries follow from documen
 class Shadows:
     """``unit(q + A (d' - d))``: a query ``q`` as if its own document ``d`` were another one, ``d'``.
 
-    ``A`` is what of a document its queries carry along (:func:`~smec_st.functional.linear_link` over the training
-    pairs); without labels it is the identity, and ``d`` is the query's nearest document. A narrow map can serve the
-    training queries and their documents alone, and no others; shadows ask where no training query does.
+    ``A`` predicts queries from their documents (:func:`~smec_st.functional.linear_link` over the training pairs);
+    without labels it is the identity, and ``d`` is the query's nearest document. A narrow map can serve the training
+    queries and their documents alone, and no others; counterfactual queries ask for documents that no training query
+    asks for.
 
     Args:
         table: Frozen vectors; None casts none.
@@ -55,21 +56,24 @@ class Shadows:
     @torch.no_grad()
     def __call__(
         self, queries: Tensor, ids: Tensor, pool: Tensor, near: Tensor | None, step: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """One shadow of each query. Which document stands in depends on (seed, stage, step, query) alone.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A counterfactual query for each query.
 
         Args:
             queries: ``(b, D)``.
             ids: Their row ids, ``(b,)``.
             pool: ``(C, D)``.
-            near: Place in the pool of the document that each query stands by, ``(b,)``; None for the nearest.
+            near: Place in the pool of each query's document, ``(b,)``; None for the nearest.
             step: Stage and step.
 
         Returns:
-            Shadows ``(b, D)``, unit norm, and the place of the document that each stands by, ``(b,)``.
+            Counterfactual queries ``(b, D)``, unit norm; the place of the document that each asks for, ``(b,)``; and a
+            number in [0, 1) by which some of them are chosen, ``(b,)``. The last two depend on (seed, stage, step,
+            query) alone, whichever rank the query is on.
         """
         start = int(np.random.default_rng([self.seed, *step, 2]).integers(2**62))
-        drawn = ((ids * 6364136223846793005 + start) >> 33) % len(pool)  # one step of Knuth's MMIX generator
+        bits = (ids * 6364136223846793005 + start) >> 21  # one step of Knuth's MMIX generator
+        drawn, chance = (bits >> 12) % len(pool), (bits & 4095) / 4096
         if near is None:
-            return unit(pool[drawn] + queries - pool[(queries @ pool.T).argmax(dim=1)]), drawn
-        return unit(queries + (pool[drawn] - pool[near]) @ self.link.to(queries).T), drawn
+            return unit(pool[drawn] + queries - pool[(queries @ pool.T).argmax(dim=1)]), drawn, chance
+        return unit(queries + (pool[drawn] - pool[near]) @ self.link.to(queries).T), drawn, chance

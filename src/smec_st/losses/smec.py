@@ -1,53 +1,70 @@
-"""The loss that a stage trains with: ranking where labels are, the full width's neighbourhoods everywhere."""
+"""The training loss: ranking where there are labels, the neighbourhoods of full width everywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from smec_st.config import LossSettings
 from smec_st.data import VectorTable
-from smec_st.functional import (
-    NEVER,
-    alignment_kl,
-    alignment_l1,
-    contrastive_loss,
-    rank_loss,
-    reconstruction_l1,
-    spread,
-    unit,
-)
-from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, share_of_mean, total, world_size
+from smec_st.functional import NEVER, alignment_l1, nested_cosines, rank_loss, spread, unit
+from smec_st.losses.nested import Comparison, nested_loss
+from smec_st.losses.pool import CandidatePool
+from smec_st.losses.ranks import gather_rows, mean_gradient, share_of_mean
 from smec_st.losses.relevance import Relevance
 from smec_st.losses.shadows import Shadows
-from smec_st.memory import EMPTY, SelectableCrossBatchMemory
-from smec_st.modules import ResidualAdapter
+from smec_st.memory import SelectableCrossBatchMemory
 from smec_st.modules.weights import FINISHED
+from smec_st.stages import Stage
 
-NARROW = 1 / 16  # of the width, and less
-USUAL_SPREAD = 0.8  # and more; the temperatures were chosen on such vectors
+NARROW = 1 / 16  # of the width: sizes up to here have a temperature of their own
+USUAL_SPREAD = 0.8  # of the vectors that temperatures were chosen on
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step compares: ``n`` rows, the batch's queries and then documents, with a pool of ``C`` candidates.
+
+    Attributes:
+        queries: Number of rows that are queries.
+        teacher: Full-width similarity of all rows to the pool, ``(n, C)``.
+        same: Row and candidate where both are the same item, ``(s,)`` each.
+        grades: Relevance of the pool to each query, ``(queries, C)``; None without labels.
+        width: Full width ``D``.
+        stretch: What full-width similarities are multiplied by before their neighbourhoods are taken.
+    """
+
+    queries: int
+    teacher: Tensor
+    same: tuple[Tensor, Tensor]
+    grades: Tensor | None
+    width: int
+    stretch: float
 
 
 class SMECLoss(nn.Module):
-    """``L = L_rank + alpha L_align + beta L_rec`` over the batch and what S-XBM adds to it.
+    """``L = L_rank + alpha L_align`` over the batch and what S-XBM adds to it, summed over the sizes of a stage.
 
-    Each batch row is compared with a pool of candidates: the batch's documents, the ``top_k`` remembered rows most
-    similar to each query at full width, and ``random_rows`` others of the memory. All candidates are frozen vectors,
-    mapped afresh by the current adapter.
+    Each row is compared with a pool of candidates: the batch's documents, the ``top_k`` memory rows most similar to
+    each query at full width, and ``random_rows`` others of the memory. Candidates are frozen vectors, mapped by the
+    current adapter at each step. The pool, its full-width similarities and its judgements are made once per step and
+    serve all sizes (:func:`~smec_st.losses.nested.nested_loss`).
 
-    * ``L_rank`` needs labels: :func:`~smec_st.functional.contrastive_loss` or the published
-      :func:`~smec_st.functional.rank_loss`.
-    * ``L_align`` keeps the similarities of full width, of queries and documents to the pool: a KL divergence between
-      neighbourhoods, or the published absolute difference over the top-k (SMEC; MA Eq. (2)). Without labels the KL
-      form stretches full-width similarities where the candidates' :func:`~smec_st.functional.spread` is small, and
-      narrow sizes keep sharper neighbourhoods.
-    * ``L_rec`` keeps the result near its start (MA Eq. (3)); off by default.
+    * ``L_rank`` needs labels and ranks the pool for each query.
+    * ``L_align`` keeps the similarities of full width: of each query to the pool, and of as many random documents of
+      the pool (SMEC; MA Eq. (2)). Without labels the KL form stretches full-width similarities where the candidates'
+      :func:`~smec_st.functional.spread` is small, as in a narrow cone their differences count for more, and narrow
+      sizes keep sharper neighbourhoods.
 
-    Labels are row ids, ``(B, 2)``: the anchor's, and its relevant document's or -1. With one column of features (no
-    labels) only ``L_align`` and ``L_rec`` apply. Terms whose weight is 0 are not computed.
+    In an ``adapt`` stage only ``L_rank`` applies, over the batch's documents.
+
+    Labels are row ids, ``(B, 2)``: the anchor's, and its document's or -1. Terms whose weight is 0 are not computed.
 
     Columns are frozen vectors (``sentence_embedding``) or, while a backbone trains, its inputs (token ids, pixels):
     then the memory holds the vectors that batches pushed, and ``source_weight`` ranks at full width as well.
@@ -60,25 +77,7 @@ class SMECLoss(nn.Module):
         table: Frozen vectors by row id; feeds the memory. Without it the memory holds what batches push.
         relevance: Judgements; None to train without labels.
         memory: S-XBM; None to use the batch alone.
-        rank: Form of ``L_rank``.
-        alignment: Form of ``L_align``.
-        rank_weight: Weight of ``L_rank``.
-        alignment_weight: ``alpha``; the KL form is multiplied by its temperature as well.
-        reconstruction_weight: ``beta``.
-        wide_weight: Weight of the same terms on the stage's width before selection: 1 is the two-term reading of SMEC.
-        source_weight: While a backbone trains, weight of ``L_rank`` on its own output, at full width.
-        tau: Temperature of the contrastive loss, times a learned factor that starts each stage at 1.
-        alignment_tau: Temperature of the KL form.
-        narrow_alignment_tau: The same for sizes of a sixteenth of the width and less, where only the nearest can be
-            kept.
-        sharpening: Without labels, full-width similarities count for ``(D / d) ** sharpening`` times as much in the KL
-            form of a size ``d``.
-        top_k: Remembered rows mined per query.
-        random_rows: Remembered rows drawn at random per step.
-        stream_rows: Corpus rows pushed per step, when the memory is smaller than the corpus.
-        shadow_share: Share of ``L_rank`` and ``L_align`` on queries that goes to shadows of them
-            (:class:`~smec_st.losses.shadows.Shadows`), each asking for the document that it stands by alone.
-        seed: Seeds the order in which the corpus passes through the memory, and the random rows.
+        settings: Weights, forms and temperatures.
     """
 
     citation = (
@@ -92,96 +91,64 @@ class SMECLoss(nn.Module):
         table: VectorTable | None = None,
         relevance: Relevance | None = None,
         memory: SelectableCrossBatchMemory | None = None,
-        *,
-        rank: Literal["contrastive", "pairwise"] = "contrastive",
-        alignment: Literal["kl", "l1"] = "kl",
-        rank_weight: float = 1.0,
-        alignment_weight: float = 6.0,
-        reconstruction_weight: float = 0.0,
-        wide_weight: float = 0.0,
-        source_weight: float = 1.0,
-        tau: float = 0.12,
-        alignment_tau: float = 0.08,
-        narrow_alignment_tau: float = 0.05,
-        sharpening: float = 0.1,
-        top_k: int = 10,
-        random_rows: int = 4096,
-        stream_rows: int = 256,
-        shadow_share: float = 0.0,
-        seed: int = 0,
+        settings: LossSettings | None = None,
     ) -> None:
         super().__init__()
-        if rank not in ("contrastive", "pairwise") or alignment not in ("kl", "l1"):
-            raise ValueError(f"`rank` is contrastive or pairwise, `alignment` kl or l1; got {rank!r}, {alignment!r}.")
-        if min(tau, alignment_tau, narrow_alignment_tau) <= 0:
-            raise ValueError(f"Temperatures must be above 0, got {tau}, {alignment_tau} and {narrow_alignment_tau}.")
-        if relevance is None and alignment_weight == 0:
+        settings = settings or LossSettings()
+        if relevance is None and settings.alignment_weight == 0:
             raise ValueError("Without labels `alignment_weight` must be above 0: nothing else would train.")
         self.model = model  # the trainer collects the trainable weights under this name
-        self.table = table
         self.relevance = relevance
         self.memory = memory
-        self.rank, self.alignment = rank, alignment
-        self.rank_weight, self.alignment_weight = rank_weight, alignment_weight
-        self.reconstruction_weight, self.wide_weight = reconstruction_weight, wide_weight
-        self.source_weight = source_weight
-        self.tau, self.alignment_tau, self.narrow_alignment_tau = tau, alignment_tau, narrow_alignment_tau
-        self.sharpening = sharpening
-        self.top_k, self.random_rows, self.stream_rows, self.seed = top_k, random_rows, stream_rows, seed
-        self.shadow_share = shadow_share
-        self._shadow_of = Shadows(table, relevance, seed)
-        self.log_scale = nn.Parameter(torch.zeros(()))
-        self.log_scale.register_hook(mean_gradient)  # DDP wraps the model, not the loss
+        self.settings = self._active = settings
+        self._sizes: tuple[int, ...] = ()
         self._step = (0, 0)
-        self._is_live = False
-        self._share = 1.0
-        self._order: tuple[int, Tensor] | None = None
-        self._finished: tuple[nn.Module, ...] = ()
+        self._is_live = self._is_prepared = False
+        self.read_from(table)
+        self._new_scales(1)
 
     # -- what the trainer calls ---------------------------------------------------------------------------------------
 
-    def begin_stage(
-        self,
-        stage: int,
-        adapter: ResidualAdapter | None = None,
-        share: float = 1.0,
-        live: bool = False,
-        finished: Sequence[nn.Module] = (),
-    ) -> None:
-        """Reset the learned temperature and fill the memory from the corpus, in an order that depends on the stage.
+    def read_from(self, table: VectorTable | None) -> None:
+        """Train the stages to come on another table of the same rows."""
+        self._pool = CandidatePool(table, self.relevance, self.memory, self.settings)
+        self._shadows = Shadows(table, self.relevance, self.settings.seed)
+
+    def begin_stage(self, stage: Stage, live: bool = False, prepared: bool = False) -> None:
+        """Reset the learned temperatures and the memory.
 
         Args:
-            stage: Index of the stage.
-            adapter: What it trains.
-            share: The size it delivers, as a share of the full width.
+            stage: The stage that begins.
             live: Whether it trains the backbone too: then the memory holds what batches push.
-            finished: The modules of the stages before it. What they give is remembered where they have a hidden
-                layer; else it costs next to nothing.
+            prepared: Whether the table already holds the outputs of the model's finished modules.
         """
-        costly = any(isinstance(module, ResidualAdapter) and module.hidden is not None for module in finished)
-        self._finished = tuple(finished) if costly else ()
-        self._is_live, self._share = live, share
-        with torch.no_grad():
-            self.log_scale.zero_()
-        if adapter is not None:
-            adapter.exposes_start = self.reconstruction_weight > 0
-        if self.memory is not None:
-            self.memory.clear(self._columns(self.memory.vectors[:0]).shape[1] if self._finished else 0)
-            if self.table is not None and not live:
-                rows = self._corpus_order(stage)[: self.memory.capacity]
-                self._push(self.table[rows], rows)
+        is_adapt = stage.phase == "adapt"
+        self._is_live, self._is_prepared, self._sizes = live, prepared, stage.sizes
+        self._active = self.settings
+        if is_adapt:
+            self._active = dataclasses.replace(
+                self.settings, rank="contrastive", rank_weight=1.0, tau=self.settings.adapt_tau,
+                alignment_weight=0.0, wide_weight=0.0, shadow_share=0.0,
+            )  # fmt: skip
+        self._new_scales(len(stage.sizes))
+        self.log_scale.requires_grad_(not is_adapt)
+        self._pool.begin_stage(stage.index, live, in_use=not is_adapt)
 
     def begin_step(self, stage: int, step: int) -> None:
-        """Move the corpus on through the memory. Depends on (seed, stage, step) alone, so every rank does the same."""
+        """Move the memory on. Depends on (seed, stage, step) alone, so every rank does the same."""
         self._step = (stage, step)
-        if self.memory is None or self.table is None or self._is_live:
-            return
-        if self.memory.capacity >= self.table.corpus_size:
-            return
-        order = self._corpus_order(stage)
-        start = self.memory.capacity + step * self.stream_rows
-        rows = order[(start + torch.arange(min(self.stream_rows, self.memory.capacity))) % len(order)]
-        self._push(self.table[rows], rows)
+        self._pool.begin_step(stage, step)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the running stage learns from judgements."""
+        return self.relevance is not None and self._active.rank_weight > 0
+
+    def _new_scales(self, sizes: int) -> None:
+        """One learned factor of the temperature per size, 1 at first."""
+        device = next(self.model.parameters(), torch.zeros(())).device
+        self.log_scale = nn.Parameter(torch.zeros(sizes, device=device))
+        self.log_scale.register_hook(mean_gradient)  # DDP wraps the model, not the loss
 
     def training_state(self) -> dict[str, Tensor]:
         """Everything of the loss that a checkpoint of the model lacks."""
@@ -196,16 +163,11 @@ class SMECLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Settings for the model card."""
-        names = (
-            "rank", "alignment", "rank_weight", "alignment_weight", "reconstruction_weight", "wide_weight",
-            "source_weight", "tau", "alignment_tau", "narrow_alignment_tau", "sharpening", "top_k", "random_rows",
-            "stream_rows", "shadow_share", "seed",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        return self.settings.of_loss()
 
     def diagnostics(self) -> dict[str, float]:
-        """For the log: temperature of the contrastive loss, and share of the memory that is filled."""
-        found = {"temperature": self.tau * float(self.log_scale.detach().exp())}
+        """For the log: temperature of the contrastive loss at the largest size, and filled share of the memory."""
+        found = {"temperature": self._active.tau * float(self.log_scale.detach()[-1].exp())}
         if self.memory is not None:
             found["memory_fill"] = len(self.memory) / self.memory.capacity
         return found
@@ -216,61 +178,32 @@ class SMECLoss(nn.Module):
         """The weighted terms by name; the trainer sums and logs them.
 
         Args:
-            sentence_features: Anchors, and with labels their relevant documents: ``sentence_embedding`` ``(B, D)``
-                each, or what the model's backbone takes.
+            sentence_features: Anchors, and their documents where the dataset has that column: ``sentence_embedding``
+                ``(B, D)`` each, or what the model's backbone takes.
             labels: Row ids of both, ``(B, 2)`` int64; -1 for "none".
         """
         columns = [self._source(column) for column in sentence_features]
         anchors, anchor_ids = columns[0], labels[:, 0]
-        own_documents = self._own(anchor_ids)
-        has_documents = len(columns) > 1
         with torch.autocast(device_type=anchors.device.type, enabled=False):
-            pool, pool_ids, own, teacher, slots = self._pool(anchors, anchor_ids, columns[1:], labels[:, 1])
-            is_query = own_documents < 0
-            near = own[is_query] if has_documents and self.relevance is not None else None
-            shadows, stood_by = self._shadows(anchors[is_query], anchor_ids[is_query], pool, near)
-            known = self._known(anchors, pool, slots, shadows)
-        features = self.model({"sentence_embedding": torch.cat([anchors, pool, shadows]), **known})
+            document = columns[1] if len(columns) > 1 else None
+            pool, pool_ids, own = self._pool.candidates(anchors, anchor_ids, document, labels[:, 1])
+            anchors, moved_to = self._with_shadows(anchors, anchor_ids, pool, None if document is None else own)
+            documents = self._documents(len(pool), anchor_ids)
+            step = self._step_of(anchors, anchor_ids, pool, pool_ids, documents, moved_to)
+        rows = torch.cat([anchors, pool])
+        known = {FINISHED: rows} if self._is_prepared else {}
+        features = self.model({"sentence_embedding": rows, **known})
+        terms: dict[str, Tensor] = {}
+        if len(pool) == 0:  # the memory holds nothing yet
+            terms["alignment"] = 0.0 * features["sentence_embedding"].sum()
         with torch.autocast(device_type=anchors.device.type, enabled=False):
-            views = {"": (features["sentence_embedding"].float(), 1.0)}
-            if self.wide_weight > 0:
-                views["wide_"] = (features["candidate_embedding"].float(), self.wide_weight)
-            if self._is_live and self.source_weight > 0:
-                views["source_"] = (torch.cat([anchors, pool, shadows]), self.source_weight)
-            terms: dict[str, Tensor] = {}
-            for name, (embedding, weight) in views.items():
-                mapped, small_pool, small_shadows = unit(embedding).split([len(anchors), len(pool), len(shadows)])
-                student = mapped @ small_pool.T
-                if self.relevance is not None and self.rank_weight > 0 and has_documents:
-                    grades = self.relevance(anchor_ids, pool_ids)
-                    possible = student.masked_fill(pool_ids == own_documents.unsqueeze(1), NEVER)
-                    rank = self._rank(possible, grades)
-                    if self._casts_shadows and name != "source_":
-                        there = torch.zeros(len(shadows), len(pool), device=pool.device)
-                        there.scatter_(1, stood_by.unsqueeze(1), 1.0)
-                        moved = self._rank(small_shadows @ small_pool.T, there)
-                        rank = (1 - self.shadow_share) * rank + self.shadow_share * moved
-                    terms[f"{name}rank"] = weight * self.rank_weight * rank
-                if self.alignment_weight > 0 and name != "source_":
-                    sharp = self._sharpness(pool)
-                    drift = self._alignment(student, sharp * teacher, own_documents, pool_ids)
-                    if self._casts_shadows:
-                        nobody = anchor_ids.new_full((len(shadows),), -1)
-                        seen, whole = small_shadows @ small_pool.T, sharp * shadows @ pool.T
-                        moved = self._alignment(seen, whole, nobody, pool_ids)
-                        drift = (1 - self.shadow_share) * drift + self.shadow_share * moved
-                    if has_documents:
-                        frozen = pool.detach()
-                        drift = drift + self._alignment(
-                            small_pool[own] @ small_pool.T, sharp * frozen[own] @ frozen.T, pool_ids[own], pool_ids
-                        )
-                    terms[f"{name}alignment"] = weight * self.alignment_weight * drift
-            if self.reconstruction_weight > 0:
-                terms["reconstruction"] = self.reconstruction_weight * self._reconstruction(
-                    features, len(anchors), len(anchors) + len(pool)
-                )
-        if self.training and self.memory is not None and (self.table is None or self._is_live):
-            self._remember(columns, labels)
+            for name, embedding, weight, sizes in self._views(features, rows) if len(pool) else ():
+                queries, candidates = embedding.split([len(anchors), len(pool)])
+                left = torch.cat([queries, candidates[documents]])
+                for term, value in self._compare(left, candidates, sizes, step, name).items():
+                    terms[name + term] = weight * value
+        if self.training:
+            self._pool.push_batch(columns, labels)
         return terms
 
     def _source(self, column: dict[str, Tensor]) -> Tensor:
@@ -279,159 +212,146 @@ class SMECLoss(nn.Module):
             return column["sentence_embedding"]
         return unit(self.model(column)["source_embedding"].float())
 
-    def _rank(self, student: Tensor, grades: Tensor) -> Tensor:
-        if self.rank == "contrastive":
-            return contrastive_loss(student, grades, self.tau * self.log_scale.exp(), share_of_mean)
-        pairs, rank = gather_rows((grades > 0).sum().view(1))
-        position = int(pairs[:rank].sum()), int(pairs.sum())
-        return rank_loss(student, grades, mean=share_of_mean, position=position)
+    def _views(
+        self, features: dict[str, Tensor], rows: Tensor
+    ) -> Iterator[tuple[str, Tensor, float, tuple[int, ...]]]:
+        """What is compared: name, all rows mapped ``(n, d)``, weight, and the sizes within ``d``."""
+        embedding = features["sentence_embedding"].float()
+        yield "", embedding, 1.0, self._sizes or (embedding.shape[1],)
+        if self._active.wide_weight > 0:
+            wide = features["candidate_embedding"].float()
+            yield "wide_", wide, self._active.wide_weight, (wide.shape[1],)
+        if self._is_live and self._active.source_weight > 0:
+            yield "source_", rows, self._active.source_weight, (rows.shape[1],)
 
-    def _own(self, row_ids: Tensor) -> Tensor:
-        """The document that each row is itself, or -1. ``(B,) -> (B,)``."""
-        return row_ids if self.table is None else self.table.own(row_ids.cpu()).to(row_ids.device)
+    def _compare(
+        self, left: Tensor, right: Tensor, sizes: tuple[int, ...], step: Step, view: str
+    ) -> dict[str, Tensor]:
+        """Both terms of one view, summed over its sizes."""
+        settings = self._active
+        ranks = step.grades is not None
+        aligns = settings.alignment_weight > 0 and view != "source_"
+        want = Comparison(
+            sizes=sizes,
+            tau=settings.tau,
+            ranked=step.queries,
+            same=step.same,
+            prefix_gradient=settings.prefix_gradient,
+            **self._pairs(step, ranks and settings.rank == "contrastive"),
+            **self._targets(step, sizes, aligns and settings.alignment == "kl"),
+        )
+        terms: dict[str, Tensor] = {}
+        if len(want.pair_weights) or want.targets:
+            scales = self.log_scale if view == "" else self.log_scale[-1:]
+            total, _, alignment = nested_loss(left, right, scales, want)
+            terms = {"rank": total - alignment, "alignment": alignment} if ranks else {"alignment": total}
+            terms = {name: value for name, value in terms.items() if name == "rank" or aligns}
+        published = (ranks and settings.rank == "pairwise", aligns and settings.alignment == "l1")
+        for cosine in nested_cosines(left, right, sizes, settings.prefix_gradient) if any(published) else ():
+            for name, is_on, term in zip(("rank", "alignment"), published, (_pairwise, self._l1), strict=True):
+                if is_on:
+                    terms[name] = terms.get(name, 0.0) + getattr(settings, f"{name}_weight") * term(cosine, step)
+        return {name: terms[name] for name in ("rank", "alignment") if name in terms}
+
+    def _pairs(self, step: Step, ranks: bool) -> dict[str, Any]:
+        """Relevant pairs of the contrastive term and their weights; the grades of a query share its weight."""
+        if not ranks or step.grades is None:
+            empty = step.same[0][:0]
+            return {"pairs": (empty, empty), "pair_weights": step.teacher[:0, 0]}
+        total = step.grades.sum(dim=1)
+        rows, columns = step.grades.nonzero(as_tuple=True)
+        weight = share_of_mean(total.new_tensor(self._active.rank_weight), (total > 0).sum())
+        return {"pairs": (rows, columns), "pair_weights": weight * step.grades[rows, columns] / total[rows]}
 
     @torch.no_grad()
-    def _sharpness(self, pool: Tensor) -> float | Tensor:
-        """What full-width similarities to the pool count for in the KL form; 1 with labels, and in the other form.
+    def _targets(self, step: Step, sizes: tuple[int, ...], aligns: bool) -> dict[str, Any]:
+        """Full-width neighbourhoods that the KL term keeps, by size."""
+        settings, teacher = self._active, step.teacher
+        found: dict[str, Any] = {"taus": [], "targets": [], "entropies": [], "row_weights": teacher[:, 0]}
+        if not aligns:
+            return found
+        weight = teacher.new_tensor(settings.alignment_weight)
+        counts = (step.queries, len(teacher) - step.queries)
+        found["row_weights"] = torch.cat(
+            [share_of_mean(weight, torch.tensor(n, device=weight.device)).expand(n) for n in counts]
+        )
+        made: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
+        for size in sizes:
+            share = size / step.width
+            tau = settings.narrow_alignment_tau if share <= NARROW else settings.alignment_tau
+            sharp = step.stretch * (1.0 if self.ranks else share**-settings.sharpening)
+            if (tau, sharp) not in made:
+                logits = teacher * (sharp / tau)
+                logits[step.same] = NEVER
+                logs = logits.log_softmax(dim=1)
+                target = logs.exp().mul_(found["row_weights"][:, None])
+                made[tau, sharp] = target, torch.dot(target.view(-1), logs.view(-1))
+            for name, value in zip(("taus", "targets", "entropies"), (tau, *made[tau, sharp]), strict=True):
+                found[name].append(value)
+        return found
 
-        Where all vectors lie in a narrow cone, similarities are alike and their differences count for more. A narrow
-        size has room for the nearest alone: the narrower, the sharper the neighbourhoods that it is to keep. With
-        labels, these say which of the nearest matter.
+    def _l1(self, cosine: Tensor, step: Step) -> Tensor:
+        """The published alignment over the ``top_k`` candidates nearest to each row, of queries and of documents."""
+        teacher = step.teacher.index_put(step.same, step.teacher.new_tensor(float("-inf")))
+        near = torch.zeros_like(teacher, dtype=torch.bool)
+        near.scatter_(1, teacher.topk(min(self._active.top_k, teacher.shape[1]), dim=1).indices, True)
+        near[step.same] = False
+        parts = (slice(step.queries), slice(step.queries, None))
+        amounts = [alignment_l1(cosine[rows], step.teacher[rows], near[rows], share_of_mean) for rows in parts]
+        return amounts[0] + amounts[1]
+
+    # -- rows ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _step_of(
+        self,
+        anchors: Tensor,
+        anchor_ids: Tensor,
+        pool: Tensor,
+        pool_ids: Tensor,
+        documents: Tensor,
+        moved_to: Tensor,
+    ) -> Step:
+        own = torch.cat([self._pool.own(anchor_ids), pool_ids[documents]])
+        row, column = (own.unsqueeze(1) == pool_ids).nonzero(as_tuple=True)
+        grades = None
+        if self.relevance is not None and self.ranks:
+            grades = self.relevance(anchor_ids, pool_ids)
+            asked = row < len(anchors)
+            grades[row[asked], column[asked]] = 0
+            moved = (moved_to >= 0).nonzero().squeeze(1)
+            grades[moved] = 0
+            grades[moved, moved_to[moved]] = 1
+        stretch = 1.0 if self.ranks else 1 / min(float(spread(pool)) / USUAL_SPREAD, 1.0)
+        teacher = torch.cat([anchors, pool[documents]]) @ pool.T
+        return Step(len(anchors), teacher, (row, column), grades, anchors.shape[1], stretch)
+
+    def _documents(self, pool: int, anchor_ids: Tensor) -> Tensor:
+        """Places in the pool of random documents, as many as there are anchors, whose neighbourhoods are kept.
+
+        Every rank draws the same ones and takes its part of them.
         """
-        if self.relevance is not None or self.alignment != "kl":
-            return 1.0
-        return float(self._share**-self.sharpening) / (spread(pool) / USUAL_SPREAD).clamp(max=1.0)
+        if self._active.alignment_weight == 0:
+            return anchor_ids[:0]
+        everyone, first = gather_rows(anchor_ids)
+        drawn = np.random.default_rng([self.settings.seed, *self._step, 3]).permutation(pool)[: len(everyone)]
+        part = [len(drawn) * edge // len(everyone) for edge in (first, first + len(anchor_ids))]
+        return torch.from_numpy(drawn[part[0] : part[1]]).to(anchor_ids.device)
 
-    def _alignment(self, student: Tensor, teacher: Tensor, own_documents: Tensor, pool_ids: Tensor) -> Tensor:
-        """``L_align`` of rows against the pool, each row's similarity to itself left out."""
-        others = pool_ids != own_documents.unsqueeze(1) if torch.isin(own_documents, pool_ids).any() else None
-        if self.alignment == "kl":
-            tau = self.narrow_alignment_tau if self._share <= NARROW else self.alignment_tau
-            # Times tau, so that the pull does not depend on it.
-            return tau * alignment_kl(student, teacher, tau, others, share_of_mean)
-        if others is None:
-            others = torch.ones_like(teacher, dtype=torch.bool)
-        k = min(self.top_k, teacher.shape[1])
-        nearest = torch.zeros_like(others)
-        nearest.scatter_(1, teacher.masked_fill(~others, float("-inf")).topk(k, dim=1).indices, True)
-        return alignment_l1(student, teacher, nearest & others, share_of_mean)
+    def _with_shadows(self, queries: Tensor, ids: Tensor, pool: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The queries, a share of them replaced by counterfactual ones; and the candidate these ask for, else -1."""
+        share, none = self._active.shadow_share, torch.full_like(ids, -1)
+        if share == 0 or self._is_live or len(pool) == 0 or not self._shadows.are_cast:
+            return queries, none
+        shadows, stood_by, chance = self._shadows(queries, ids, pool, own, self._step)
+        is_moved = chance < share
+        return torch.where(is_moved.unsqueeze(1), shadows, queries), torch.where(is_moved, stood_by, none)
 
-    def _reconstruction(self, features: dict[str, Tensor], anchors: int, end: int) -> Tensor:
-        """``L_rec`` of anchors and pool; the pool is the same on every rank, the anchors are not."""
-        start, result = features["start_embedding"][:end].float(), features["candidate_embedding"][:end].float()
-        if world_size() == 1:
-            return reconstruction_l1(start, result)
-        change = (result - start).abs()
-        count = total(torch.tensor(anchors, device=start.device)) + len(start) - anchors
-        return (world_size() * change[:anchors].sum() + change[anchors:].sum()) / (count * start.shape[1])
 
-    # -- candidates ---------------------------------------------------------------------------------------------------
-
-    def _pool(
-        self, anchors: Tensor, anchor_ids: Tensor, documents: list[Tensor], document_ids: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What the batch is compared with.
-
-        Returns:
-            Vectors ``(C, D)``, distinct row ids ``(C,)``, where each batch row's own document stands ``(B,)``, the
-            full-width similarity of anchors and vectors ``(B, C)``, and the slots of the memory that the last of the
-            vectors come from.
-        """
-        if documents:
-            gathered, first = gather_rows(document_ids)
-            ids, place = torch.unique(gathered, return_inverse=True)
-            own = place[first : first + len(document_ids)]
-            vectors = self._document_vectors(ids, place, documents[0])
-        else:
-            ids, own, vectors = document_ids[:0], document_ids[:0], anchors[:0]
-        slots = ids[:0]
-        with torch.no_grad():
-            similarity = anchors @ vectors.T
-            if self.memory is not None:
-                slots, remembered = self._chosen_slots(anchors, anchor_ids, ids)
-                ids = torch.cat([ids, self.memory.row_ids[slots]])
-                similarity = torch.cat([similarity, remembered], dim=1)
-        if self.memory is not None:
-            vectors = torch.cat([vectors, self.memory.vectors[slots]])
-        return vectors, ids, own, similarity, slots
-
-    @torch.no_grad()
-    def _known(self, anchors: Tensor, pool: Tensor, slots: Tensor, shadows: Tensor) -> dict[str, Tensor]:
-        """What finished stages make of all these rows; of those that are remembered, as it is remembered."""
-        if not self._finished:
-            return {}
-        fresh = len(pool) - len(slots) if self.memory is not None else len(pool)
-        parts = self._columns(torch.cat([anchors, pool[:fresh], shadows])).split([len(anchors), fresh, len(shadows)])
-        remembered = parts[0][:0] if self.memory is None else self.memory.finished[slots]
-        return {FINISHED: torch.cat([parts[0], parts[1], remembered, parts[2]])}
-
-    @torch.no_grad()
-    def _columns(self, vectors: Tensor) -> Tensor:
-        """What finished stages make of full-width vectors, ``(n, D) -> (n, have)``."""
-        features = {"sentence_embedding": vectors}
-        for module in self._finished:
-            features = module(features)
-        return features["sentence_embedding"].float()
-
-    def _push(self, vectors: Tensor, row_ids: Tensor) -> None:
-        assert self.memory is not None
-        vectors = vectors.to(self.memory.vectors)
-        self.memory.push(vectors, row_ids, self._columns(vectors) if self._finished else None)
-
-    @property
-    def _casts_shadows(self) -> bool:
-        return self.shadow_share > 0 and self._shadow_of.are_cast
-
-    def _shadows(
-        self, queries: Tensor, ids: Tensor, pool: Tensor, near: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        if not self._casts_shadows or len(pool) == 0:
-            return queries[:0].detach(), ids[:0]
-        return self._shadow_of(queries, ids, pool, near, self._step)
-
-    def _document_vectors(self, ids: Tensor, place: Tensor, documents: Tensor) -> Tensor:
-        """Vectors of all ranks' documents, each once, ``(C, D)``; looked up where they are frozen, else gathered."""
-        if self.table is not None and not self._is_live and world_size() > 1:
-            return self.table[ids.cpu()].to(documents)
-        gathered, _ = gather_rows(documents, with_grad=self._is_live and torch.is_grad_enabled())
-        first = torch.full_like(ids, len(gathered))
-        first.scatter_reduce_(0, place, torch.arange(len(gathered), device=ids.device), reduce="amin")
-        return gathered[first]
-
-    def _chosen_slots(self, anchors: Tensor, anchor_ids: Tensor, batch_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots that join this batch, rising, with no row that it already holds; and their similarity ``(B, S)``."""
-        assert self.memory is not None
-        row_ids = self.memory.row_ids
-        free = (row_ids != EMPTY) & ~torch.isin(row_ids, batch_ids)
-        if int(free.sum()) <= self.random_rows:
-            slots = free.nonzero().squeeze(1)
-            return slots, anchors @ self.memory.vectors[slots].T
-        stage, step = self._step
-        rng = np.random.default_rng([self.seed, stage, step, 1])
-        chosen = torch.zeros_like(free)
-        chosen[torch.from_numpy(rng.permutation(self.memory.capacity)[: self.random_rows]).to(free.device)] = True
-        if self.top_k == 0:
-            slots = (chosen & free).nonzero().squeeze(1)
-            return slots, anchors @ self.memory.vectors[slots].T
-        similarity = anchors @ self.memory.vectors.T  # (B, M)
-        banned = (row_ids == self._own(anchor_ids).unsqueeze(1)) | ~free
-        if self.relevance is not None:
-            filled = free.nonzero().squeeze(1)
-            banned[:, filled] |= self.relevance(anchor_ids, row_ids[filled]) > 0
-        chosen |= any_rank(self.memory.mine(similarity, self.top_k, banned).any(dim=0))
-        slots = (chosen & free).nonzero().squeeze(1)
-        return slots, similarity[:, slots]
-
-    def _corpus_order(self, stage: int) -> Tensor:
-        assert self.table is not None
-        if self._order is None or self._order[0] != stage:
-            rng = np.random.default_rng([self.seed, stage, 0])
-            self._order = stage, torch.from_numpy(rng.permutation(self.table.corpus_size))
-        return self._order[1]
-
-    @torch.no_grad()
-    def _remember(self, columns: list[Tensor], labels: Tensor) -> None:
-        """Push the batch's documents (its anchors when there are none), gathered over all ranks."""
-        assert self.memory is not None
-        vectors, ids = (columns[1], labels[:, 1]) if len(columns) > 1 else (columns[0], labels[:, 0])
-        self._push(gather_rows(vectors.detach())[0], gather_rows(ids)[0])
+def _pairwise(cosine: Tensor, step: Step) -> Tensor:
+    """The published ranking term, over the pairs of all ranks."""
+    assert step.grades is not None
+    pairs, first = gather_rows((step.grades > 0).sum().view(1))
+    position = int(pairs[:first].sum()), int(pairs.sum())
+    possible = cosine.index_put(step.same, cosine.new_tensor(NEVER))[: step.queries]
+    return rank_loss(possible, step.grades, mean=share_of_mean, position=position)

@@ -10,15 +10,15 @@ from sentence_transformers.base.modules import Module
 from torch import Tensor
 from typing_extensions import Self
 
-FINISHED = "finished_embedding"  # what finished stages give, where that is known already
+FINISHED = "finished_embedding"  # the output of all finished modules, where it was computed before
 
 
 class WeightedModule(Module):
     """A module that owns weights. Only safetensors are loaded, never pickle.
 
     Attributes:
-        is_finished: Whether a later stage trains: then features may hold what this one and all others before it give,
-            ``(B, have)`` under :data:`FINISHED`, and are passed on.
+        is_finished: Whether a later stage trains. Then features may hold the output of all finished modules, under
+            :data:`FINISHED`, and this module has nothing to compute.
     """
 
     is_finished = False

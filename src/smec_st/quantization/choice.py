@@ -16,7 +16,6 @@ from smec_st.quantization.codecs import Binary, Codec, Plain
 from smec_st.quantization.head import Head
 from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, sample_rows
 from smec_st.quantization.training import LastStage, train_codes
-from smec_st.teacher import moved_by
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
@@ -174,7 +173,9 @@ def add_best(
     if not isinstance(start.codec, Plain):
         asking = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
         settings = config or LastStage(seed=seed)
-        at = train_codes(table, start.folded, start.codec, train, asking, settings, taught(compressor, table, train))
+        # With labels the floats of the widest size know better than the full width which neighbours to keep.
+        teacher = None if train is None else compressor.map_for(None)
+        at = train_codes(table, start.folded, start.codec, train, asking, settings, teacher)
         trained = [(Head(*at(share), has_own_map=True), share) for share in SHARES]
         heads += trained
         scores += [judge.score(head) for head, _ in trained]
@@ -189,14 +190,6 @@ def add_best(
     chosen = Head(best.folded, best.codec, best.has_own_map, info)
     kept_heads = [head for head in compressor.heads if head.info.get("for_bytes") != bytes]
     return type(compressor)(compressor.maps, compressor.info, (*kept_heads, chosen))
-
-
-def taught(compressor: Compressor, table: VectorTable, train: Qrels | None) -> VectorTable:
-    """The vectors whose neighbourhoods the fit kept: those of full width, as far as its labels moved them."""
-    strength = compressor.info.get("data", {}).get("teacher_strength", 0.0)
-    if train is None or not strength:
-        return table
-    return table.moved(moved_by(table, train, strength, compressor.info["settings"]["seed"]))
 
 
 def _label(head: Head) -> dict[str, str | int]:

@@ -120,7 +120,7 @@ def train_codes(
     qrels: Qrels | None,
     queries: np.ndarray,
     config: LastStage,
-    taught: VectorTable | None = None,
+    teacher_map: FoldedMap | None = None,
 ) -> Callable[[float], tuple[FoldedMap, Codec]]:
     """Train the last layer of a map together with a codec.
 
@@ -131,7 +131,7 @@ def train_codes(
         qrels: Training judgements; None to keep the neighbourhoods of full width alone.
         queries: Query rows to train on without judgements, ``(q,)``.
         config: Settings.
-        taught: The vectors whose neighbourhoods are kept, where these are not the table's own.
+        teacher_map: The map whose neighbourhoods are kept; None for those of the table's own vectors.
 
     Returns:
         Map and codec as a function of how far to go from the start, 0, to what was learned, 1.
@@ -154,9 +154,10 @@ def train_codes(
     for _ in range(config.steps):
         anchors, pool, own = _batch(table, qrels, queries, config, rng)
         asked, offered = table[anchors], table[pool]
-        near_to = offered if taught is None else taught[pool]
-        with torch.no_grad():
-            teacher = (asked if taught is None else taught[anchors]) @ near_to.T
+        near_to, near_from = offered, asked
+        if teacher_map is not None:
+            near_to, near_from = (torch.from_numpy(teacher_map.compress(x.numpy())) for x in (offered, asked))
+        teacher = near_from @ near_to.T
         inner = (asked, offered) if is_plain else tuple(torch.from_numpy(before(x.numpy())) for x in (asked, offered))
         query, document = unit(inner[0] @ weight.T), unit(inner[1] @ weight.T)
         stored = unit(codes.decoded(document))
