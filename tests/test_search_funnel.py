@@ -263,7 +263,7 @@ def test_vectors_of_another_width_fingerprint_or_not_finite_are_refused(uri):
             (corpus[:, :16], {}, "document vectors are 16 wide"),
             (broken, {}, "document vectors hold NaN or infinity in row 7"),
             (corpus.astype(int), {}, "must be floats"),
-            (corpus, {"fingerprint": "0123"}, "of the compressor 0123, the index is of"),
+            (corpus, {"fingerprint": "0123"}, "made with the compressor 0123, the index with"),
             (corpus, {"ids": range(19)}, "20 vectors came with 19 ids"),
             (corpus, {"ids": [0] * 20}, "1 ids come more than once: 0"),
             (corpus, {"ids": ["a"] * 20}, "ids of this index are whole numbers from 0, got 'a'"),
@@ -277,7 +277,7 @@ def test_vectors_of_another_width_fingerprint_or_not_finite_are_refused(uri):
         index.add(corpus)
         for queries, more, match in (
             (broken, {}, "query vectors hold NaN or infinity in row 7"),
-            (corpus, {"fingerprint": "0123"}, "must not meet"),
+            (corpus, {"fingerprint": "0123"}, "cannot be mixed"),
             (corpus, {"where": {"size": 1}}, "no field 'size'"),
             ("text", {}, "no model is given to embed them"),
             ([], {}, "no queries were given"),

@@ -73,7 +73,7 @@ def test_schedules_survive_json_and_refuse_nonsense():
     schedule = default_schedule((4, 8, 16), 32)
     assert [step.keep for step in schedule.steps] == [1600, 400, 100, 10]
     assert Schedule.from_dict(schedule.to_dict()) == schedule
-    with pytest.raises(ValueError, match="Sizes of a schedule must rise"):
+    with pytest.raises(ValueError, match="Sizes of a schedule must ascend"):
         Schedule((Step(8, 4), Step(4, 2)))
     with pytest.raises(ValueError, match="must shrink"):
         Schedule((Step(4, 2), Step(8, 4)))
