@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 FULL = 0  # name of the table of originals; every other table is named by its size
 
+Tables = Mapping[int, np.ndarray]  # table name (a size, or FULL) to vectors
 Ids = Sequence[int] | Sequence[str] | np.ndarray
 Columns = Mapping[str, Sequence[Any] | np.ndarray]
 
@@ -70,10 +71,6 @@ class Settings:
         """The numpy data type of arrays of ids."""
         return object if self.id_type == "str" else np.int64
 
-    def with_schedule(self, schedule: Schedule) -> Settings:
-        """Return a copy with another schedule."""
-        return replace(self, schedule=schedule)
-
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary for JSON."""
         return {"format": FORMAT, **asdict(self)}
@@ -100,12 +97,12 @@ class Batch:
 
     Args:
         ids: ``n`` ids, int or str.
-        vectors: Table name (a size, or :data:`FULL`) to unit vectors ``(n, width)`` float32.
+        vectors: Unit vectors ``(n, width)`` float32 per table.
         fields: Name to ``n`` values of each scalar field, None where a value is missing.
     """
 
     ids: Sequence[Any]
-    vectors: Mapping[int, np.ndarray]
+    vectors: Tables
     fields: Mapping[str, Sequence[Any]]
 
     def __len__(self) -> int:
@@ -116,9 +113,11 @@ class Reader(Protocol):
     """A snapshot of an index for searching. It identifies rows by keys of its own, not by ids.
 
     Attributes:
+        settings: Settings of the index.
         remote: Whether each search costs a network round trip, so that tuning should need few.
     """
 
+    settings: Settings
     remote: bool
 
     def __len__(self) -> int: ...

@@ -84,18 +84,22 @@ def build(
         check_widths(table, queries)
     given_ids = range(len(table)) if ids is None else ids
     id_type = "str" if len(given_ids) and isinstance(given_ids[0], str) else "int"
-    field_types = check_fields({name: kind_of(name, column) for name, column in (fields or {}).items()})
+    field_types = {name: kind_of(name, column) for name, column in (fields or {}).items()}
+    check_fields(field_types)
     documents = Documents.check(table, given_ids, fields or {}, id_type, field_types)
     source = _input_hash(documents)
     backend = _open_unfinished(uri, compressor, source)
     if backend is None:
         sizes = choose_sizes(compressor, table, queries, chosen) if chosen.sizes is None else chosen.sizes
         settings = new_settings(
-            compressor, sizes=sizes, head=chosen.head, originals=chosen.originals, id_type=id_type,
-            fields=field_types, building=len(table), source=source,
+            compressor, sizes, chosen.originals, None,
+            head=chosen.head, id_type=id_type, fields=field_types, building=len(table), source=source,
         )  # fmt: skip
         backend = create_backend(str(uri), settings, compressor)
     try:
+        settings = backend.settings
+        if (settings.id_type, settings.fields) != (id_type, field_types):  # the interrupted build had other fields
+            documents = Documents.check(table, documents.ids, fields or {}, settings.id_type, settings.fields)
         _fill(backend, compressor, documents, queries, chosen, progress or (lambda stage, done, total: None))
     except BaseException:
         backend.close()
@@ -190,9 +194,7 @@ def choose_sizes(
     max_bytes = row_bytes("hnsw", compressor.width) / 4 if options.most_ram is None else options.most_ram
     heads = [size for size in below if row_bytes(options.head, size) <= max_bytes] or below[:1]
     cost, growth = head_cost(options.head, len(vectors)), len(vectors) / len(sample)
-    schedule = choose_schedule(
-        ranks, full, len(vectors), cost, target=options.target, growth=growth, heads=heads
-    )  # fmt: skip
+    schedule = choose_schedule(ranks, full, len(vectors), cost, target=options.target, growth=growth, heads=heads)
     return schedule.sizes[:-1] if keeps_originals else schedule.sizes
 
 

@@ -25,36 +25,23 @@ ADD_ROWS = 65536  # rows that are written and committed together
 
 def new_settings(
     compressor: Compressor,
-    *,
     sizes: Sequence[int] | None,
-    head: str,
     originals: str | None,
-    id_type: str,
-    fields: Mapping[str, str],
-    schedule: Schedule | None = None,
-    building: int = 0,
-    source: str = "",
+    schedule: Schedule | None,
+    **others: Any,
 ) -> Settings:
-    """Check the settings of a new index; see :meth:`smec_st.search.FunnelIndex.create`."""
-    check_kind(head)
-    if id_type not in ("int", "str"):
-        raise DataError(f"ids are int or str, not {id_type!r}.")
+    """Make and check the settings of a new index; ``others`` are further fields of :class:`Settings`."""
     if originals is not None and originals not in KEEP_ORIGINALS:
         raise DataError(f"originals are kept as {' or '.join(KEEP_ORIGINALS)} or not at all, not {originals!r}.")
     stored = check_sizes(compressor, sizes, originals is not None)
     full = compressor.width if originals else stored[-1]
-    return Settings(
-        fingerprint=compressor.fingerprint,
-        width=compressor.width,
-        sizes=stored,
-        schedule=schedule or default_schedule([size for size in stored if size < full], full),
-        originals=originals,
-        head=head,
-        id_type=id_type,
-        fields=check_fields(fields),
-        building=building,
-        source=source,
-    )
+    schedule = schedule or default_schedule([size for size in stored if size < full], full)
+    settings = Settings(compressor.fingerprint, compressor.width, stored, schedule, originals, **others)
+    check_kind(settings.head)
+    if settings.id_type not in ("int", "str"):
+        raise DataError(f"ids are int or str, not {settings.id_type!r}.")
+    check_fields(settings.fields)
+    return settings
 
 
 def check_sizes(compressor: Compressor, sizes: Sequence[int] | None, originals: bool) -> tuple[int, ...]:
@@ -77,14 +64,16 @@ def check_sizes(compressor: Compressor, sizes: Sequence[int] | None, originals: 
     return chosen
 
 
-def check_fields(fields: Mapping[str, str]) -> dict[str, str]:
+def check_fields(fields: Mapping[str, str]) -> None:
     """Check the names and types of scalar fields."""
     for name, kind in fields.items():
         if not name.isidentifier() or name.startswith("_") or name in ("id", "full") or name.startswith("head_"):
-            raise DataError(f"{name!r} cannot be the name of a field: letters, digits and inner _ only, and not id.")
+            raise DataError(
+                f"{name!r} cannot be the name of a field: use letters, digits and inner underscores; "
+                "`id`, `full` and `head_...` are reserved."
+            )
         if kind not in FIELD_TYPES:
             raise DataError(f"field {name!r} has the unknown type {kind!r}; known are {', '.join(FIELD_TYPES)}.")
-    return dict(fields)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def connect(uri: str, new: bool) -> Any:
         if is_local(uri):
             importlib.import_module("milvus_lite")
     except ImportError as error:
-        raise DataError(f"{uri} needs Milvus: pip install 'smec-st[milvus]'.") from error
+        raise DataError(f'{uri} needs Milvus. Install it with `pip install "smec-st[milvus]"`.') from error
     if is_local(uri) and not new and not Path(uri).exists():
         raise DataError(f"no such index: {uri}")
     for name in ("pymilvus", "milvus_lite"):  # they also log what they raise, which would add to our one-line errors

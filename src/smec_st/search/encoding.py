@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors, unit_rows
 from smec_st.data.errors import some
-from smec_st.search.backend import FULL, Batch, Settings
+from smec_st.search.backend import FULL, Batch, Reader, Settings, Tables
 from smec_st.search.checks import Documents
 from smec_st.search.schedule import Schedule, Step
 
@@ -36,7 +36,7 @@ def encode(settings: Settings, compressor: Compressor, vectors: np.ndarray) -> d
         vectors: Originals ``(n, D)``, or vectors of the widest size.
 
     Returns:
-        Table name (a size, or ``FULL``) to ``(n, width)`` float32.
+        ``(n, width)`` float32 per table.
     """
     sizes = settings.sizes
     if vectors.shape[1] == settings.width:
@@ -70,22 +70,20 @@ def encode_queries(settings: Settings, compressor: Compressor, queries: ArrayLik
     return {size: unit_rows(narrow[:, :size]) for size in sizes if size <= width}
 
 
-def steps_for(
-    settings: Settings, schedule: Schedule, k: int, rows: int, queries: Mapping[int, np.ndarray]
-) -> list[tuple[int, Step]]:
+def steps_for(reader: Reader, schedule: Schedule, k: int, queries: Tables) -> list[tuple[int, Step]]:
     """Return the steps of a search, each with the table that it reads.
 
     The head always comes first, no step is wider than the queries, and the last step keeps ``k``.
 
     Args:
-        settings: Settings of the index.
+        reader: Snapshot to search.
         schedule: The schedule to follow.
         k: Number of results.
-        rows: Number of rows in the index.
         queries: Vectors per table; steps at other tables are left out.
     """
+    settings = reader.settings
     steps: list[tuple[int, Step]] = []
-    for step in schedule.at(k, rows):
+    for step in schedule.at(k, len(reader)):
         table = FULL if settings.originals and step.size == settings.width else step.size
         if table not in settings.widths:
             raise DataError(f"the schedule looks at size {step.size}; the index has {some(settings.sizes, 9)}.")

@@ -314,8 +314,7 @@ class FaissBackend:
         for segment in self._rows.segments:
             Segment(segment.folder, segment.entry, self._layout)
             for table in segment.tables.values():
-                for _ in table.chunks():
-                    pass
+                table.check_all()
 
     def bytes(self) -> dict[str, Any]:
         """Return the bytes of each part. ``ram`` leaves out mapped files, which may stay on disk."""
@@ -341,7 +340,7 @@ def _with_newest_manifest(folder: Path, load: Callable[[dict[str, Any]], T]) -> 
         except DataError:
             if read_manifest(folder)["generation"] == manifest["generation"]:
                 raise  # no writer was at work, so the folder is damaged
-    raise DataError(f"{folder} is being rewritten all the time; try again later.")
+    raise DataError(f"another process keeps rewriting {folder}; try again later.")
 
 
 def _layout_of(settings: Settings) -> Layout:

@@ -79,14 +79,11 @@ def arrow_mask(table: pa.Table, where: Where, fields: Mapping[str, str]) -> np.n
     mask = np.ones(len(table), dtype=bool)
     for field, operator, value in conditions(where, fields):
         column = table[field]
-        function = getattr(pc, OPERATORS[operator][0])
         if operator == "$in":
-            kept = function(column, value_set=pa.array(value, type=column.type))
+            kept = pc.and_(pc.is_in(column, value_set=pa.array(value, type=column.type)), column.is_valid())
         else:
-            kept = function(column, pa.scalar(value, type=column.type))
+            kept = getattr(pc, OPERATORS[operator][0])(column, pa.scalar(value, type=column.type))
         mask &= kept.fill_null(False).to_numpy()
-        if operator == "$in":
-            mask &= column.is_valid().to_numpy()
     return mask
 
 

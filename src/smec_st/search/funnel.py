@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,8 @@ class FunnelIndex:
             DataError: If an option is unknown, or an index of the same compressor exists at the URI.
         """
         settings = new_settings(
-            compressor, sizes=sizes, head=head, originals=originals, id_type=id_type, fields=fields or {},
-            schedule=schedule, building=building, source=source,
+            compressor, sizes, originals, schedule,
+            head=head, id_type=id_type, fields=dict(fields or {}), building=building, source=source,
         )  # fmt: skip
         return cls(create_backend(str(uri), settings, compressor), compressor, model)
 
@@ -281,7 +282,7 @@ class FunnelIndex:
         schedule = tune(
             self._backend, self._compressor, queries, target=target, k=k, max_queries=most_queries, progress=progress
         )
-        self._backend.save_settings(self.settings.with_schedule(schedule))
+        self._backend.save_settings(dataclasses.replace(self.settings, schedule=schedule))
         return schedule
 
     def narrow(self, uri: str | Path, size: int, head: str | None = None) -> FunnelIndex:
@@ -366,8 +367,8 @@ class FunnelIndex:
         self._check_fingerprint(fingerprint)
         by_table = encode_queries(self.settings, self._compressor, self._embed(queries))
         reader, schedule = self._backend.reader(), schedule or self.schedule
-        steps = steps_for(self.settings, schedule, k, len(reader), by_table)
-        return run_in_blocks(reader, self.settings, steps, by_table, where, schedule.effort)
+        steps = steps_for(reader, schedule, k, by_table)
+        return run_in_blocks(reader, steps, by_table, where, schedule.effort)
 
     def _embed(self, queries: ArrayLike) -> ArrayLike:
         """Embed queries that are texts; vectors are returned as they are."""

@@ -32,7 +32,7 @@ def load_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise DataError("this needs FAISS: pip install 'smec-st[search]'.") from error
+        raise DataError('this index needs faiss. Install it with `pip install "smec-st[search]"`.') from error
     return faiss
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,8 @@ class FaissReader:
             source = segment.tables[width]
             source.check(wanted[inside] - start)
             local = np.where(inside, wanted - start, -1)
-            _PRODUCTS[source.data.dtype.itemsize](source.data, queries, local, inside, out)
+            inner_products = _products_float32 if source.data.dtype == np.float32 else _products_float16
+            inner_products(source.data, queries, local, inside, out)
         return out
 
     def ids(self, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -131,6 +132,3 @@ def _products_float16(
     for query in np.flatnonzero(inside.any(axis=1)).tolist():
         mask = inside[query]
         out[query, mask] = table[local[query, mask]].astype(np.float32) @ queries[query]
-
-
-_PRODUCTS: dict[int, Callable[..., None]] = {4: _products_float32, 2: _products_float16}  # by bytes per number

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from smec_st.search.backend import Reader, Settings
+from smec_st.search.backend import Reader, Settings, Tables
 from smec_st.search.filters import Where
 from smec_st.search.schedule import Step
 
 QUERY_BLOCK_BYTES = 16 << 20  # size of the candidate vectors that are compared together
+
+
+Steps = Sequence[tuple[int, Step]]  # each with the table that it reads, smallest size first
 
 
 class Hits(NamedTuple):
@@ -26,18 +29,12 @@ class Hits(NamedTuple):
     scores: np.ndarray
 
 
-def run(
-    reader: Reader,
-    steps: Sequence[tuple[int, Step]],
-    queries: Mapping[int, np.ndarray],
-    where: Where | None,
-    effort: int | None,
-) -> Hits:
+def run(reader: Reader, steps: Steps, queries: Tables, where: Where | None, effort: int | None) -> Hits:
     """Search one block of queries.
 
     Args:
         reader: Snapshot to search.
-        steps: Table and step, smallest size first.
+        steps: Tables and steps.
         queries: Vectors per table, ``(Q, width)``.
         where: Filter.
         effort: Effort of the head.
@@ -56,23 +53,16 @@ def run(
     return Hits(reader.ids(keys, scores > -np.inf), scores)
 
 
-def run_in_blocks(
-    reader: Reader,
-    settings: Settings,
-    steps: Sequence[tuple[int, Step]],
-    queries: Mapping[int, np.ndarray],
-    where: Where | None,
-    effort: int | None,
-) -> Hits:
+def run_in_blocks(reader: Reader, steps: Steps, queries: Tables, where: Where | None, effort: int | None) -> Hits:
     """Search any number of queries in blocks that bound the memory; see :func:`run`."""
     count = len(next(iter(queries.values())))
-    widest = max(settings.widths[table] * step.keep for table, step in steps)
+    widest = max(reader.settings.widths[table] * step.keep for table, step in steps)
     block = max(1, QUERY_BLOCK_BYTES // (4 * widest))
     parts = []
     for start in range(0, count, block):
         part = {table: vectors[start : start + block] for table, vectors in queries.items()}
         parts.append(run(reader, steps, part, where, effort))
-    return concatenate(parts, settings)
+    return concatenate(parts, reader.settings)
 
 
 def concatenate(parts: Sequence[Hits], settings: Settings) -> Hits:

@@ -40,10 +40,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: write a draft, flush it to disk, and rename it."""
     draft = path.with_name(f".{path.name}.draft")
     try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        draft.write_bytes(content)
+        sync(draft)
         os.replace(draft, path)
     except OSError:
         draft.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +92,9 @@ class TableWriter:
         self._file.close()
         if self._written != self.rows:
             raise RuntimeError(f"{self._written} of {self.rows} rows were written.")
-        with self.path.with_suffix(".crc").open("wb") as file:
-            file.write(np.array(self._crcs, dtype="<u4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        checksums = self.path.with_suffix(".crc")
+        checksums.write_bytes(np.array(self._crcs, dtype="<u4").tobytes())
+        sync(checksums)
 
     def abort(self) -> None:
         """Close the file without completing the table."""
@@ -155,7 +153,7 @@ class Table:
             part = np.ascontiguousarray(self.data[block * self._block : (block + 1) * self._block])
             if zlib.crc32(part.data) != int(self._crcs[block]):
                 first = block * self._block
-                raise damaged(self.path, f"rows {first} to {first + len(part) - 1} are not what was written")
+                raise damaged(self.path, f"rows {first} to {first + len(part) - 1} do not match their checksum")
             self._checked[block] = True
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
@@ -164,11 +162,9 @@ class Table:
         found: np.ndarray = self.data[rows].astype(np.float32, copy=False)
         return found
 
-    def chunks(self, size: int = 16384) -> Iterator[np.ndarray]:
-        """Yield all rows in order, as float32."""
-        for start in range(0, len(self), size):
-            self.check(np.arange(start, min(start + size, len(self))))
-            yield self.data[start : start + size].astype(np.float32, copy=False)
+    def check_all(self) -> None:
+        """Check every block; see :meth:`check`."""
+        self.check(np.arange(0, len(self), self._block))
 
 
 def damaged(path: Path, why: str) -> DataError:

@@ -89,7 +89,7 @@ class Trial:
     def measure(self, schedule: Schedule, effort: int | None) -> Schedule:
         """Search with a schedule, and return it with its effort and recall filled in."""
         reader = self.backend.reader()
-        steps = steps_for(self.backend.settings, schedule, schedule.k, len(reader), self.queries)
+        steps = steps_for(reader, schedule, schedule.k, self.queries)
         table, last = steps[-1]
         steps[-1] = table, Step(last.size, last.keep + self.queries_are_rows)
         true_ids = reader.ids(self.truth.keys, np.ones(self.truth.keys.shape, dtype=bool))

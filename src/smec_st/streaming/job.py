@@ -138,7 +138,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", told: Progress |
         manifest = Manifest(description, sum(shard.rows for shard in shards), tuple(shards))
         if source.rows is not None and manifest.rows != source.rows:
             raise DataError(
-                f"{source.name} was said to hold {source.rows} rows and gave {manifest.rows}; did it change?"
+                f"{source.name} was expected to hold {source.rows} rows but gave {manifest.rows}; did it change?"
             )
         if open_vectors(job.source, job.column).state != source.state:
             raise DataError(f"{source.name} changed while it was read; remove {out} and start again.")
@@ -206,7 +206,7 @@ def _locked(out: Path, description: Mapping[str, Any]) -> Iterator[None]:
         if before != now:
             different = [key for key in now if now[key] != before.get(key)]
             raise DataError(
-                f"{out} was begun with another {' and another '.join(different)}; two spaces or sources must not mix. "
+                f"{out} was begun with another {' and another '.join(different)}; they cannot be mixed. "
                 "Choose another folder or remove it."
             )
     else:
