@@ -1,4 +1,4 @@
-"""What other processes do in the tests of faults."""
+"""The work of the child processes in the tests of faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ context.set_forkserver_preload(["torch", "faiss", "smec_st.recipe", "smec_st.sea
 
 
 def start(work, *arguments):
-    """A process that runs ``work(pipe, *arguments)``, and our end of the pipe."""
+    """Start a process that runs ``work(pipe, *arguments)``, and return it with our end of the pipe."""
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(theirs, *arguments))
     process.start()
@@ -25,7 +25,7 @@ def start(work, *arguments):
 
 
 def add(pipe, uri):
-    """Add batches of 25, and say so after each."""
+    """Add batches of 25 rows, and report after each."""
     corpus = clustered(4000)
     with FunnelIndex.create(uri, compressor(), head="flat", sizes=(4,)) as index:
         for first in range(0, 4000, 25):
@@ -34,18 +34,18 @@ def add(pipe, uri):
 
 
 def build_and_die(pipe, uri, stage, done):
-    """Build in batches of 40, and be killed at a stage."""
+    """Build in batches of 40 rows, and kill this process at a stage."""
     build.ADD_ROWS = 40
 
-    def watch(now, rows, total):
-        if now == stage and rows >= done:
+    def kill_at_stage(current, rows, total):
+        if current == stage and rows >= done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    build.build(uri, compressor(), clustered(4000)[:120], sizes=(4,), progress=watch)
+    build.build(uri, compressor(), clustered(4000)[:120], sizes=(4,), progress=kill_at_stage)
 
 
 def hold(pipe, uri):
-    """Write, and keep the lock."""
+    """Write some rows, and hold the write lock."""
     index = FunnelIndex.open(uri)
     index.add(clustered(4000)[50:60], range(50, 60))
     pipe.send("written")
@@ -53,7 +53,7 @@ def hold(pipe, uri):
 
 
 def open_only(pipe, uri):
-    """Say how opening went."""
+    """Open the index, and report the result."""
     try:
         FunnelIndex.open(uri).close()
         pipe.send("opened")

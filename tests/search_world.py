@@ -1,4 +1,4 @@
-"""Clustered vectors to search, a compressor, and the naive answer."""
+"""Clustered vectors to search, a compressor for them, and a naive exact search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH = 32
 
 
 def clustered(count, seed=0, width=WIDTH):
-    """``(count, width)`` float32: 40 clusters, dimensions of falling loudness, mixed by a rotation."""
+    """Draw ``(count, width)`` float32 from 40 clusters, with dimensions of descending variance, rotated."""
     fixed = np.random.default_rng(99)
     centres = fixed.normal(size=(40, width))
     rotation = np.linalg.qr(fixed.normal(size=(width, width)))[0]
@@ -23,7 +23,7 @@ def clustered(count, seed=0, width=WIDTH):
 
 @functools.cache
 def compressor(width=WIDTH, seed=0):
-    """Uncentred PCA, nested at 16, 8 and 4."""
+    """Fit an uncentred PCA, nested at 16, 8 and 4."""
     return Compressor.fit(clustered(500, seed, width), method="pca", dims=(16, 8, 4))
 
 
@@ -32,7 +32,7 @@ def unit(vectors):
 
 
 def naive(corpus, queries, k, allowed=None):
-    """Rows of highest cosine, by one loop over queries."""
+    """Return the rows of highest cosine, by a loop over queries."""
     rows = np.arange(len(corpus)) if allowed is None else np.flatnonzero(allowed)
     found = []
     for query in unit(queries.astype(np.float64)):

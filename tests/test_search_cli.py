@@ -1,4 +1,4 @@
-"""``smec-st index`` and ``smec-st search`` as a user meets them."""
+"""``smec-st index`` and ``smec-st search`` on the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smec_st.compressor import Compressor
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with a compressor, vectors and rows."""
+    """Make a folder with a compressor, vectors and rows, and change to it."""
     monkeypatch.chdir(tmp_path)
     corpus, queries = clustered(300), clustered(20, seed=1)
     compressor().save("small")

@@ -1,4 +1,4 @@
-"""What goes wrong on real machines: killed processes, full disks, two writers, damaged files."""
+"""Faults of real machines: killed processes, full disks, two writers, damaged files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def uri(request, tmp_path):
 
 
 def holds(uri: str, rows: int) -> None:
-    """The index opens, holds the first rows whole, takes more, and finds what a naive loop finds."""
+    """Check that the index opens, holds the first rows undamaged, accepts more, and finds what a naive loop finds."""
     corpus, queries = clustered(4000), clustered(10, seed=1)
     with FunnelIndex.open(uri) as index:
         assert len(index) == rows
@@ -53,7 +53,10 @@ def test_kill_during_add_keeps_every_batch_that_was_acknowledged(uri):
     assert writer.exitcode == -signal.SIGKILL
     with FunnelIndex.open(uri) as index:
         rows = len(index)
-    assert rows in (acknowledged, acknowledged + 25)  # the last may be there, as a whole, before it is said so
+    assert rows in (
+        acknowledged,
+        acknowledged + 25,
+    )  # the kill may come after a batch is added and before it is reported
     holds(uri, rows)
 
 
@@ -76,7 +79,7 @@ def test_a_killed_build_is_not_opened_and_continues(uri, stage, done):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MB."""
+    """Mount a file system of 3 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
@@ -87,7 +90,7 @@ def small_disk(tmp_path):
 
 
 def fill(index: FunnelIndex) -> int:
-    """Add until it fails; how many rows were added."""
+    """Add rows until it fails, and return how many were added."""
     corpus, rows = clustered(40_000), 0
 
     def add_all():
@@ -113,13 +116,15 @@ def test_a_full_disk_is_an_error_and_costs_nothing_that_was_there(small_disk):
     with FunnelIndex.open(uri) as index:
         index.verify()
         assert len(index) == rows
-        assert index.delete(range(rows - 500)) == rows - 500  # makes room, once compacted
+        assert index.delete(range(rows - 500)) == rows - 500  # compacting frees the space
         index.compact()
         index.add(clustered(40_000)[:100], range(100))
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that the engine could not flush
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # for files that the engine could not flush
 def test_a_full_disk_under_milvus_lite_is_an_error(small_disk):
     uri = str(small_disk / "index.db")
     with FunnelIndex.create(uri, compressor(), head="flat", sizes=(4,)) as index:
@@ -167,7 +172,7 @@ def test_a_second_writer_is_refused_and_goes_on_when_the_first_is_gone(tmp_path)
         reader.search(clustered(2))
         first.kill()
         first.join()
-        reader.add(clustered(4000)[60:70], range(60, 70))  # on top of what the other wrote
+        reader.add(clustered(4000)[60:70], range(60, 70))  # in addition to the rows of the other process
     holds(uri, 70)
 
 
@@ -223,7 +228,7 @@ def test_a_search_never_returns_what_it_read_from_a_damaged_block(tmp_path):
         index.add(corpus)
     flip(uri / "segments" / "000001" / "32.npy")
     with FunnelIndex.open(uri) as index:
-        with pytest.raises(DataError, match="rows 1536 to 2047 are not what was written"):
+        with pytest.raises(DataError, match="rows 1536 to 2047 do not match their checksum"):
             index.search(corpus[:5], schedule=ALL)
 
 

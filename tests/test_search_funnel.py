@@ -1,4 +1,4 @@
-"""``FunnelIndex`` on each engine: found what exact search finds, changed, filtered, reopened, refused."""
+"""``FunnelIndex`` on each engine: exact results, changes, filters, reopening, and bad input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def uri(request, tmp_path):
 
 @contextlib.contextmanager
 def milvus_server(folder):
-    """A server on localhost that speaks Milvus's protocol."""
+    """Run a server on localhost that speaks the protocol of Milvus."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,14 +46,14 @@ def milvus_server(folder):
 
 
 def exact(index, k):
-    """A schedule that leaves nothing out."""
+    """Return a schedule that rescores all rows."""
     return Schedule((Step(index.settings.sizes[0], 10_000), Step(index.settings.full, k)), k=k)
 
 
 # -- build and search -------------------------------------------------------------------------------------------------
 
 
-def test_build_reaches_its_target_on_queries_it_has_not_seen(uri):
+def test_build_reaches_its_target_on_unseen_queries(uri):
     corpus, queries = clustered(600), clustered(80, seed=2)
     with FunnelIndex.build(uri, compressor(), corpus, queries=clustered(80, seed=1), target=0.95) as index:
         assert index.schedule.recall_low >= 0.95
@@ -66,7 +66,7 @@ def test_build_reaches_its_target_on_queries_it_has_not_seen(uri):
         assert (np.diff(hits.scores, axis=1) <= 0).all()
 
 
-def test_a_funnel_that_leaves_nothing_out_is_exact_search(uri):
+def test_a_funnel_that_rescores_all_rows_is_exact_search(uri):
     corpus, queries = clustered(300), clustered(40, seed=1)
     with FunnelIndex.create(uri, compressor(), sizes=(4, 8), head="flat") as index:
         index.add(corpus)
@@ -125,9 +125,9 @@ def test_tuning_works_for_an_index_that_was_filled_by_hand(uri):
         assert index.schedule == chosen
 
 
-def test_queries_that_had_no_part_in_the_choice_must_agree_with_it(uri):
+def test_held_out_queries_must_reach_the_target_too(uri):
     corpus, easy = clustered(600), clustered(120, seed=1)
-    hard = np.random.default_rng(5).normal(size=(40, WIDTH)).astype(np.float32)  # near no cluster
+    hard = np.random.default_rng(5).normal(size=(40, WIDTH)).astype(np.float32)  # far from all clusters
     truth = naive(corpus, hard, 10)
     mixed = easy.copy()
     mixed[::CONFIRM] = hard
@@ -141,7 +141,7 @@ def test_queries_that_had_no_part_in_the_choice_must_agree_with_it(uri):
         assert (lenient.queries, careful.queries) == (ENOUGH - 1, 120)
 
 
-def test_a_narrow_copy_answers_like_its_size(uri, tmp_path):
+def test_a_narrow_copy_ranks_by_its_widest_size(uri, tmp_path):
     corpus, queries = clustered(300), clustered(20, seed=1)
     with FunnelIndex.create(uri, compressor(), sizes=(4, 8, 16), head="flat", fields={"n": "int"}) as wide:
         wide.add(corpus, fields={"n": range(300)})
@@ -159,7 +159,7 @@ def test_a_narrow_copy_answers_like_its_size(uri, tmp_path):
 # -- change -----------------------------------------------------------------------------------------------------------
 
 
-def test_add_delete_replace_and_filter_are_what_a_list_would_do(uri):
+def test_add_delete_replace_and_filter_agree_with_a_list(uri):
     rng = np.random.default_rng(3)
     corpus, queries = clustered(400), clustered(15, seed=1)
     year = rng.integers(2000, 2010, 400)
@@ -196,7 +196,7 @@ def test_add_delete_replace_and_filter_are_what_a_list_would_do(uri):
         agrees()
 
 
-def test_ids_that_are_there_are_refused_and_nothing_is_added(uri):
+def test_existing_ids_are_refused_and_nothing_is_added(uri):
     corpus = clustered(30)
     with FunnelIndex.create(uri, compressor()) as index:
         index.add(corpus[:10])
@@ -237,7 +237,7 @@ def test_one_thread_searches_while_another_adds(uri):
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_index_and_k_above_its_size_give_what_there_is(uri):
+def test_an_empty_index_and_k_above_its_size_return_all_rows(uri):
     corpus = clustered(4)
     with FunnelIndex.create(uri, compressor()) as index:
         assert index.search(corpus, 3).ids.shape == (4, 0)
@@ -263,7 +263,7 @@ def test_vectors_of_another_width_fingerprint_or_not_finite_are_refused(uri):
             (corpus[:, :16], {}, "document vectors are 16 wide"),
             (broken, {}, "document vectors hold NaN or infinity in row 7"),
             (corpus.astype(int), {}, "must be floats"),
-            (corpus, {"fingerprint": "0123"}, "of the compressor 0123, the index is of"),
+            (corpus, {"fingerprint": "0123"}, "made with the compressor 0123, the index with"),
             (corpus, {"ids": range(19)}, "20 vectors came with 19 ids"),
             (corpus, {"ids": [0] * 20}, "1 ids come more than once: 0"),
             (corpus, {"ids": ["a"] * 20}, "ids of this index are whole numbers from 0, got 'a'"),
@@ -277,7 +277,7 @@ def test_vectors_of_another_width_fingerprint_or_not_finite_are_refused(uri):
         index.add(corpus)
         for queries, more, match in (
             (broken, {}, "query vectors hold NaN or infinity in row 7"),
-            (corpus, {"fingerprint": "0123"}, "must not meet"),
+            (corpus, {"fingerprint": "0123"}, "cannot be mixed"),
             (corpus, {"where": {"size": 1}}, "no field 'size'"),
             ("text", {}, "no model is given to embed them"),
             ([], {}, "no queries were given"),
@@ -288,7 +288,7 @@ def test_vectors_of_another_width_fingerprint_or_not_finite_are_refused(uri):
         FunnelIndex.open(uri, compressor(seed=5))
 
 
-def test_what_cannot_be_made_or_opened_says_so_in_one_line(uri, tmp_path):
+def test_bad_options_and_missing_indexes_are_one_line_errors(uri, tmp_path):
     for options, match in (
         ({"sizes": (64,)}, "sizes must be among 4, 8, 16"),
         ({"head": "tree"}, "unknown head 'tree'"),

@@ -1,4 +1,4 @@
-"""Heads in FAISS: every kind finds, filters, forgets, is saved, and is built anew when it has outgrown itself."""
+"""FAISS heads: every kind finds, filters, deletes, can be saved, and is rebuilt when it has outgrown its structure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRAINED_LONG = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("flat-pq
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", KINDS + TRAINED_LONG)
 def test_every_kind_finds_filters_and_comes_back(kind, tmp_path):
-    size, keep = (2, 3500) if kind.endswith("-pq") else (16, 300)  # a codebook per two dimensions takes its time
+    size, keep = (2, 3500) if kind.endswith("-pq") else (16, 300)  # training a codebook per two dimensions is slow
     wide = Schedule((Step(size, keep), Step(32, 10)), effort=keep)
     corpus, queries = clustered(ROWS), clustered(30, seed=1)
     even = np.arange(ROWS) % 2 == 0

@@ -1,4 +1,4 @@
-"""The recipes, each against the store it is for, running here."""
+"""Run each recipe against the store that it is for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS, HEAD, SHORTLIST, K = 300, 8, 60, 5
 
 
 def recipe(name):
-    """The module of a recipe; its file may bear the name of the package it uses."""
+    """Import a recipe from its file, which may have the same name as the package that it uses."""
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -25,7 +25,7 @@ def recipe(name):
 
 @pytest.fixture(scope="module")
 def world():
-    """Ids, compressed and original documents; compressed and original queries; the true answer as ids."""
+    """Return ids, compressed and original documents, compressed and original queries, and the true neighbours."""
     corpus, queries = clustered(ROWS), clustered(12, seed=1)
     ids = np.arange(ROWS) + 1000
     small = compressor().transform(corpus), compressor().transform(queries)
@@ -60,7 +60,7 @@ def test_qdrant_local(world, tmp_path):
     run = recipe("qdrant")
     client = qdrant_client.QdrantClient(path=str(tmp_path / "qdrant"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # local mode says that it builds no graphs
+        warnings.simplefilter("ignore")  # local mode warns that it builds no graphs
         run.create(client, (4, 16), 32)
         run.add(client, ids, small, corpus, (4, 16))
         steps = [(4, 150), (16, 30)]
@@ -94,7 +94,7 @@ def test_pgvector(world, tmp_path):
         with psycopg.connect(server.get_uri()) as connection:
             run.create(connection, small.shape[1], HEAD, corpus.shape[1])
             run.add(connection, ids, small, corpus)
-            connection.execute("SET enable_seqscan = off")  # 300 rows would need no index
+            connection.execute("SET enable_seqscan = off")  # for only 300 rows, PostgreSQL would not use the index
             found = [
                 run.search(connection, s, q, HEAD, SHORTLIST, K) for s, q in zip(small_queries, queries, strict=True)
             ]
@@ -103,7 +103,7 @@ def test_pgvector(world, tmp_path):
                 f"EXPLAIN SELECT id FROM documents ORDER BY {column} <=> %s::vector({HEAD}) LIMIT 5",
                 (run.text(small_queries[0][:HEAD]),),
             ).fetchall()
-            # Originals wider than any index may be stored, because only the head is indexed.
+            # Originals may be wider than pgvector can index, because only the head is indexed.
             run.create(connection, 64, 32, 4096, table="wide")
             with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="cannot have more than 4000 dimensions"):
                 connection.execute("CREATE INDEX ON wide USING hnsw (original halfvec_cosine_ops)")

@@ -1,4 +1,4 @@
-"""The schedule: chosen from ranks, the cheapest that reaches its target."""
+"""Choosing the cheapest schedule that reaches its target, from ranks; and filters."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_choice_keeps_a_given_head_and_falls_back_to_everything():
     assert choose_schedule(noisy, 16, 61, head_cost("flat", 61), target=1.0).steps[0].keep == 61
 
 
-def test_lists_grow_with_the_index_and_with_k_and_never_shrink():
+def test_shortlists_grow_with_the_index_and_with_k_and_never_shrink():
     schedule = Schedule((Step(8, 40), Step(16, 20), Step(32, 10)), k=10, rows=1000)
     assert [step.keep for step in schedule.at(10, 1000)] == [40, 20, 10]
     assert [step.keep for step in schedule.at(10, 3000)] == [120, 60, 10]
@@ -69,11 +69,11 @@ def test_lists_grow_with_the_index_and_with_k_and_never_shrink():
     assert [step.keep for step in schedule.at(100, 50)] == [100, 100, 100]
 
 
-def test_schedules_survive_json_and_refuse_nonsense():
+def test_schedules_survive_json_and_refuse_bad_steps():
     schedule = default_schedule((4, 8, 16), 32)
     assert [step.keep for step in schedule.steps] == [1600, 400, 100, 10]
     assert Schedule.from_dict(schedule.to_dict()) == schedule
-    with pytest.raises(ValueError, match="Sizes of a schedule must rise"):
+    with pytest.raises(ValueError, match="Sizes of a schedule must ascend"):
         Schedule((Step(8, 4), Step(4, 2)))
     with pytest.raises(ValueError, match="must shrink"):
         Schedule((Step(4, 2), Step(8, 4)))
@@ -102,7 +102,7 @@ def test_a_query_that_is_a_row_is_not_its_own_neighbour():
     assert not (truth.keys == own[:, None]).any()
 
 
-def test_recall_counts_what_was_found():
+def test_recall_is_the_share_that_was_found():
     assert recall(np.array([[1, 2, 9], [5, 6, 7]]), np.array([[1, 2], [8, 5]])).tolist() == [1.0, 0.5]
 
 
@@ -153,7 +153,7 @@ def test_filters_keep_what_a_naive_loop_keeps(where):
         ({"lang": None}, "'lang' holds str, got None"),
     ],
 )
-def test_filters_refuse_what_they_do_not_know(where, match):
+def test_filters_refuse_unknown_fields_operators_and_types(where, match):
     with pytest.raises(DataError, match=match):
         milvus_expression(where, FIELDS)
 

@@ -1,4 +1,4 @@
-"""Streaming transform: the same numbers as in memory, on after a kill, nothing lost, doubled or mixed."""
+"""Streaming transform: it equals the result in memory, continues after a kill, and loses or mixes nothing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def joined(out: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary"])
 @pytest.mark.parametrize("write", [npy, jsonl, parquet], ids=lambda write: write.__name__)
-def test_transform_gives_what_the_compressor_gives_in_memory(folder, vectors, tmp_path, write, precision):
+def test_transform_equals_the_compressor_in_memory(folder, vectors, tmp_path, write, precision):
     job = Job(str(folder), write(tmp_path, vectors), dim=8, precision=precision, shard_rows=128)
     seen = []
     manifest = transform_files(job, tmp_path / "out", told=lambda done, total: seen.append((done, total)))
@@ -83,7 +83,7 @@ def test_transform_gives_what_the_compressor_gives_in_memory(folder, vectors, tm
     assert {total for _, total in seen} == {None if write is jsonl else 1000}
 
 
-def test_parquet_keeps_ids_and_says_what_it_holds(folder, vectors, tmp_path):
+def test_parquet_keeps_ids_and_describes_its_vectors(folder, vectors, tmp_path):
     transform_files(Job(str(folder), parquet(tmp_path, vectors), precision="int8", shard_rows=300), tmp_path / "out")
     shards = sorted((tmp_path / "out").glob("*.parquet"))
     ids = [key for path in shards for key in pq.read_table(path).column("id").to_pylist()]
@@ -103,7 +103,7 @@ def test_float_output_is_itself_a_source_and_is_not_compressed_again(folder, vec
 
 
 @pytest.mark.parametrize("cut", ["log", "half a line", "damaged shard", "lost shard", "draft"])
-def test_transform_goes_on_after_any_cut(folder, vectors, tmp_path, cut):
+def test_transform_continues_after_any_interruption(folder, vectors, tmp_path, cut):
     job, out = Job(str(folder), npy(tmp_path, vectors), shard_rows=128), tmp_path / "out"
     whole = transform_files(job, tmp_path / "whole")
     transform_files(job, out)
@@ -129,7 +129,7 @@ def test_transform_goes_on_after_any_cut(folder, vectors, tmp_path, cut):
     assert not list(out.glob("*.partial"))
 
 
-def test_a_finished_transform_is_done_and_a_damaged_one_is_noticed(folder, vectors, tmp_path):
+def test_a_finished_transform_is_not_repeated_and_damage_is_noticed(folder, vectors, tmp_path):
     job, out = Job(str(folder), npy(tmp_path, vectors), shard_rows=300), tmp_path / "out"
     first = transform_files(job, out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("shard-*")}
@@ -170,7 +170,7 @@ def a_nan(folder, vectors, path):
         (a_nan, "Row 700 is zero, NaN or infinite"),
     ],
 )
-def test_transform_refuses_what_would_mix_spaces_or_has_no_direction(folder, vectors, tmp_path, spoil, match):
+def test_transform_refuses_other_spaces_and_rows_without_a_direction(folder, vectors, tmp_path, spoil, match):
     source = npy(tmp_path, vectors)
     spoil(folder, vectors, tmp_path)
     with pytest.raises(DataError, match=match):
@@ -179,7 +179,7 @@ def test_transform_refuses_what_would_mix_spaces_or_has_no_direction(folder, vec
 
 
 @pytest.mark.parametrize("change", ["precision", "source", "compressor"])
-def test_two_jobs_do_not_meet_in_one_folder(folder, vectors, tmp_path, change):
+def test_two_jobs_cannot_share_a_folder(folder, vectors, tmp_path, change):
     job, out = Job(str(folder), npy(tmp_path, vectors), shard_rows=300), tmp_path / "out"
     transform_files(job, out)
     if change == "precision":
@@ -193,7 +193,7 @@ def test_two_jobs_do_not_meet_in_one_folder(folder, vectors, tmp_path, change):
         transform_files(job, out)
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(folder, vectors, tmp_path):
+def test_a_folder_with_other_files_is_left_alone(folder, vectors, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("x")
     with pytest.raises(DataError, match="holds something else"):
@@ -201,7 +201,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(folder, vectors, tmp_p
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-def test_cutter_gives_each_row_once_whatever_the_sizes(tmp_path, vectors, rng):
+def test_cutter_yields_each_row_once_for_any_sizes(tmp_path, vectors, rng):
     source = open_vectors(parquet(tmp_path, vectors))
     for start, size in ((0, 64), (137, 50), (999, 7)):
         cutter, got = Cutter(source, start, size), []
@@ -224,7 +224,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_kill_9_loses_and_doubles_nothing(folder, vectors, tmp_path):
+def test_kill_9_loses_and_repeats_nothing(folder, vectors, tmp_path):
     arguments = ["transform", str(folder), npy(tmp_path, vectors), str(tmp_path / "out"), "--shard-rows", "40"]
     for wanted in (3, 9):
         process = subprocess.Popen([sys.executable, "-c", KILLED, *arguments])
@@ -244,7 +244,7 @@ def test_kill_9_loses_and_doubles_nothing(folder, vectors, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ray_writes_the_same_shards_and_goes_on_after_local(folder, vectors, tmp_path, monkeypatch):
+def test_ray_writes_the_same_shards_and_continues_a_local_run(folder, vectors, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     import warnings
@@ -258,12 +258,12 @@ def test_ray_writes_the_same_shards_and_goes_on_after_local(folder, vectors, tmp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray = transform_files(job, tmp_path / "both", engine="ray")
-        gc.collect()  # Ray forgets to wait for a server that came too late
+        gc.collect()  # Ray leaves a server process behind that started too late
     assert ray.shards == local.shards
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, Exception])  # Ray raises either
-def test_ray_that_does_not_start_is_tried_again_and_then_said(kind):
+def test_ray_is_started_again_before_it_is_an_error(kind):
     tried = []
 
     class Never:
@@ -279,7 +279,7 @@ def test_ray_that_does_not_start_is_tried_again_and_then_said(kind):
     assert len(tried) == 2 * ATTEMPTS
 
 
-def test_the_command_says_what_it_did(folder, vectors, tmp_path, capsys):
+def test_the_command_reports_what_it_did(folder, vectors, tmp_path, capsys):
     arguments = ["transform", str(folder), npy(tmp_path, vectors), str(tmp_path / "out")]
     assert run([*arguments, "--precision", "binary", "--dim", "4"]) == 0
     assert "1,000 vectors of 4 numbers (binary, 1 bytes) in 1 files" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""``check`` notices drift and nothing else; ``migrate`` rewrites stores and loses nothing."""
+"""``check`` detects drift and nothing else; ``migrate`` rewrites stores without losing anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH, ROWS = 24, 600
 
 
 class Killed(BaseException):
-    """What nothing catches."""
+    """Stands for a kill; no code catches it."""
 
 
 def make(rng, rows, mix):
@@ -143,7 +143,7 @@ def faiss_index(vectors, path):
 
 
 def kill_at(patched, number, after):
-    """End the run before or after its nth rename or removal."""
+    """Make the run end before or after its nth rename or removal."""
     seen = itertools.count()
 
     def counted(step):
@@ -172,8 +172,8 @@ def kill_at(patched, number, after):
         ("s.faiss", faiss_index),
     ],
 )
-def test_migration_in_place_may_be_cut_off_at_any_step(vectors, folder, tmp_path, monkeypatch, name, write, after):
-    """A kill before or after the nth rename or removal: the same command again ends with the whole new store."""
+def test_migration_in_place_survives_a_kill_at_any_step(vectors, folder, tmp_path, monkeypatch, name, write, after):
+    """After a kill before or after the nth rename or removal, the same command completes the new store."""
     command = ["migrate", folder, str(tmp_path / "there" / name), "--dim", "8", "--in-place"]
     expected = Compressor.load(folder).transform(vectors, 8)
     for cut_at in itertools.count():

@@ -1,4 +1,4 @@
-"""Search with a funnel: the smallest size over everything, larger ones over a shrinking shortlist."""
+"""Search with a funnel: all rows at the smallest size, then a shrinking shortlist at each larger size."""
 
 from __future__ import annotations
 

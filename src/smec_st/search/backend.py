@@ -1,9 +1,9 @@
-"""What a funnel asks of an engine, and what is written down with an index."""
+"""The interface between the funnel and an engine, and the settings that are stored with an index."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,24 +16,28 @@ if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
 FORMAT = 1
-FULL = 0  # in place of a size: the originals
+FULL = 0  # name of the table of originals; every other table is named by its size
+
+Tables = Mapping[int, np.ndarray]  # table name (a size, or FULL) to vectors
+Ids = Sequence[int] | Sequence[str] | np.ndarray
+Columns = Mapping[str, Sequence[Any] | np.ndarray]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an index is.
+    """Everything about an index that is decided before rows are added, and its schedule.
 
     Args:
-        fingerprint: Of the compressor; vectors of another never enter.
-        width: Of the originals.
-        sizes: Compressed sizes that are stored, rising; the first is the head.
-        schedule: How it is searched.
-        originals: Type the originals are kept in, or None to keep none.
+        fingerprint: Fingerprint of the compressor; vectors of another compressor are refused.
+        width: Width of the originals.
+        sizes: Compressed sizes that are stored, ascending; the head searches the first.
+        schedule: How the index is searched.
+        originals: Data type in which the originals are kept, or None if they are not kept.
         head: Kind of the head, see :mod:`smec_st.search.heads`.
         id_type: ``int`` or ``str``.
         fields: Name to type of each scalar field.
-        building: Rows to come, while it is being built; 0 when it is complete.
-        source: Hash of what it is built from.
+        building: Number of rows of a build in progress; 0 once the index is complete.
+        source: Hash of the input of a build in progress.
     """
 
     fingerprint: str
@@ -49,28 +53,34 @@ class Settings:
 
     @property
     def full(self) -> int:
-        """Width of the last step: of the originals, or the widest size where there are none."""
+        """Width of the last step: that of the originals, or the widest size if there are no originals."""
         return self.width if self.originals else self.sizes[-1]
 
     @property
     def widths(self) -> dict[int, int]:
-        """Stored tables: name (a size, or :data:`FULL`) to width."""
+        """Width of each stored table, by its name (a size, or :data:`FULL`)."""
         return {**{size: size for size in self.sizes}, **({FULL: self.width} if self.originals else {})}
 
-    def with_schedule(self, schedule: Schedule) -> Settings:
-        """The same, searched otherwise."""
-        return replace(self, schedule=schedule)
+    @property
+    def no_id(self) -> int | str:
+        """The placeholder for an id where there is no result."""
+        return "" if self.id_type == "str" else -1
+
+    @property
+    def id_dtype(self) -> Any:
+        """The numpy data type of arrays of ids."""
+        return object if self.id_type == "str" else np.int64
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to a dictionary for JSON."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """What :meth:`to_dict` gave.
+        """Rebuild settings from :meth:`to_dict`.
 
         Raises:
-            DataError: If it was written by a newer release, or is not complete.
+            DataError: If a newer release wrote them, or they are incomplete.
         """
         if int(values.get("format", 0)) > FORMAT:
             raise DataError("this index was written by a newer smec-st; upgrade to read it.")
@@ -83,16 +93,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to add, checked.
+    """Checked rows to add.
 
     Args:
-        ids: ``n`` of them, int or str.
-        vectors: Table name (a size, or :data:`FULL`) to unit vectors ``(n, width)`` float32.
-        fields: Name to ``n`` values, None where missing.
+        ids: ``n`` ids, int or str.
+        vectors: Unit vectors ``(n, width)`` float32 per table.
+        fields: Name to ``n`` values of each scalar field, None where a value is missing.
     """
 
     ids: Sequence[Any]
-    vectors: Mapping[int, np.ndarray]
+    vectors: Tables
     fields: Mapping[str, Sequence[Any]]
 
     def __len__(self) -> int:
@@ -100,56 +110,59 @@ class Batch:
 
 
 class Reader(Protocol):
-    """One state of an index. Keys are its own names for rows.
+    """A snapshot of an index for searching. It identifies rows by keys of its own, not by ids.
 
     Attributes:
-        remote: Whether every search costs a round trip, so that tuning had better be done in few.
+        settings: Settings of the index.
+        remote: Whether each search costs a network round trip, so that tuning should need few.
     """
 
+    settings: Settings
     remote: bool
 
     def __len__(self) -> int: ...
 
     def head(
-        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None, then: int | None = None
+        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None, next_table: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search everything at the smallest size.
+        """Search all rows at the smallest size.
 
         Args:
             queries: ``(Q, m)`` unit vectors.
             keep: Candidates per query.
             where: Filter.
             effort: See :class:`Schedule`.
-            then: The table that :meth:`scores` will be asked for next: a remote engine sends its vectors along.
+            next_table: The table of the next call of :meth:`scores`. A remote engine sends its vectors with the
+                candidates, which saves a round trip.
 
         Returns:
-            Keys ``(Q, n)`` with ``n <= keep`` and scores; a score of -inf marks a place with no candidate.
+            Keys ``(Q, n)`` with ``n <= keep``, and scores. A score of -inf means that there is no candidate.
         """
 
     def scores(self, table: int, queries: np.ndarray, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Cosine of each query with its own candidates at one size.
+        """Compute the cosine of each query with its own candidates at one size.
 
         Args:
             table: A size, or :data:`FULL`.
             queries: ``(Q, width)``.
             keys: ``(Q, n)``.
-            found: Which places hold a candidate, ``(Q, n)`` bool.
+            found: Which entries of ``keys`` are candidates, ``(Q, n)`` bool.
 
         Returns:
-            ``(Q, n)``; -inf where there is none.
+            ``(Q, n)``; -inf where there is no candidate.
         """
 
     def ids(self, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Ids of candidates, ``(Q, n)``: int64 with -1, or str with "", where there is none."""
+        """Return the ids of candidates, ``(Q, n)``: int64 or str, with -1 or "" where there is no candidate."""
 
     def fields(self, keys: np.ndarray) -> dict[str, list[Any]]:
-        """Values of every scalar field for rows, ``(n,)`` keys."""
+        """Return the values of every scalar field for the rows with these keys, ``(n,)``."""
 
     def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
-        """All live rows in pieces: keys ``(n,)``, and vectors per table."""
+        """Yield all live rows in pieces: keys ``(n,)``, and the vectors of each table."""
 
-    def most_effort(self) -> int:
-        """The effort beyond which no more is found; 0 where there is no such knob."""
+    def max_effort(self) -> int:
+        """Return the effort above which no more rows are found; 0 if the head has no such parameter."""
 
 
 class Backend(Protocol):
@@ -161,37 +174,37 @@ class Backend(Protocol):
     def __len__(self) -> int: ...
 
     def compressor(self) -> Compressor:
-        """The compressor that is kept with the index."""
+        """Load the compressor that is stored with the index."""
 
     def save_settings(self, settings: Settings) -> None:
-        """Write down settings that changed: the schedule, or that the build is complete."""
+        """Store changed settings: another schedule, or that the build is complete."""
 
     def add(self, batch: Batch, replace: bool) -> None:
-        """Store rows, all or none; :class:`DataError` for ids that are there, unless they are to be replaced."""
+        """Store all rows of a batch or none; a :class:`DataError` if ids exist and ``replace`` is false."""
 
     def delete(self, ids: Sequence[Any]) -> int:
-        """Remove rows; how many there were."""
+        """Remove rows and return how many were removed."""
 
     def refresh(self) -> bool:
-        """Take what another process wrote meanwhile; whether there was something."""
+        """Load what other processes have written, and return whether anything changed."""
 
     def reader(self) -> Reader:
-        """The current state, to be searched; it stays as it is while others write."""
+        """Return a snapshot to search, which later writes do not change."""
 
-    def present(self, ids: Sequence[Any]) -> int:
-        """How many of these ids are there."""
+    def count_existing(self, ids: Sequence[Any]) -> int:
+        """Return how many of these ids are in the index."""
 
     def flush(self) -> None:
-        """Bring what is only in memory, or slow to search, into its final form."""
+        """Store everything in the form that is fastest to open and to search."""
 
     def compact(self) -> None:
-        """Drop deleted rows for good, and build the head anew."""
+        """Remove deleted rows permanently and rebuild the head."""
 
     def verify(self) -> None:
-        """Read and check everything; :class:`DataError` for the first thing that is damaged."""
+        """Read and check everything; a :class:`DataError` for the first damage."""
 
     def bytes(self) -> dict[str, Any]:
-        """``ram`` and ``disk``: bytes of each part."""
+        """Return the bytes of each part in ``ram`` and on ``disk``."""
 
     def close(self) -> None:
-        """Give back files, locks and connections."""
+        """Release files, locks and connections."""

@@ -1,25 +1,27 @@
-"""Build an index in one call: choose sizes on a sample, add everything, choose the schedule on the whole."""
+"""Build an index in one call: choose sizes on a sample, add all rows, and choose the schedule on all of them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from smec_st.data import DataError, check_vectors
 from smec_st.data.vectors import check_widths
-from smec_st.search.backend import FULL
+from smec_st.search.backend import FULL, Backend, Columns, Ids
 from smec_st.search.calibration import exact_neighbours, neighbour_ranks
-from smec_st.search.checks import check_fields, check_sizes, new_fields, new_ids
-from smec_st.search.engines import open_backend
+from smec_st.search.checks import ADD_ROWS, Documents, check_fields, check_sizes, new_settings
+from smec_st.search.encoding import encode_documents
+from smec_st.search.engines import create_backend, open_backend
 from smec_st.search.filters import FIELD_TYPES
-from smec_st.search.funnel import ADD_ROWS, FunnelIndex
 from smec_st.search.heads import row_bytes
 from smec_st.search.schedule import choose_schedule, head_cost
+from smec_st.search.tuning import tune
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
@@ -28,11 +30,113 @@ SAMPLE_ROWS = 20_000
 SAMPLE_QUERIES = 128
 FINGERPRINT_ROWS = 256
 
-Report = Callable[[str, int, int], object]
+BuildProgress = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options of a build.
+
+    Args:
+        target: Recall@k of exact full-width search that the schedule must reach.
+        k: Number of results per query that the schedule is chosen for.
+        sizes: Sizes to store; by default those of the cheapest schedule on a sample.
+        head: See :meth:`smec_st.search.FunnelIndex.create`.
+        originals: See :meth:`smec_st.search.FunnelIndex.create`.
+        most_ram: Bytes of memory per row that the head may take when sizes are chosen; by default a quarter of what
+            HNSW over float32 vectors of full width takes.
+    """
+
+    target: float = 0.99
+    k: int = 10
+    sizes: Sequence[int] | None = None
+    head: str = "hnsw-int8"
+    originals: str | None = "float32"
+    most_ram: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target <= 1 or self.k < 1:
+            raise DataError(
+                f"a recall target lies above 0 and is at most 1, and k is at least 1; got {self.target} and {self.k}."
+            )
+
+
+def build(
+    uri: str | Path,
+    compressor: Compressor,
+    vectors: ArrayLike,
+    *,
+    ids: Ids | None = None,
+    fields: Columns | None = None,
+    queries: ArrayLike | None = None,
+    progress: BuildProgress | None = None,
+    **options: Any,
+) -> Backend:
+    """Build an index of these vectors; see :meth:`smec_st.search.FunnelIndex.build`."""
+    table = check_vectors(vectors, "document")
+    if table.shape[1] != compressor.width:
+        raise DataError(f"document vectors are {table.shape[1]} wide; this compressor reads {compressor.width}.")
+    if len(table) < 2:
+        raise DataError("an index is built from at least 2 vectors; create an empty one and add to it.")
+    chosen = BuildOptions(**options)
+    if queries is not None:
+        queries = check_vectors(queries, "query")
+        check_widths(table, queries)
+    given_ids = range(len(table)) if ids is None else ids
+    id_type = "str" if len(given_ids) and isinstance(given_ids[0], str) else "int"
+    field_types = {name: kind_of(name, column) for name, column in (fields or {}).items()}
+    check_fields(field_types)
+    documents = Documents.check(table, given_ids, fields or {}, id_type, field_types)
+    source = _input_hash(documents)
+    backend = _open_unfinished(uri, compressor, source)
+    if backend is None:
+        sizes = choose_sizes(compressor, table, queries, chosen) if chosen.sizes is None else chosen.sizes
+        settings = new_settings(
+            compressor, sizes, chosen.originals, None,
+            head=chosen.head, id_type=id_type, fields=field_types, building=len(table), source=source,
+        )  # fmt: skip
+        backend = create_backend(str(uri), settings, compressor)
+    try:
+        settings = backend.settings
+        if (settings.id_type, settings.fields) != (id_type, field_types):  # the interrupted build had other fields
+            documents = Documents.check(table, documents.ids, fields or {}, settings.id_type, settings.fields)
+        _fill(backend, compressor, documents, queries, chosen, progress or (lambda stage, done, total: None))
+    except BaseException:
+        backend.close()
+        raise
+    return backend
+
+
+def _fill(
+    backend: Backend,
+    compressor: Compressor,
+    documents: Documents,
+    queries: np.ndarray | None,
+    options: BuildOptions,
+    report: BuildProgress,
+) -> None:
+    """Add the documents that are not in the index yet, choose the schedule, and mark the index as complete."""
+    added = 0
+    for part in documents.parts(ADD_ROWS):
+        if backend.count_existing(part.ids) < len(part):
+            backend.add(encode_documents(backend.settings, compressor, part), replace=True)
+        added += len(part)
+        report("adding", added, len(documents))
+    backend.compact()
+    seen = 0
+
+    def count(rows: int) -> None:
+        nonlocal seen
+        seen += rows
+        report("choosing the schedule", seen, 2 * len(documents))
+
+    schedule = tune(backend, compressor, queries, target=options.target, k=options.k, progress=count)
+    backend.save_settings(replace(backend.settings, schedule=schedule, building=0, source=""))
+    backend.flush()
 
 
 class Sample:
-    """Rows in memory, as a :class:`~smec_st.search.backend.Reader` for calibration.
+    """Rows in memory, with the methods of a :class:`~smec_st.search.backend.Reader` that calibration needs.
 
     Args:
         vectors: Table to vectors ``(n, width)``.
@@ -45,150 +149,57 @@ class Sample:
         return len(next(iter(self.vectors.values())))
 
     def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
-        """All rows, in pieces."""
+        """Yield all rows, in pieces."""
         for start in range(0, len(self), 4096):
             part = slice(start, start + 4096)
             yield np.arange(len(self))[part], {table: self.vectors[table][part] for table in tables}
 
     def scores(self, table: int, queries: np.ndarray, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Cosine of queries with their own rows."""
+        """Compute the cosine of each query with its own rows."""
         products: np.ndarray = np.einsum("qd,qnd->qn", queries, self.vectors[table][keys])
         return products
 
 
-def build(
-    uri: str | Path,
-    compressor: Compressor,
-    vectors: Any,
-    *,
-    ids: Sequence[Any] | np.ndarray | None = None,
-    fields: Mapping[str, Sequence[Any]] | None = None,
-    queries: Any | None = None,
-    target: float = 0.99,
-    k: int = 10,
-    sizes: Sequence[int] | None = None,
-    head: str = "hnsw-int8",
-    originals: str | None = "float32",
-    most_ram: float | None = None,
-    model: Any | None = None,
-    progress: Report | None = None,
-) -> FunnelIndex:
-    """An index of all these vectors, with a schedule chosen from them.
-
-    Args:
-        uri: Where; see :class:`FunnelIndex`.
-        compressor: Maps vectors to the sizes.
-        vectors: ``(N, D)`` originals; a memory map is read in pieces.
-        ids: ``N`` of them, int or str; the row numbers by default.
-        fields: Scalar fields to filter by, ``N`` values each, None where missing.
-        queries: ``(Q, D)``, of the kind that will be asked, to choose the schedule on; documents by default.
-        target: Recall@k of exact full-width search that the schedule must reach.
-        k: Results per query that the schedule is chosen for.
-        sizes: Sizes to store; by default those of the cheapest schedule on a sample.
-        head: See :meth:`FunnelIndex.create`.
-        originals: See :meth:`FunnelIndex.create`.
-        most_ram: Bytes of memory per row that the head may take when sizes are chosen; by default a quarter of what
-            HNSW over float32 vectors of full width takes.
-        model: Embeds queries given as text.
-        progress: Called with a stage's name, rows done and rows in all.
-
-    Raises:
-        DataError: If the input cannot be used, or another index is there.
-    """
-    table = check_vectors(vectors, "document")
-    if table.shape[1] != compressor.width:
-        raise DataError(f"document vectors are {table.shape[1]} wide; this compressor reads {compressor.width}.")
-    if len(table) < 2:
-        raise DataError("an index is built from at least 2 vectors; create an empty one and add to it.")
-    if not 0 < target <= 1 or k < 1:
-        raise DataError(f"a recall target lies above 0 and is at most 1, and k is at least 1; got {target} and {k}.")
-    if queries is not None:
-        queries = check_vectors(queries, "query")
-        check_widths(table, queries)
-    tell = progress or (lambda stage, done, total: None)
-    numbered = range(len(table)) if ids is None else ids
-    id_type = "str" if len(numbered) and isinstance(numbered[0], str) else "int"
-    plain = new_ids(numbered, id_type, len(table))
-    kinds = check_fields({name: kind_of(name, column) for name, column in (fields or {}).items()})
-    values = new_fields(fields or {}, kinds, len(table))
-    source = _source(table, plain)
-    index = _unfinished(uri, compressor, source, model)
-    if index is None:
-        if sizes is None:
-            sizes = choose_sizes(compressor, table, queries, head, target, k, originals is not None, most_ram)
-        index = FunnelIndex.create(
-            uri, compressor, sizes=sizes, head=head, originals=originals, id_type=id_type, fields=kinds, model=model,
-            building=len(table), source=source,
-        )  # fmt: skip
-    try:
-        for start in range(0, len(table), ADD_ROWS):
-            part = slice(start, min(start + ADD_ROWS, len(table)))
-            if index._backend.present(plain[part]) < part.stop - start:
-                some_values = {name: column[part] for name, column in values.items()}
-                index.add(table[part], plain[part], some_values, replace=True)
-            tell("adding", part.stop, len(table))
-        index._backend.compact()
-        seen = 0
-
-        def count(rows: int) -> None:
-            nonlocal seen
-            seen += rows
-            tell("choosing the schedule", seen, 2 * len(table))
-
-        index.tune(queries, target=target, k=k, progress=count)
-        index._backend.save_settings(replace(index.settings, building=0, source=""))
-        index.flush()
-    except BaseException:
-        index.close()
-        raise
-    return index
-
-
 def choose_sizes(
-    compressor: Compressor,
-    vectors: np.ndarray,
-    queries: Any | None,
-    head: str,
-    target: float,
-    k: int,
-    originals: bool,
-    most_ram: float | None = None,
+    compressor: Compressor, vectors: np.ndarray, queries: np.ndarray | None, options: BuildOptions
 ) -> tuple[int, ...]:
-    """Sizes of the cheapest schedule on a sample of the rows; the widest too where no originals are kept."""
-    room = row_bytes("hnsw", compressor.width) / 4 if most_ram is None else most_ram
-    possible = check_sizes(compressor, None, originals)
-    rows = np.sort(np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_ROWS])
-    sample = vectors[rows].astype(np.float32)
-    every = -(-len(sample) // SAMPLE_QUERIES)
-    own = np.arange(0, len(sample), every) if queries is None else None
-    asked = sample[own] if own is not None else check_vectors(queries, "query")
-    if own is None:
-        asked = asked[:: -(-len(asked) // SAMPLE_QUERIES)].astype(np.float32)
-    tables = {
-        name: {size: compressor.transform(part, dim=size) for size in possible}
-        for name, part in (("documents", sample), ("queries", asked))
-    }
-    full = possible[-1]
-    if originals:
-        full = compressor.width
-        for name, part in (("documents", sample), ("queries", asked)):
-            tables[name][FULL] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    """Choose the sizes of the cheapest schedule on a sample of the rows.
+
+    Without originals the widest size is stored too, since it ranks the results.
+    """
+    keeps_originals = options.originals is not None
+    possible = check_sizes(compressor, None, keeps_originals)
+    full = compressor.width if keeps_originals else possible[-1]
     below = [size for size in possible if size < full]
     if not below:
         return possible
-    reader: Any = Sample(tables["documents"])
-    last = FULL if originals else full
-    truth = exact_neighbours(reader, last, tables["queries"][last], min(k, len(sample) - 1), own)
-    ranks = neighbour_ranks(reader, below, tables["queries"], truth)
-    growth = len(vectors) / len(sample)
-    cost = head_cost(head, len(vectors))
-    heads = [size for size in below if row_bytes(head, size) <= room] or below[:1]
-    chosen = choose_schedule(ranks, full, len(vectors), cost, target=target, growth=growth, heads=heads).sizes[:-1]
-    return chosen if originals else (*chosen, full)
+    rows = np.sort(np.random.default_rng(0).permutation(len(vectors))[:SAMPLE_ROWS])
+    sample = vectors[rows].astype(np.float32)
+    self_rows = None
+    if queries is None:
+        self_rows = np.arange(0, len(sample), -(-len(sample) // SAMPLE_QUERIES))
+        sample_queries = sample[self_rows]
+    else:
+        sample_queries = queries[:: -(-len(queries) // SAMPLE_QUERIES)].astype(np.float32)
+
+    def tables(part: np.ndarray) -> dict[int, np.ndarray]:
+        compressed = {size: compressor.transform(part, dim=size) for size in possible}
+        return {**compressed, FULL: part / np.linalg.norm(part, axis=1, keepdims=True)}
+
+    reader: Any = Sample(tables(sample))
+    by_table = tables(sample_queries)
+    last = FULL if keeps_originals else full
+    truth = exact_neighbours(reader, last, by_table[last], min(options.k, len(sample) - 1), self_rows)
+    ranks = neighbour_ranks(reader, below, by_table, truth)
+    max_bytes = row_bytes("hnsw", compressor.width) / 4 if options.most_ram is None else options.most_ram
+    heads = [size for size in below if row_bytes(options.head, size) <= max_bytes] or below[:1]
+    cost, growth = head_cost(options.head, len(vectors)), len(vectors) / len(sample)
+    schedule = choose_schedule(ranks, full, len(vectors), cost, target=options.target, growth=growth, heads=heads)
+    return schedule.sizes[:-1] if keeps_originals else schedule.sizes
 
 
-def kind_of(name: str, column: Sequence[Any]) -> str:
-    """The type of a field by its values."""
+def kind_of(name: str, column: Sequence[Any] | np.ndarray) -> str:
+    """Infer the type of a field from its values."""
     values = column.tolist() if isinstance(column, np.ndarray) else column
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
@@ -199,23 +210,24 @@ def kind_of(name: str, column: Sequence[Any]) -> str:
     raise DataError(f"field {name!r} must hold values of one type of {', '.join(FIELD_TYPES)}.")
 
 
-def _source(vectors: np.ndarray, ids: Sequence[Any] | np.ndarray) -> str:
-    """A hash of what is built from: shape, some rows, some ids."""
+def _input_hash(documents: Documents) -> str:
+    """Hash the shape, some rows and some ids, to recognise the input of an interrupted build."""
+    vectors = documents.vectors
     rows = np.unique(np.linspace(0, len(vectors) - 1, FINGERPRINT_ROWS).astype(np.int64))
-    digest = hashlib.sha256(repr((vectors.shape, [str(ids[row]) for row in rows.tolist()])).encode())
+    digest = hashlib.sha256(repr((vectors.shape, [str(documents.ids[row]) for row in rows.tolist()])).encode())
     digest.update(np.ascontiguousarray(vectors[rows], dtype=np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _unfinished(uri: str | Path, compressor: Compressor, source: str, model: Any | None) -> FunnelIndex | None:
-    """The index that an interrupted build of the same input left, or None."""
+def _open_unfinished(uri: str | Path, compressor: Compressor, source: str) -> Backend | None:
+    """Open the index that an interrupted build of the same input has left; None if there is no index."""
     try:
         backend = open_backend(str(uri), compressor.fingerprint)
     except DataError:
-        return None  # creating it says what is in the way
+        return None  # if something is in the way, creating the index reports it
     settings = backend.settings
     if settings.building and (settings.fingerprint, settings.source) == (compressor.fingerprint, source):
-        return FunnelIndex(backend, compressor, model)
+        return backend
     backend.close()
     if settings.building:
         raise DataError(f"{uri} holds an unfinished index of other vectors; remove it or choose another name.")

@@ -1,4 +1,4 @@
-"""Connections to Milvus, and what it raises as one line."""
+"""Connect to Milvus, and turn its exceptions into one-line errors."""
 
 from __future__ import annotations
 
@@ -21,30 +21,35 @@ _open_files: Counter[str] = Counter()  # connections of this process to each loc
 _lock = threading.Lock()
 
 
+def is_server(uri: str) -> bool:
+    """Return whether a URI is the address of a Milvus server."""
+    return "://" in uri or uri.startswith("unix:")
+
+
 def is_local(uri: str) -> bool:
-    """Whether a URI is a file of Milvus Lite."""
-    return uri.endswith(".db") and "://" not in uri and not uri.startswith("unix:")
+    """Return whether a URI is a file of Milvus Lite."""
+    return uri.endswith(".db") and not is_server(uri)
 
 
 def connect(uri: str, new: bool) -> Any:
-    """A ``pymilvus.MilvusClient``.
+    """Connect and return a ``pymilvus.MilvusClient``.
 
     Args:
         uri: File or server.
-        new: Whether a file may be made.
+        new: Whether a file that does not exist is created.
 
     Raises:
-        DataError: Where there is nothing to connect to, or another process has the file.
+        DataError: If there is nothing to connect to, or another process has the file open.
     """
     try:
         pymilvus = importlib.import_module("pymilvus")
         if is_local(uri):
             importlib.import_module("milvus_lite")
     except ImportError as error:
-        raise DataError(f"{uri} needs Milvus: pip install 'smec-st[milvus]'.") from error
+        raise DataError(f'{uri} needs Milvus. Install it with `pip install "smec-st[milvus]"`.') from error
     if is_local(uri) and not new and not Path(uri).exists():
         raise DataError(f"no such index: {uri}")
-    for name in ("pymilvus", "milvus_lite"):  # failures are raised; logged as well they would be more than one line
+    for name in ("pymilvus", "milvus_lite"):  # they also log what they raise, which would add to our one-line errors
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if is_local(uri):
         Path(uri).absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +65,7 @@ def connect(uri: str, new: bool) -> Any:
 
 
 def disconnect(uri: str, client: Any) -> None:
-    """Close a client; the last one of a local file ends the engine in this process, and gives back its lock."""
+    """Close a client. Closing the last client of a local file also stops its engine and releases its lock."""
     client.close()
     if not is_local(uri):
         return
@@ -75,13 +80,13 @@ def disconnect(uri: str, client: Any) -> None:
 
 @contextmanager
 def calls(uri: str, what: str) -> Iterator[None]:
-    """Turn what the engine raises into one line."""
+    """Raise the exceptions of the engine as a one-line :class:`DataError`."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:
-        home = type(error).__module__
-        if not home.startswith(("pymilvus", "grpc", "milvus_lite")) and not isinstance(error, OSError):
+        module = type(error).__module__
+        if not module.startswith(("pymilvus", "grpc", "milvus_lite")) and not isinstance(error, OSError):
             raise
         raise DataError(f"{what} failed in {uri}: {one_line(error)}") from error

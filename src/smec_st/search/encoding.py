@@ -1,41 +1,42 @@
-"""Vectors at every width an index stores, compressed once; and which steps queries of a width can take."""
+"""Compress vectors to every width that an index stores, and adapt a schedule to the width of queries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors, unit_rows
 from smec_st.data.errors import some
-from smec_st.search.backend import FULL, Settings
+from smec_st.search.backend import FULL, Batch, Reader, Settings, Tables
+from smec_st.search.checks import Documents
 from smec_st.search.schedule import Schedule, Step
 
 
 def document_widths(settings: Settings) -> tuple[int, ...]:
-    """Widths of documents that an index takes: originals, or without them also its widest size."""
+    """Return the widths of documents that an index accepts: without originals, its widest size as well."""
     return (settings.width,) if settings.originals else (settings.width, settings.sizes[-1])
 
 
-def wrong_width(what: str, width: int, takes: Sequence[int]) -> DataError:
-    """The error for vectors of a width that an index does not take."""
+def wrong_width(what: str, width: int, accepted: Sequence[int]) -> DataError:
+    """Return the error for vectors of a width that an index does not accept."""
     return DataError(
-        f"{what} vectors are {width} wide; this index takes {' or '.join(map(str, dict.fromkeys(takes)))}."
+        f"{what} vectors are {width} wide; this index takes {' or '.join(map(str, dict.fromkeys(accepted)))}."
     )
 
 
 def encode(settings: Settings, compressor: Compressor, vectors: np.ndarray) -> dict[int, np.ndarray]:
-    """Unit vectors at every stored width.
+    """Compute unit vectors at every stored width.
 
     Args:
-        settings: Of the index.
-        compressor: Of the index.
+        settings: Settings of the index.
+        compressor: Compressor of the index.
         vectors: Originals ``(n, D)``, or vectors of the widest size.
 
     Returns:
-        Table name (a size, or ``FULL``) to ``(n, width)`` float32.
+        ``(n, width)`` float32 per table.
     """
     sizes = settings.sizes
     if vectors.shape[1] == settings.width:
@@ -48,8 +49,16 @@ def encode(settings: Settings, compressor: Compressor, vectors: np.ndarray) -> d
     return encoded
 
 
-def encode_queries(settings: Settings, compressor: Compressor, queries: Any) -> dict[int, np.ndarray]:
-    """The same for queries, ``(Q, width)`` or ``(width,)``; those of a smaller size have only the sizes up to it."""
+def encode_documents(settings: Settings, compressor: Compressor, documents: Documents) -> Batch:
+    """Compress documents into a batch that an engine can add."""
+    return Batch(documents.ids, encode(settings, compressor, documents.vectors), documents.fields)
+
+
+def encode_queries(settings: Settings, compressor: Compressor, queries: ArrayLike) -> dict[int, np.ndarray]:
+    """Compute unit vectors of queries ``(Q, width)`` or ``(width,)`` at every stored width.
+
+    Queries that are already compressed to a smaller size have only the sizes up to it.
+    """
     array = np.asarray(queries)
     table = check_vectors(array[None] if array.ndim == 1 else array, "query")
     width, sizes = table.shape[1], settings.sizes
@@ -61,32 +70,32 @@ def encode_queries(settings: Settings, compressor: Compressor, queries: Any) -> 
     return {size: unit_rows(narrow[:, :size]) for size in sizes if size <= width}
 
 
-def steps_for(
-    settings: Settings, schedule: Schedule, k: int, rows: int, queries: Mapping[int, np.ndarray]
-) -> list[tuple[int, Step]]:
-    """Steps with the table each reads: the head first, none wider than the queries, and the last keeps ``k``.
+def steps_for(reader: Reader, schedule: Schedule, k: int, queries: Tables) -> list[tuple[int, Step]]:
+    """Return the steps of a search, each with the table that it reads.
+
+    The head always comes first, no step is wider than the queries, and the last step keeps ``k``.
 
     Args:
-        settings: Of the index.
-        schedule: To follow.
-        k: Results.
-        rows: In the index.
-        queries: Per table; those missing are steps that cannot be taken.
+        reader: Snapshot to search.
+        schedule: The schedule to follow.
+        k: Number of results.
+        queries: Vectors per table; steps at other tables are left out.
     """
+    settings = reader.settings
     steps: list[tuple[int, Step]] = []
-    for step in schedule.at(k, rows):
+    for step in schedule.at(k, len(reader)):
         table = FULL if settings.originals and step.size == settings.width else step.size
         if table not in settings.widths:
             raise DataError(f"the schedule looks at size {step.size}; the index has {some(settings.sizes, 9)}.")
         if table in queries:
             steps.append((table, step))
     head = settings.sizes[0]
-    if not steps or steps[0][0] != head:  # only the smallest size searches everything
+    if not steps or steps[0][0] != head:  # only the smallest size can search all rows
         steps.insert(0, (head, Step(head, max([k, *(step.keep for _, step in steps)]))))
     table, last = steps[-1]
-    asked = max((size for size in queries if size != FULL), default=head)
-    if FULL not in queries and asked != table:
-        steps.append((asked, Step(asked, k)))
+    widest = max((size for size in queries if size != FULL), default=head)
+    if FULL not in queries and widest != table:
+        steps.append((widest, Step(widest, k)))
     else:
         steps[-1] = (table, Step(last.size, k))
     return steps

@@ -1,4 +1,4 @@
-"""Which engine a URI means."""
+"""Choose the engine by the URI."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING
 
 from smec_st.data import DataError
 from smec_st.search.backend import Backend, Settings
+from smec_st.search.connection import is_local, is_server
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
 
-def is_server(uri: str) -> bool:
-    """Whether a URI names a Milvus server."""
-    return "://" in uri or uri.startswith("unix:")
-
-
 def create_backend(uri: str, settings: Settings, compressor: Compressor) -> Backend:
-    """A new store at a URI."""
-    if is_server(uri) or uri.endswith(".db"):
+    """Create a new, empty store at a URI."""
+    if is_server(uri) or is_local(uri):
         from smec_st.search.milvus import MilvusBackend
 
         return MilvusBackend.create(uri, settings, compressor)
@@ -32,8 +28,8 @@ def create_backend(uri: str, settings: Settings, compressor: Compressor) -> Back
 
 
 def open_backend(uri: str, fingerprint: str | None) -> Backend:
-    """The store at a URI."""
-    if is_server(uri) or uri.endswith(".db"):
+    """Open the store at a URI."""
+    if is_server(uri) or is_local(uri):
         from smec_st.search.milvus import MilvusBackend
 
         return MilvusBackend.open(uri, fingerprint)

@@ -1,12 +1,12 @@
-"""The engine in this process: a FAISS head in memory, everything else in memory-mapped files of one folder."""
+"""The FAISS engine: the head is in memory, and everything else in memory-mapped files of one folder."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from smec_st.search.storage import (
     write_manifest,
     write_segment,
 )
-from smec_st.search.tables import damaged, file_crc, sync
+from smec_st.search.tables import check_file, damaged, file_crc, sync
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,15 +36,17 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 MERGE_ROWS = 65536  # small segments are merged up to this many rows
-RETRIES = 5  # of opening, while another process rewrites the folder
-HEAD_COPY_SHARE = 10  # the head is written again when it grew by more than one row in so many
+RETRIES = 5  # attempts to load a folder while another process rewrites it
+HEAD_COPY_SHARE = 10  # the copy of the head is rewritten once it lacks more than one row in this many
+
+T = TypeVar("T")
 
 
 class FaissBackend:
-    """Rows in a folder; made by :meth:`create` or :meth:`open`.
+    """An index in a folder. Use :meth:`create` or :meth:`open` to make one.
 
-    Any number of processes may read while one writes: a reader keeps what it opened. The second writer is refused.
-    Within one process, threads may search while one adds.
+    Any number of processes may read while one writes: a reader keeps the state that it opened. A second writer gets an
+    error. Within one process, threads may search while one adds.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -52,13 +54,13 @@ class FaissBackend:
         self._folder = folder
         self._writing = threading.RLock()
         self._lock: Any = None
-        self._take(manifest)
+        self._load(manifest)
 
     # -- open and close -----------------------------------------------------------------------------------------------
 
     @classmethod
     def create(cls, folder: Path, settings: Settings, compressor: Compressor) -> FaissBackend:
-        """A new, empty index; the folder must be new or empty."""
+        """Create an empty index. The folder must not exist, or be empty."""
         with new_folder(folder) as draft:
             (draft / "compressor").mkdir()
             compressor.write_into(draft / "compressor")
@@ -70,44 +72,30 @@ class FaissBackend:
 
     @classmethod
     def open(cls, folder: Path) -> FaissBackend:
-        """An index that exists."""
-        for _ in range(RETRIES):
-            manifest = read_manifest(folder)
-            try:
-                return cls(folder, manifest)
-            except DataError:
-                if read_manifest(folder)["generation"] == manifest["generation"]:
-                    raise  # it was not a writer who took a file away meanwhile
-        raise DataError(f"{folder} is being rewritten all the time; try again later.")
+        """Open an existing index."""
+        return _with_newest_manifest(folder, lambda manifest: cls(folder, manifest))
 
-    def _take(self, manifest: dict[str, Any]) -> None:
-        """Load everything a manifest names."""
+    def _load(self, manifest: dict[str, Any]) -> None:
+        """Load everything that a manifest lists."""
         try:
             self.settings = Settings.from_dict(manifest["settings"])
-            self._layout = self._layout_of(self.settings)
+            self._layout = _layout_of(self.settings)
             entries = manifest["segments"]
             segments = [Segment(self._segments / entry["name"], entry, self._layout) for entry in entries]
-            deleted = self._checked_bytes(manifest["deleted"])
-            rows = Rows(segments, None if deleted is None else np.frombuffer(deleted, dtype=np.uint8))
+            deleted = manifest["deleted"]
+            bits = None if deleted is None else np.frombuffer(self._checked(deleted).read_bytes(), dtype=np.uint8)
+            rows = Rows(segments, bits)
             head = Head(self.settings.head, self.settings.sizes[0])
             copy = manifest["head_copy"]
             if copy is not None and copy["rows"] <= rows.total:
-                self._check_file(copy)
-                head.load(self._folder / copy["file"], copy["built_on"])
+                head.load(self._checked(copy), copy["built_on"])
                 if len(head) != copy["rows"]:
                     raise damaged(self._folder / copy["file"], f"it holds {len(head)} rows, not {copy['rows']}")
         except (KeyError, TypeError, OSError) as error:
             raise damaged(self._folder, one_line(error)) from error
         self._manifest = manifest
         self._reader = FaissReader(self.settings, rows, head)
-        self._catch_up()
-
-    @staticmethod
-    def _layout_of(settings: Settings) -> Layout:
-        tables = {size: "float32" for size in settings.sizes}
-        if settings.originals:
-            tables[settings.width] = settings.originals
-        return Layout(tables, settings.id_type, settings.fields)
+        self._update_head()
 
     @property
     def _rows(self) -> Rows:
@@ -121,37 +109,32 @@ class FaissBackend:
     def _segments(self) -> Path:
         return self._folder / "segments"
 
-    def _check_file(self, entry: Mapping[str, Any]) -> None:
-        path = self._folder / entry["file"]
-        if not path.is_file() or file_crc(path) != entry["crc"]:
-            raise damaged(path, "it is missing" if not path.is_file() else "its checksum differs")
-
-    def _checked_bytes(self, entry: Mapping[str, Any] | None) -> bytes | None:
-        if entry is None:
-            return None
-        self._check_file(entry)
-        return Path(self._folder, str(entry["file"])).read_bytes()
+    def _checked(self, entry: Mapping[str, Any]) -> Path:
+        """Check the file of a manifest entry, and return its path."""
+        path = self._folder / str(entry["file"])
+        check_file(path, entry["crc"])
+        return path
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the write lock."""
         with self._writing:
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
 
     def compressor(self) -> Compressor:
-        """The one that is kept in the folder."""
+        """Load the compressor that is stored in the folder."""
         from smec_st.compressor import Compressor
 
         for name, crc in self._manifest["compressor"].items():
-            self._check_file({"file": f"compressor/{name}", "crc": crc})
+            check_file(self._folder / "compressor" / name, crc)
         return Compressor.load(self._folder / "compressor")
 
     # -- write --------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _write(self, what: str) -> Iterator[None]:
-        """Hold the lock, on the newest state; a failed write leaves what was there."""
+        """Hold the write lock while the newest state is changed. A failed write leaves the previous state."""
         from filelock import FileLock, Timeout
 
         with self._writing:
@@ -172,40 +155,38 @@ class FaissBackend:
                 remove_leftovers(self._folder, self._manifest)
                 raise DataError(
                     f"{what} failed: {one_line(error)}. Nothing of it was kept; {self._folder} still holds "
-                    f"{self._rows.live} rows."
+                    f"{self._rows.live_count} rows."
                 ) from error
 
     def _commit(self, rows: Rows, head: Head | None = None, **changes: Any) -> None:
-        """Make a new state the current one, on disk and then in memory."""
+        """Make a new state the current one, first on disk and then in memory."""
         manifest = {**self._manifest, **changes, "generation": self._manifest["generation"] + 1}
         manifest["segments"] = [segment.entry for segment in rows.segments]
-        if rows.gone == 0:
+        if rows.deleted_count == 0:
             manifest["deleted"] = None
         elif not np.array_equal(rows.deleted, self._rows.deleted):
-            manifest["deleted"] = self._put(f"deleted-{manifest['generation']:06d}.bits", rows.deleted.tobytes())
+            name = f"deleted-{manifest['generation']:06d}.bits"
+            write_bytes(self._folder / name, rows.deleted.tobytes())
+            manifest["deleted"] = {"file": name, "crc": file_crc(self._folder / name)}
         write_manifest(self._folder, manifest)
         self._manifest = manifest
         self.settings = Settings.from_dict(manifest["settings"])
         self._reader = FaissReader(self.settings, rows, head or self._head)
         remove_leftovers(self._folder, manifest)
 
-    def _put(self, name: str, content: bytes) -> dict[str, Any]:
-        write_bytes(self._folder / name, content)
-        return {"file": name, "crc": file_crc(self._folder / name)}
-
     def save_settings(self, settings: Settings) -> None:
-        """Into the manifest."""
+        """Write settings into the manifest."""
         with self._write("writing settings"):
             self._commit(self._rows, settings=settings.to_dict())
 
     def add(self, batch: Batch, replace: bool) -> None:
-        """One segment, or the last small ones and this as one; there when the manifest names it."""
+        """Add a batch as one segment, merged with the small segments before it."""
         with self._write(f"adding {len(batch)} rows"):
             rows = self._rows
-            there = rows.find(batch.ids, self.settings.id_type)
-            if len(there) and not replace:
+            existing = rows.find(batch.ids, self.settings.id_type)
+            if len(existing) and not replace:
                 raise DataError(
-                    f"{len(there)} of these ids are in the index already: {some(rows.ids(there[:3]).tolist())}."
+                    f"{len(existing)} of these ids are in the index already: {some(rows.ids(existing[:3]).tolist())}."
                 )
             kept = list(rows.segments)
             merged: list[Segment] = []
@@ -213,24 +194,25 @@ class FaissBackend:
             while kept and kept[-1].rows <= count and kept[-1].rows + count <= MERGE_ROWS:
                 merged.insert(0, kept.pop())
                 count += merged[0].rows
-            table, pieces = _table(self._layout, merged, batch), self._pieces(merged, batch)
-            entry = write_segment(self._segments, self._next_name(), self._layout, count, pieces, table)
-            new = Segment(self._segments / entry["name"], entry, self._layout)
+            new = self._write_segment(count, self._pieces(merged, batch), _table(self._layout, merged, batch))
             grown = Rows([*kept, new], rows.deleted)
-            self._commit(grown.without(there) if len(there) else grown)
-            self._catch_up()
+            self._commit(grown.without(existing) if len(existing) else grown)
+            self._update_head()
 
-    def _next_name(self) -> str:
-        return f"{self._manifest['generation'] + 1:06d}"
+    def _write_segment(self, count: int, pieces: Iterator[Mapping[int, np.ndarray]], table: pa.Table) -> Segment:
+        name = f"{self._manifest['generation'] + 1:06d}"
+        entry = write_segment(self._segments, name, self._layout, count, pieces, table)
+        return Segment(self._segments / name, entry, self._layout)
 
     def _pieces(self, merged: Sequence[Segment], batch: Batch) -> Iterator[dict[int, np.ndarray]]:
+        """Yield the vectors of segments and of a batch, by width."""
         for segment in merged:
             for rows, _ in Rows([segment]).chunks(self.settings.sizes[0]):
                 yield {width: table[rows] for width, table in segment.tables.items()}
         yield {self.settings.widths[table]: vectors for table, vectors in batch.vectors.items()}
 
-    def _catch_up(self) -> None:
-        """Bring the head up to all rows; build it anew where it has outgrown itself."""
+    def _update_head(self) -> None:
+        """Add the rows that the head lacks; rebuild it if it has outgrown its structure."""
         rows, head = self._rows, self._head
         if head.wants_rebuild(rows.total):
             head = self._new_head(rows)
@@ -250,7 +232,7 @@ class FaissBackend:
         return head
 
     def delete(self, ids: Sequence[Any]) -> int:
-        """Mark rows; their space comes back with :meth:`compact`."""
+        """Mark rows as deleted. :meth:`compact` frees their space."""
         with self._write("deleting"):
             rows = self._rows.find(ids, self.settings.id_type)
             if len(rows):
@@ -258,11 +240,11 @@ class FaissBackend:
             return len(rows)
 
     def flush(self) -> None:
-        """Write a copy of the head, when it grew, so that opening need not build it."""
+        """Write a copy of the head if it has grown enough, so that opening the folder need not rebuild it."""
         copy = self._manifest["head_copy"]
-        behind = len(self._head) - (copy["rows"] if copy else 0)
-        if self._head.is_exact or behind * HEAD_COPY_SHARE <= len(self._head):
-            return  # a flat head is quickly filled again
+        missing = len(self._head) - (copy["rows"] if copy else 0)
+        if self._head.is_exact or missing * HEAD_COPY_SHARE <= len(self._head):
+            return  # filling a flat head again is fast
         with self._write("writing the head"):
             name = f"head-{self._manifest['generation'] + 1:06d}.faiss"
             path, draft = self._folder / name, self._folder / f".{name}.draft"
@@ -277,77 +259,70 @@ class FaissBackend:
             self._commit(self._rows, head_copy=entry)
 
     def compact(self) -> None:
-        """Live rows as one segment, and a head over them alone."""
+        """Rewrite the live rows as one segment, and build a head over them alone."""
         with self._write("compacting"):
             old = self._rows
-            if old.total == 0 or (old.gone == 0 and len(old.segments) == 1):
+            if old.total == 0 or (old.deleted_count == 0 and len(old.segments) == 1):
                 return
-            if old.live == 0:
+            if old.live_count == 0:
                 self._commit(Rows([]), Head(self.settings.head, self.settings.sizes[0]), head_copy=None)
                 return
-            alive = old.alive()
+            is_live = old.live_mask()
             pieces = (
                 {width: old.vectors(width, live) for width in self._layout.tables}
                 for start in range(0, old.total, 16384)
-                if len(live := start + np.flatnonzero(alive[start : start + 16384]))
+                if len(live := start + np.flatnonzero(is_live[start : start + 16384]))
             )
-            table = old.table().filter(alive)
-            entry = write_segment(self._segments, self._next_name(), self._layout, old.live, pieces, table)
-            new = Rows([Segment(self._segments / entry["name"], entry, self._layout)])
-            if old.gone:
+            new = Rows([self._write_segment(old.live_count, pieces, old.table().filter(is_live))])
+            if old.deleted_count:
                 self._commit(new, self._new_head(new), head_copy=None)
             else:
-                self._commit(new)  # rows keep their numbers
+                self._commit(new)  # row numbers stay the same, so the head does too
 
     # -- read ---------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._reader)
 
-    def present(self, ids: Sequence[Any]) -> int:
-        """How many of these ids are there."""
+    def count_existing(self, ids: Sequence[Any]) -> int:
+        """Return how many of these ids are in the index."""
         return len(self._rows.find(ids, self.settings.id_type))
 
     def reader(self) -> FaissReader:
-        """The current state."""
+        """Return the current state."""
         if len(self._head) < self._rows.total and self._writing.acquire(blocking=False):
             try:  # an add was interrupted after its rows were committed
-                self._catch_up()
+                self._update_head()
             finally:
                 self._writing.release()
         return self._reader
 
     def refresh(self) -> bool:
-        """Take what another process wrote meanwhile; whether there was something."""
+        """Load what another process has written, and return whether anything changed."""
+
+        def load_if_newer(manifest: dict[str, Any]) -> bool:
+            is_newer = bool(manifest["generation"] != self._manifest["generation"])
+            if is_newer:
+                self._load(manifest)
+            return is_newer
+
         with self._writing:
-            for _ in range(RETRIES):
-                newest = read_manifest(self._folder)
-                if newest["generation"] == self._manifest["generation"]:
-                    return False
-                try:
-                    self._take(newest)
-                except DataError:
-                    if read_manifest(self._folder)["generation"] == newest["generation"]:
-                        raise
-                else:
-                    return True
-        raise DataError(f"{self._folder} is being rewritten all the time; try again later.")
+            return _with_newest_manifest(self._folder, load_if_newer)
 
     def verify(self) -> None:
-        """Every block of every table."""
+        """Read and check every segment and every block of its tables."""
         for segment in self._rows.segments:
             Segment(segment.folder, segment.entry, self._layout)
             for table in segment.tables.values():
-                for _ in table.chunks():
-                    pass
+                table.check_all()
 
     def bytes(self) -> dict[str, Any]:
-        """RAM is what this process must hold; mapped files may stay on disk."""
+        """Return the bytes of each part. ``ram`` leaves out mapped files, which may stay on disk."""
         disk: dict[str, int] = {}
         for segment in self._rows.segments:
             for name, size in segment.disk_bytes.items():
-                full = bool(self.settings.originals) and name == str(self.settings.width)
-                label = "originals" if full else "ids and fields" if name == "rows" else f"{name}d"
+                is_full = bool(self.settings.originals) and name == str(self.settings.width)
+                label = "originals" if is_full else "ids and fields" if name == "rows" else f"{name}d"
                 disk[label] = disk.get(label, 0) + size
         disk["head"] = sum(path.stat().st_size for path in self._folder.glob("head-*.faiss"))
         disk["compressor"] = sum(path.stat().st_size for path in (self._folder / "compressor").iterdir())
@@ -356,7 +331,27 @@ class FaissBackend:
         return {"ram": ram, "disk": disk}
 
 
+def _with_newest_manifest(folder: Path, load: Callable[[dict[str, Any]], T]) -> T:
+    """Call ``load`` with the newest manifest, and again if a writer removed listed files in the meantime."""
+    for _ in range(RETRIES):
+        manifest = read_manifest(folder)
+        try:
+            return load(manifest)
+        except DataError:
+            if read_manifest(folder)["generation"] == manifest["generation"]:
+                raise  # no writer was at work, so the folder is damaged
+    raise DataError(f"another process keeps rewriting {folder}; try again later.")
+
+
+def _layout_of(settings: Settings) -> Layout:
+    tables = {size: "float32" for size in settings.sizes}
+    if settings.originals:
+        tables[settings.width] = settings.originals
+    return Layout(tables, settings.id_type, settings.fields)
+
+
 def _table(layout: Layout, merged: Sequence[Segment], batch: Batch) -> pa.Table:
+    """Join ids and fields of segments and of a batch."""
     import pyarrow as pa
 
     new = pa.table(

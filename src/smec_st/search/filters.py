@@ -1,7 +1,7 @@
-"""Filters on scalar fields: one form for every backend.
+"""Filters on scalar fields, in one form for every engine.
 
-``{"lang": "en", "year": {"$gte": 2020, "$lt": 2024}, "shop": ["a", "b"]}``: all conditions hold; a list means any of.
-A missing value fulfils no condition.
+``{"lang": "en", "year": {"$gte": 2020, "$lt": 2024}, "shop": ["a", "b"]}``: all conditions must hold, and a list means
+any of its values. A missing value meets no condition.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ OPERATORS = {
 
 
 def conditions(where: Where, fields: Mapping[str, str]) -> list[tuple[str, str, Any]]:
-    """A filter as ``(field, operator, value)``, checked against the index's fields.
+    """Split a filter into conditions ``(field, operator, value)``, and check them against the fields of an index.
 
     Args:
         where: The filter.
         fields: Name to type (``int``, ``float``, ``str``, ``bool``) of each field of the index.
 
     Raises:
-        DataError: If a field or operator is unknown, or a value is of another type.
+        DataError: If a field or operator is unknown, or a value has another type than its field.
     """
     found: list[tuple[str, str, Any]] = []
     for field, wanted in where.items():
@@ -60,7 +60,7 @@ def conditions(where: Where, fields: Mapping[str, str]) -> list[tuple[str, str, 
 
 
 def check_value(value: Any, field: str, kind: str) -> Any:
-    """A value as the field's type, or a :class:`DataError`."""
+    """Convert a value to the type of a field, or raise a :class:`DataError`."""
     if isinstance(value, np.generic):
         value = value.item()
     wanted = FIELD_TYPES[kind]
@@ -72,30 +72,27 @@ def check_value(value: Any, field: str, kind: str) -> Any:
 
 
 def arrow_mask(table: pa.Table, where: Where, fields: Mapping[str, str]) -> np.ndarray:
-    """Rows of a table that fulfil a filter, ``(N,)`` bool."""
+    """Return which rows of a table match a filter, ``(N,)`` bool."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     mask = np.ones(len(table), dtype=bool)
     for field, operator, value in conditions(where, fields):
         column = table[field]
-        function = getattr(pc, OPERATORS[operator][0])
         if operator == "$in":
-            kept = function(column, value_set=pa.array(value, type=column.type))
+            kept = pc.and_(pc.is_in(column, value_set=pa.array(value, type=column.type)), column.is_valid())
         else:
-            kept = function(column, pa.scalar(value, type=column.type))
+            kept = getattr(pc, OPERATORS[operator][0])(column, pa.scalar(value, type=column.type))
         mask &= kept.fill_null(False).to_numpy()
-        if operator == "$in":
-            mask &= column.is_valid().to_numpy()
     return mask
 
 
 def milvus_expression(where: Where, fields: Mapping[str, str]) -> str:
-    """The same filter in Milvus's language."""
+    """Translate a filter into an expression of Milvus."""
     parts = []
     for field, operator, value in conditions(where, fields):
         if operator == "$in" and not value:
-            parts.append(f"({field} is null and {field} is not null)")
+            parts.append(f"({field} is null and {field} is not null)")  # matches nothing
             continue
         parts.append(f"{field} {OPERATORS[operator][1]} {_literal(value)}")
     return " and ".join(parts)

@@ -1,44 +1,43 @@
-"""``FunnelIndex``: search the smallest size over everything, then rescore a shrinking shortlist at each larger one."""
+"""``FunnelIndex``: search all rows at the smallest size, then rescore a shrinking shortlist at each larger size."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors
 from smec_st.data.errors import some
-from smec_st.search.backend import Backend, Batch, Settings
-from smec_st.search.checks import as_ids, check_fields, check_sizes, new_fields, new_ids
-from smec_st.search.encoding import document_widths, encode, encode_queries, steps_for, wrong_width
+from smec_st.search.backend import Backend, Columns, Ids, Settings
+from smec_st.search.build import build
+from smec_st.search.checks import ADD_ROWS, Documents, as_ids, new_settings
+from smec_st.search.encoding import document_widths, encode_documents, encode_queries, steps_for, wrong_width
 from smec_st.search.engines import create_backend, open_backend
 from smec_st.search.filters import Where
-from smec_st.search.heads import check_kind
-from smec_st.search.schedule import Schedule, default_schedule
-from smec_st.search.steps import Hits, pad, run
+from smec_st.search.schedule import Schedule
+from smec_st.search.steps import Hits, run_in_blocks
+from smec_st.search.tuning import MAX_QUERIES, tune
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-ADD_ROWS = 65536  # written and committed together
-QUERY_BLOCK_BYTES = 16 << 20  # of candidate vectors compared at a time
-KEEP_ORIGINALS = ("float32", "float16")
 
 Progress = Callable[[int], object]
 
 
 class FunnelIndex:
-    """Documents to search, as a funnel over the sizes of a compressor.
+    """An index of documents that is searched as a funnel over the sizes of a compressor.
 
-    The URI chooses the engine: a name that ends in ``.db`` is a file of Milvus Lite, ``http://host:19530`` a Milvus
-    server or cluster, and any other name a folder, searched by FAISS in this process. Made by :meth:`build`,
-    :meth:`create` or :meth:`open`.
+    The URI chooses the engine: a name that ends in ``.db`` is a file of Milvus Lite, ``http://host:19530`` is a Milvus
+    server or cluster, and any other name is a folder that FAISS searches in this process. Use :meth:`build`,
+    :meth:`create` or :meth:`open` to make one.
 
     The last step ranks by the originals, so results approach exact search over the vectors you had. To rank by the
-    compressed vectors instead (a map learned from labels is often better than the originals), keep no originals.
+    compressed vectors instead, keep no originals. This is often better if the map was learned from labels.
 
     Args:
         backend: The engine.
@@ -71,43 +70,28 @@ class FunnelIndex:
         building: int = 0,
         source: str = "",
     ) -> FunnelIndex:
-        """A new, empty index.
+        """Create a new, empty index.
 
         Args:
-            uri: Where; see the class.
+            uri: Folder, file or server, see the class.
             compressor: Maps vectors to the sizes.
-            sizes: Which of its sizes to store; by default all that are smaller than full width.
+            sizes: Sizes of the compressor to store; by default all that are smaller than full width.
             head: ``flat``, ``hnsw`` or ``ivf``, each also with ``-float16``, ``-int8``, ``-int4`` or ``-pq`` vectors.
-            originals: ``float32`` or ``float16`` to keep them (on disk, memory-mapped), None to keep none.
+            originals: ``float32`` or ``float16`` to keep the originals on disk, memory-mapped; None to keep none.
             id_type: ``int`` or ``str``.
             fields: Scalar fields to filter by: name to ``int``, ``float``, ``str`` or ``bool``.
             model: Embeds queries given as text.
-            schedule: How to search; by default a generic one until :meth:`tune` chooses from data.
-            building: Rows to come, to mark the index as not complete.
-            source: What is being built from, so that only the same input continues it.
+            schedule: How to search; by default a generic schedule until :meth:`tune` chooses one from data.
+            building: Number of rows that a build will add, which marks the index as incomplete; 0 for a complete one.
+            source: Hash of the input of that build, so that only a build of the same input continues it.
 
         Raises:
-            DataError: If something is unknown, or there is an index of that fingerprint already.
+            DataError: If an option is unknown, or an index of the same compressor exists at the URI.
         """
-        check_kind(head)
-        if id_type not in ("int", "str"):
-            raise DataError(f"ids are int or str, not {id_type!r}.")
-        if originals is not None and originals not in KEEP_ORIGINALS:
-            raise DataError(f"originals are kept as {' or '.join(KEEP_ORIGINALS)} or not at all, not {originals!r}.")
-        chosen = check_sizes(compressor, sizes, originals is not None)
-        full = compressor.width if originals else chosen[-1]
-        settings = Settings(
-            fingerprint=compressor.fingerprint,
-            width=compressor.width,
-            sizes=chosen,
-            schedule=schedule or default_schedule([size for size in chosen if size < full], full),
-            originals=originals,
-            head=head,
-            id_type=id_type,
-            fields=check_fields(fields or {}),
-            building=building,
-            source=source,
-        )
+        settings = new_settings(
+            compressor, sizes, originals, schedule,
+            head=head, id_type=id_type, fields=dict(fields or {}), building=building, source=source,
+        )  # fmt: skip
         return cls(create_backend(str(uri), settings, compressor), compressor, model)
 
     @classmethod
@@ -118,16 +102,16 @@ class FunnelIndex:
         *,
         model: SentenceTransformer | str | None = None,
     ) -> FunnelIndex:
-        """An index that exists.
+        """Open an existing index.
 
         Args:
-            uri: Where.
-            compressor: The compressor the caller uses: the index must have been made with the same one. Chooses among
-                several indexes of one Milvus database; otherwise not needed, since the index keeps its own.
+            uri: Folder, file or server, see the class.
+            compressor: Needed only to choose among several indexes of one Milvus database, since an index stores its
+                compressor. If given, the index must have been made with it.
             model: Embeds queries given as text.
 
         Raises:
-            DataError: If there is none, it is damaged or not complete, or has another fingerprint.
+            DataError: If there is no index, or it is damaged or incomplete, or was made with another compressor.
         """
         backend = open_backend(str(uri), None if compressor is None else compressor.fingerprint)
         settings = backend.settings
@@ -135,7 +119,7 @@ class FunnelIndex:
             if compressor is not None and compressor.fingerprint != settings.fingerprint:
                 raise DataError(
                     f"{uri} was made with the compressor {settings.fingerprint}, not {compressor.fingerprint}: "
-                    "vectors of the two must not meet."
+                    "vectors of the two cannot be mixed."
                 )
             if settings.building:
                 raise DataError(
@@ -148,17 +132,37 @@ class FunnelIndex:
             raise
 
     @classmethod
-    def build(cls, uri: str | Path, compressor: Compressor, vectors: Any, **options: Any) -> FunnelIndex:
-        """Create an index, add everything, and choose its schedule from data; see :func:`smec_st.search.build.build`.
+    def build(
+        cls,
+        uri: str | Path,
+        compressor: Compressor,
+        vectors: ArrayLike,
+        *,
+        model: SentenceTransformer | str | None = None,
+        **options: Any,
+    ) -> FunnelIndex:
+        """Create an index, add all vectors, and choose its schedule from them.
 
-        An interrupted build is continued by the same call.
+        The same call continues a build that was interrupted.
+
+        Args:
+            uri: Folder, file or server, see the class.
+            compressor: Maps vectors to the sizes.
+            vectors: ``(N, D)`` originals; a memory map is read in pieces.
+            model: Embeds queries given as text.
+            options: ``ids`` and ``fields`` as in :meth:`add` (the types of fields are inferred from their values);
+                ``queries`` ``(Q, D)`` to choose the schedule on, by default documents; ``progress``, called with the
+                name of a stage, rows done and rows in total; and those of
+                :class:`~smec_st.search.build.BuildOptions`: ``target``, ``k``, ``sizes``, ``head``, ``originals`` and
+                ``most_ram``.
+
+        Raises:
+            DataError: If the input cannot be used, or another index exists at the URI.
         """
-        from smec_st.search.build import build
-
-        return build(uri, compressor, vectors, **options)
+        return cls(build(uri, compressor, vectors, **options), compressor, model)
 
     def close(self) -> None:
-        """Give back files, locks and connections."""
+        """Release files, locks and connections."""
         self._backend.close()
 
     def __enter__(self) -> FunnelIndex:
@@ -167,19 +171,19 @@ class FunnelIndex:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- what it is ---------------------------------------------------------------------------------------------------
+    # -- properties ---------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._backend)
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """The folder, file or server."""
         return self._backend.uri
 
     @property
     def settings(self) -> Settings:
-        """What it is."""
+        """What is stored, and how it is searched."""
         return self._backend.settings
 
     @property
@@ -189,15 +193,15 @@ class FunnelIndex:
 
     @property
     def compressor(self) -> Compressor:
-        """The compressor it was made with."""
+        """The compressor that it was made with."""
         return self._compressor
 
     def bytes(self) -> dict[str, Any]:
-        """Bytes of every part, originals counted.
+        """Return the bytes of every part, originals included.
 
         Returns:
-            ``ram`` and ``disk``, each with parts and ``total``; and what both are per row, with ``full_width_ram``,
-            what plain float32 vectors in memory would take. An engine elsewhere reports only what it tells us.
+            ``ram`` and ``disk``, each with its parts and ``total``, or None where a server does not report it; the
+            bytes per row of both; and ``full_width_ram``, what plain float32 vectors in memory would take.
         """
         parts = self._backend.bytes()
         rows = len(self)
@@ -213,198 +217,177 @@ class FunnelIndex:
 
     def add(
         self,
-        vectors: Any,
-        ids: Sequence[Any] | np.ndarray | None = None,
-        fields: Mapping[str, Sequence[Any]] | None = None,
+        vectors: ArrayLike,
+        ids: Ids | None = None,
+        fields: Columns | None = None,
         *,
         replace: bool = False,
         fingerprint: str | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Add rows, 65,536 at a time; each batch is there as a whole or not at all (in Milvus: each request of 16 MB).
+        """Add rows in batches of 65,536.
+
+        Each batch (in Milvus, each request of 16 MB) is added as a whole or not at all.
 
         Args:
-            vectors: ``(n, D)`` originals of any float type, a memory map too. Without originals in the index also
-                ``(n, m)``, already compressed to its widest size.
-            ids: ``n`` of them; None numbers the rows of an empty index from 0.
-            fields: Values of every scalar field, ``n`` each, None where missing.
-            replace: Take the place of rows with the same ids.
-            fingerprint: Of the compressor that the caller uses; must be that of the index.
-            progress: Called with the number of rows after each batch.
+            vectors: ``(n, D)`` originals of any float type, also memory-mapped. An index without originals also
+                accepts ``(n, m)`` vectors that are compressed to its widest size.
+            ids: ``n`` ids; None numbers the rows of an empty index from 0.
+            fields: ``n`` values of each scalar field, None where a value is missing.
+            replace: Whether to replace rows with the same ids.
+            fingerprint: Fingerprint of the caller's compressor, to check that it is that of the index.
+            progress: Called with the number of rows of each batch that was added.
 
         Raises:
-            DataError: For another width or fingerprint, NaN, ids that are there already or twice, an unknown field,
-                or a disk that is full; what was committed before stays.
+            DataError: If vectors have another width or fingerprint or hold NaN, ids are repeated or exist already,
+                a field is unknown, or the disk is full. Batches that were added before stay.
         """
         self._check_fingerprint(fingerprint)
         table = check_vectors(vectors, "document")
-        takes = document_widths(self.settings)
-        if table.shape[1] not in takes:
-            raise wrong_width("document", table.shape[1], takes)
+        accepted = document_widths(self.settings)
+        if table.shape[1] not in accepted:
+            raise wrong_width("document", table.shape[1], accepted)
         if ids is None:
             if len(self) or self.settings.id_type == "str":
-                raise DataError("give ids: only the rows of an empty index with int ids are numbered by themselves.")
+                raise DataError("give ids: only the rows of an empty index with int ids are numbered automatically.")
             ids = range(len(table))
-        plain = new_ids(ids, self.settings.id_type, len(table))
-        values = new_fields(fields or {}, self.settings.fields, len(table))
-        for start in range(0, len(table), ADD_ROWS):
-            part = slice(start, start + ADD_ROWS)
-            batch = Batch(
-                plain[part],
-                encode(self.settings, self._compressor, table[part]),
-                {name: column[part] for name, column in values.items()},
-            )
-            self._backend.add(batch, replace)
+        documents = Documents.check(table, ids, fields or {}, self.settings.id_type, self.settings.fields)
+        for part in documents.parts(ADD_ROWS):
+            self._backend.add(encode_documents(self.settings, self._compressor, part), replace)
             if progress is not None:
-                progress(len(batch))
+                progress(len(part))
 
-    def delete(self, ids: Sequence[Any] | np.ndarray) -> int:
-        """Remove rows by id; ids that are not there are passed over.
-
-        Returns:
-            How many were removed.
-        """
+    def delete(self, ids: Ids) -> int:
+        """Remove rows by id and return how many were removed; unknown ids are ignored."""
         return self._backend.delete(as_ids(ids, self.settings.id_type))
 
     def tune(
         self,
-        queries: Any | None = None,
+        queries: ArrayLike | None = None,
         *,
         target: float = 0.99,
         k: int = 10,
-        most_queries: int = 512,
+        most_queries: int = MAX_QUERIES,
         progress: Progress | None = None,
     ) -> Schedule:
-        """Choose the schedule from what is in the index now, measure it, and store it.
+        """Choose a schedule for the current rows, measure it, and store it.
 
         Args:
-            queries: ``(Q, D)``, of the kind that will be asked. Without them, documents are asked for their
-                neighbours, which real queries may not resemble.
+            queries: ``(Q, D)`` queries like those to come. By default documents serve as queries, which may be easier.
             target: Recall@k of exact full-width search; the lower end of a 95 % interval must reach it.
-            k: Results per query.
-            most_queries: An even share of more queries is used.
-            progress: Called with the number of rows seen, in two passes.
+            k: Number of results per query.
+            most_queries: Of more queries than this, an evenly spaced subset is used.
+            progress: Called with the number of rows read, in two passes over all rows.
         """
-        from smec_st.search.tuning import tune
-
-        schedule = tune(self, queries, target=target, k=k, most_queries=most_queries, progress=progress)
-        self._backend.save_settings(self.settings.with_schedule(schedule))
+        schedule = tune(
+            self._backend, self._compressor, queries, target=target, k=k, max_queries=most_queries, progress=progress
+        )
+        self._backend.save_settings(dataclasses.replace(self.settings, schedule=schedule))
         return schedule
 
     def narrow(self, uri: str | Path, size: int, head: str | None = None) -> FunnelIndex:
-        """A copy for where there is little room: vectors up to one size, ids and fields, and no originals.
+        """Copy the vectors up to one size, the ids and the fields, but not the originals, to a place with less room.
 
-        "Offline wide, online narrow": the wide index is kept where documents are processed, the narrow one where
-        queries come in. Both take the same queries; to rank like the wide one, ask it to rescore.
+        Keep the wide index where documents are processed, and the narrow copy where queries arrive. Both accept the
+        same queries. The narrow copy ranks by its widest size; the wide index can rescore its results.
 
         Args:
-            uri: Of the copy; any engine.
-            size: Widest size that goes into it, one of :attr:`Settings.sizes`.
-            head: Kind of its head; by default the same.
+            uri: URI of the copy, for any engine.
+            size: Widest size to copy, one of :attr:`Settings.sizes`.
+            head: Kind of its head; by default that of this index.
         """
-        mine = self.settings
-        if size not in mine.sizes:
-            raise DataError(f"the index has the sizes {some(mine.sizes, 9)}, not {size}.")
+        settings = self.settings
+        if size not in settings.sizes:
+            raise DataError(f"the index has the sizes {some(settings.sizes, 9)}, not {size}.")
         copy = FunnelIndex.create(
             uri,
             self._compressor,
-            sizes=[each for each in mine.sizes if each <= size],
-            head=head or mine.head,
+            sizes=[each for each in settings.sizes if each <= size],
+            head=head or settings.head,
             originals=None,
-            id_type=mine.id_type,
-            fields=mine.fields,
+            id_type=settings.id_type,
+            fields=settings.fields,
             model=self._model,
         )
         reader = self._backend.reader()
         for keys, vectors in reader.scan((size,)):
             ids = reader.ids(keys, np.ones(keys.shape, dtype=bool))
-            copy.add(vectors[size], ids, reader.fields(keys), fingerprint=mine.fingerprint)
+            copy.add(vectors[size], ids, reader.fields(keys), fingerprint=settings.fingerprint)
         copy.flush()
         return copy
 
     def refresh(self) -> bool:
-        """Take in what another process wrote since this was opened; whether there was something.
+        """Load what other processes have written, and return whether anything changed.
 
-        A folder is read as it was when it was opened, until this is called or something is written here. Milvus shows
-        new rows by itself, and this reads a new schedule.
+        An open folder shows the state when it was opened, until this is called or something is written through it.
+        Milvus shows new rows at once; there this only reads the settings again.
         """
         return self._backend.refresh()
 
     def flush(self) -> None:
-        """Bring everything into the form that is fastest to open and to search."""
+        """Store everything in the form that is fastest to open and to search."""
         self._backend.flush()
 
     def compact(self) -> None:
-        """Drop deleted rows for good and build the head anew."""
+        """Remove deleted rows permanently and rebuild the head."""
         self._backend.compact()
         self._backend.flush()
 
     def verify(self) -> None:
-        """Read everything and compare checksums; :class:`~smec_st.data.DataError` for what is damaged."""
+        """Read everything and compare checksums; a :class:`~smec_st.data.DataError` names what is damaged."""
         self._backend.verify()
 
     # -- search -------------------------------------------------------------------------------------------------------
 
     def search(
         self,
-        queries: Any,
+        queries: ArrayLike,
         k: int = 10,
         *,
         where: Where | None = None,
         schedule: Schedule | None = None,
         fingerprint: str | None = None,
     ) -> Hits:
-        """The ``k`` nearest documents of each query.
+        """Find the ``k`` nearest documents of each query.
 
         Args:
-            queries: ``(Q, D)`` or ``(D,)`` vectors of the backbone; text or texts, when the index has a model; or
-                ``(Q, m)`` vectors that are already compressed to one of its sizes: the funnel then ends at that size.
-            k: Results per query, at least 1; an index with fewer rows gives what it has.
+            queries: ``(Q, D)`` or ``(D,)`` vectors of the backbone; a text or a list of texts if a model was given;
+                or ``(Q, m)`` vectors compressed to one of the stored sizes, at which the funnel then ends.
+            k: Number of results per query, at least 1; an index with fewer rows returns all of them.
             where: Filter, for instance ``{"lang": "en", "year": {"$gte": 2020}}``.
-            schedule: In place of the stored one.
-            fingerprint: Of the compressor that made compressed queries; must be that of the index.
+            schedule: Used instead of the stored schedule.
+            fingerprint: Fingerprint of the compressor of the queries, to check that it is that of the index.
 
         Raises:
-            DataError: For NaN, a wrong width or fingerprint, an unknown field, or text without a model.
+            DataError: If queries hold NaN, have another width or fingerprint, or are text without a model, or if a
+                field is unknown.
         """
         if k < 1:
             raise DataError(f"k must be at least 1, got {k}.")
         self._check_fingerprint(fingerprint)
-        by_size = self._encode_queries(queries)
-        reader = self._backend.reader()
-        count = len(next(iter(by_size.values())))
-        steps = steps_for(self.settings, schedule or self.schedule, k, len(reader), by_size)
-        widest = max(self.settings.widths[table] * step.keep for table, step in steps)
-        block = max(1, QUERY_BLOCK_BYTES // (4 * widest))
-        parts = [
-            run(reader, steps, {table: part[start : start + block] for table, part in by_size.items()}, where,
-                (schedule or self.schedule).effort)
-            for start in range(0, count, block)
-        ]  # fmt: skip
-        return pad(parts, self.settings.id_type)
+        by_table = encode_queries(self.settings, self._compressor, self._embed(queries))
+        reader, schedule = self._backend.reader(), schedule or self.schedule
+        steps = steps_for(reader, schedule, k, by_table)
+        return run_in_blocks(reader, steps, by_table, where, schedule.effort)
 
-    def _encode_queries(self, queries: Any) -> dict[int, np.ndarray]:
+    def _embed(self, queries: ArrayLike) -> ArrayLike:
+        """Embed queries that are texts; vectors are returned as they are."""
         texts = [queries] if isinstance(queries, str) else queries
-        if isinstance(texts, (list, tuple)) and all(isinstance(each, str) for each in texts):
-            queries = self._embed(list(texts))
-        return encode_queries(self.settings, self._compressor, queries)
-
-    def _embed(self, texts: list[str]) -> np.ndarray:
-        from smec_st.data.embedding import embed, load_model
-
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(each, str) for each in texts):
+            return queries
         if not texts:
             raise DataError("no queries were given.")
         if self._model is None:
             raise DataError("queries are texts, but no model is given to embed them.")
+        from smec_st.data.embedding import embed, load_model
+
         if isinstance(self._model, str):
             self._model = load_model(self._model)
-        return embed(self._model, texts, "query")
-
-    # -- checks -------------------------------------------------------------------------------------------------------
+        return embed(self._model, list(texts), "query")
 
     def _check_fingerprint(self, fingerprint: str | None) -> None:
         if fingerprint is not None and fingerprint != self.settings.fingerprint:
             raise DataError(
-                f"these vectors are of the compressor {fingerprint}, the index is of {self.settings.fingerprint}: "
-                "they must not meet. Transform them anew."
+                f"these vectors were made with the compressor {fingerprint}, the index with "
+                f"{self.settings.fingerprint}: they cannot be mixed. Transform them again."
             )

@@ -1,12 +1,11 @@
-"""The head of a funnel in FAISS: an index over the smallest size that searches everything.
+"""The head of a funnel in FAISS: the index that searches all rows at the smallest size.
 
-Names: ``flat`` (exact), ``hnsw``, ``ivf``; each also with quantised vectors: ``-float16``, ``-int8``, ``-int4`` or
-``-pq``.
+A head is ``flat`` (exact), ``hnsw`` or ``ivf``. Each can also store quantised vectors, with the suffix ``-float16``,
+``-int8``, ``-int4`` or ``-pq``.
 """
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,23 +20,28 @@ from smec_st.data.errors import one_line
 KINDS = ("flat", "hnsw", "ivf")
 PRECISIONS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "int4": "SQ4", "pq": "PQ"}
 NEIGHBOURS = 32  # M of HNSW
-CONSTRUCTION = 100  # efConstruction: head vectors are narrow, so a careful graph is cheap
-EXACT_BELOW = 4096  # rows up to which a flat head is faster than any other
+CONSTRUCTION = 100  # efConstruction; head vectors are narrow, so building a careful graph is cheap
+EXACT_BELOW = 4096  # with fewer rows than this, a flat head is faster than any other
 TRAIN_ROWS = 100_000
-ADD_ROWS = 512  # added at a time, so that searches get their turn
-REBUILD_AT = 4  # a head that was trained on a quarter of the rows is trained anew
+ADD_ROWS = 512  # rows added per write lock, so that searches can run in between
+REBUILD_AT = 4  # a trained head is rebuilt when the index has this many times the rows it was trained for
 
 
 def load_faiss() -> Any:
-    """The library, which is an extra."""
+    """Import FAISS, which is an optional dependency."""
     try:
-        return importlib.import_module("faiss")
+        import faiss
     except ImportError as error:
-        raise DataError("this needs FAISS: pip install 'smec-st[search]'.") from error
+        raise DataError('this index needs faiss. Install it with `pip install "smec-st[search]"`.') from error
+    return faiss
 
 
 def check_kind(name: str) -> tuple[str, str]:
-    """``"hnsw-int8"`` as ``("hnsw", "int8")``; :class:`DataError` for an unknown name."""
+    """Split ``"hnsw-int8"`` into ``("hnsw", "int8")``.
+
+    Raises:
+        DataError: If the name is unknown.
+    """
     kind, _, precision = name.partition("-")
     precision = precision or "float32"
     if kind not in KINDS or precision not in PRECISIONS:
@@ -50,7 +54,7 @@ def check_kind(name: str) -> tuple[str, str]:
 
 
 def factory(name: str, size: int, rows: int) -> str:
-    """The FAISS factory string of a head over that many rows."""
+    """Return the FAISS factory string of a head over ``rows`` rows."""
     kind, precision = check_kind(name)
     if rows < EXACT_BELOW:
         return "Flat"
@@ -65,26 +69,26 @@ def factory(name: str, size: int, rows: int) -> str:
 
 
 def row_bytes(name: str, size: int) -> float:
-    """Memory of one row in a head of that kind, links and list entries counted."""
+    """Return the memory that one row takes in a head of this kind, including graph links and list entries."""
     kind, precision = check_kind(name)
     codes = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5, "pq": 0.5}[precision] * size
     return codes + {"flat": 0, "hnsw": 8 * NEIGHBOURS + 16, "ivf": 8}[kind]
 
 
-class ReadersWriter:
-    """Many readers or one writer."""
+class ReadWriteLock:
+    """A lock that many readers or one writer can hold. Waiting writers go before new readers."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._readers = 0
         self._writing = False
-        self._waiting = 0
+        self._waiting_writers = 0
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """With others who read."""
+        """Hold the lock together with other readers."""
         with self._condition:
-            while self._writing or self._waiting:
+            while self._writing or self._waiting_writers:
                 self._condition.wait()
             self._readers += 1
         try:
@@ -96,12 +100,12 @@ class ReadersWriter:
 
     @contextmanager
     def write(self) -> Iterator[None]:
-        """Alone."""
+        """Hold the lock exclusively."""
         with self._condition:
-            self._waiting += 1
+            self._waiting_writers += 1
             while self._writing or self._readers:
                 self._condition.wait()
-            self._waiting -= 1
+            self._waiting_writers -= 1
             self._writing = True
         try:
             yield
@@ -112,40 +116,39 @@ class ReadersWriter:
 
 
 class Head:
-    """Approximate search over all rows at one size. Rows are numbered in the order they are added.
+    """Approximate search over all rows at one size. Rows are numbered in the order in which they are added.
 
     Args:
-        name: See :func:`check_kind`.
+        name: Kind of head, see :func:`check_kind`.
         size: Width of its vectors.
     """
 
     def __init__(self, name: str, size: int) -> None:
-        faiss = load_faiss()
         check_kind(name)
         self.name, self.size = name, size
-        self.built_on = 0  # rows when its structure was chosen and trained
-        self._lock = ReadersWriter()
-        self._index: Any = faiss.IndexFlatIP(size)
+        self.built_on = 0  # number of rows that its structure was chosen and trained for
+        self._faiss = load_faiss()
+        self._lock = ReadWriteLock()
+        self._index: Any = self._faiss.IndexFlatIP(size)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
     @property
     def is_exact(self) -> bool:
-        """Whether it finds the best at its size without fail."""
-        faiss = load_faiss()
-        return type(self._index) is faiss.IndexFlatIP
+        """Whether it always finds the best rows at its size."""
+        return type(self._index) is self._faiss.IndexFlatIP
 
     def wants_rebuild(self, rows: int) -> bool:
-        """Whether so many rows call for another structure, or for training anew."""
+        """Return whether this many rows need another structure or a new training."""
         if rows < EXACT_BELOW or self.name == "flat":
             return False
-        trained = self.name not in ("hnsw", "hnsw-float16", "flat-float16")
-        return self.built_on < EXACT_BELOW or (trained and rows >= REBUILD_AT * self.built_on)
+        is_trained = self.name not in ("hnsw", "hnsw-float16", "flat-float16")
+        return self.built_on < EXACT_BELOW or (is_trained and rows >= REBUILD_AT * self.built_on)
 
     def build(self, sample: np.ndarray, rows: int) -> None:
-        """Begin anew: the structure for that many rows, trained on a sample ``(n, size)``. Rows are added after."""
-        faiss = load_faiss()
+        """Replace the head by an empty one with the structure for ``rows`` rows, trained on a sample ``(n, size)``."""
+        faiss = self._faiss
         index = faiss.index_factory(self.size, factory(self.name, self.size, rows), faiss.METRIC_INNER_PRODUCT)
         inner = faiss.downcast_index(index)
         if isinstance(inner, faiss.IndexHNSW):
@@ -156,7 +159,7 @@ class Head:
             self._index, self.built_on = index, rows
 
     def add(self, vectors: np.ndarray) -> None:
-        """More rows, ``(n, size)``; searches go on meanwhile."""
+        """Add rows, ``(n, size)``. Searches can run while this adds."""
         part = np.ascontiguousarray(vectors, dtype=np.float32)
         for start in range(0, len(part), ADD_ROWS):
             with self._lock.write():
@@ -165,18 +168,18 @@ class Head:
     def search(
         self, queries: np.ndarray, keep: int, allowed: np.ndarray | None = None, effort: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best rows of each query.
+        """Find the best rows of each query.
 
         Args:
             queries: ``(Q, size)`` float32.
             keep: Rows per query.
-            allowed: Bits of rows that may be found (little-endian); None for all.
+            allowed: One bit per row that may be found (little-endian); None for all rows.
             effort: ``efSearch`` or ``nprobe``.
 
         Returns:
-            Rows ``(Q, keep)`` int64 by falling score, -1 where there are no more, and scores.
+            Rows ``(Q, keep)`` int64 by descending score, -1 where there are no more, and their scores.
         """
-        faiss = load_faiss()
+        faiss = self._faiss
         selector = None if allowed is None else faiss.IDSelectorBitmap(allowed)
         with self._lock.read():
             index = faiss.downcast_index(self._index)
@@ -187,38 +190,24 @@ class Head:
                 probes = min(effort or max(1, index.nlist // 16), index.nlist)
                 parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
             elif isinstance(index, faiss.IndexPQ):
-                return self._filtered(index, queries, keep, allowed)  # it takes no selector
+                return _search_then_filter(index, queries, keep, allowed)
             else:
                 parameters = faiss.SearchParameters(sel=selector)
             scores, rows = index.search(np.ascontiguousarray(queries), keep, params=parameters)
         return rows, scores
 
-    def _filtered(
-        self, index: Any, queries: np.ndarray, keep: int, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if allowed is None:
-            scores, rows = index.search(np.ascontiguousarray(queries), min(keep, index.ntotal))
-            return rows, scores
-        barred = index.ntotal - int(np.unpackbits(allowed, count=index.ntotal, bitorder="little").sum())
-        scores, rows = index.search(np.ascontiguousarray(queries), min(keep + barred, index.ntotal))
-        kept = (rows >= 0) & ((allowed[rows >> 3] >> (rows & 7)) & 1 == 1)
-        order = np.argsort(~kept, axis=1, kind="stable")[:, :keep]
-        rows = np.take_along_axis(np.where(kept, rows, -1), order, axis=1)
-        return rows, np.take_along_axis(np.where(kept, scores, -np.inf), order, axis=1)
-
     @property
-    def most_effort(self) -> int:
-        """The effort beyond which nothing more is found; 0 for a head that has no such knob."""
-        faiss = load_faiss()
-        index = faiss.downcast_index(self._index)
-        if isinstance(index, faiss.IndexHNSW):
+    def max_effort(self) -> int:
+        """The effort above which no more rows are found; 0 for a head without this parameter."""
+        index = self._faiss.downcast_index(self._index)
+        if isinstance(index, self._faiss.IndexHNSW):
             return int(index.ntotal)
-        return int(index.nlist) if isinstance(index, faiss.IndexIVF) else 0
+        return int(index.nlist) if isinstance(index, self._faiss.IndexIVF) else 0
 
     @property
     def ram_bytes(self) -> int:
         """Memory of codes, links, lists and codebooks."""
-        faiss = load_faiss()
+        faiss = self._faiss
         index = faiss.downcast_index(self._index)
         count = int(index.ntotal)
         if isinstance(index, faiss.IndexHNSW):
@@ -230,22 +219,35 @@ class Head:
         return int(index.sa_code_size()) * count
 
     def save(self, path: Path) -> None:
-        """Write the FAISS index to a file, in FAISS's own format."""
-        faiss = load_faiss()
+        """Write the index to a file in FAISS's own format."""
         with self._lock.read():
             try:
-                faiss.write_index(self._index, str(path))
+                self._faiss.write_index(self._index, str(path))
             except RuntimeError as error:
                 raise OSError(f"cannot write {path}: {one_line(error)}") from error
 
     def load(self, path: Path, built_on: int) -> None:
-        """Read what :meth:`save` wrote; check the file's checksum first."""
-        faiss = load_faiss()
+        """Read a file that :meth:`save` wrote. The caller must have compared its checksum."""
         try:
-            index = faiss.read_index(str(path))
+            index = self._faiss.read_index(str(path))
         except RuntimeError as error:
             raise DataError(f"{path} is not a readable FAISS index: {one_line(error)}") from error
         if index.d != self.size:
             raise DataError(f"{path} holds vectors {index.d} wide, not {self.size}.")
         with self._lock.write():
             self._index, self.built_on = index, built_on
+
+
+def _search_then_filter(
+    index: Any, queries: np.ndarray, keep: int, allowed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search an index that takes no selector, and drop the rows that are not allowed afterwards."""
+    if allowed is None:
+        scores, rows = index.search(np.ascontiguousarray(queries), min(keep, index.ntotal))
+        return rows, scores
+    excluded = index.ntotal - int(np.unpackbits(allowed, count=index.ntotal, bitorder="little").sum())
+    scores, rows = index.search(np.ascontiguousarray(queries), min(keep + excluded, index.ntotal))
+    kept = (rows >= 0) & ((allowed[rows >> 3] >> (rows & 7)) & 1 == 1)
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :keep]
+    rows = np.take_along_axis(np.where(kept, rows, -1), order, axis=1)
+    return rows, np.take_along_axis(np.where(kept, scores, -np.inf), order, axis=1)

@@ -1,7 +1,7 @@
-"""Milvus: a local file (Milvus Lite), a server or a cluster, by the URI alone.
+"""The Milvus engine: a local file (Milvus Lite), a server or a cluster, depending on the URI.
 
-Every index is one collection named by its fingerprint, with a field per size and one for the originals. Settings and
-the compressor lie in a small collection beside it, so that a URI is all that a reader needs.
+Each index is one collection named after its fingerprint, with a field per size and one for the originals. A second,
+small collection stores settings and compressors, so that the URI is enough to open an index.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from smec_st.data import DataError
 from smec_st.data.errors import some
 from smec_st.search.backend import Batch, Settings
 from smec_st.search.connection import calls, connect, disconnect, is_local
-from smec_st.search.milvus_reader import IDS_AT_A_TIME, REQUEST_BYTES, MilvusReader
+from smec_st.search.milvus_reader import IDS_PER_REQUEST, REQUEST_BYTES, MilvusReader
 from smec_st.search.milvus_schema import (
     HEADS,
-    MOST_TEXT,
+    MAX_TEXT_BYTES,
     PREFIX,
     SETTINGS,
     create_collection,
@@ -37,24 +37,24 @@ from smec_st.search.milvus_schema import (
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
-COUNT_SECONDS = 30.0  # for so long a count of rows is good enough to scale shortlists by
-PARTLY = "Some rows of this batch may be there: add it again with replace."
+COUNT_SECONDS = 30.0  # the number of rows, by which shortlists are scaled, is cached this long
+PARTLY_ADDED = "Some rows of this batch may have been added: add it again with replace."
 
 
 class MilvusBackend:
-    """Rows in a Milvus collection; made by :meth:`create` or :meth:`open`.
+    """An index in a Milvus collection. Use :meth:`create` or :meth:`open` to make one.
 
     Args:
-        uri: Of the file or server.
+        uri: File or server.
         client: A ``pymilvus.MilvusClient``.
-        settings: Of the index.
+        settings: Settings of the index.
     """
 
     def __init__(self, uri: str, client: Any, settings: Settings) -> None:
         self.uri, self.settings = uri, settings
         self._client = client
         self._name = PREFIX + settings.fingerprint
-        self._writing = threading.RLock()  # writes to one collection of Milvus Lite must come one by one
+        self._writing = threading.RLock()  # Milvus Lite needs writes to a collection one at a time
         self._unflushed = False
         self._count, self._counted = 0, -math.inf
 
@@ -62,7 +62,7 @@ class MilvusBackend:
 
     @classmethod
     def create(cls, uri: str, settings: Settings, compressor: Compressor) -> MilvusBackend:
-        """A new, empty collection; settings are written last, so that a half-made one is made again."""
+        """Create an empty collection. Settings are written last, so that an interrupted creation can be repeated."""
         if settings.head not in HEADS:
             raise DataError(f"Milvus has no head {settings.head!r}; use {', '.join(HEADS)}.")
         if settings.originals not in (None, "float32"):
@@ -88,7 +88,7 @@ class MilvusBackend:
 
     @classmethod
     def open(cls, uri: str, fingerprint: str | None) -> MilvusBackend:
-        """The index of that compressor; without one, the only index there."""
+        """Open the index of the compressor with this fingerprint; None opens the only index in the database."""
         client = connect(uri, new=False)
         try:
             with calls(uri, "opening the index"):
@@ -100,24 +100,24 @@ class MilvusBackend:
                 if fingerprint is None and len(found) > 1:
                     raise DataError(f"{uri} holds several indexes; name the compressor of one: {some(found, 9)}.")
                 wanted = fingerprint or (found or [""])[0]
-                written = read_text(client, wanted, "settings") if wanted in found else ""
-                if not written:
-                    held = f" for the compressor {wanted}; it holds {some(found, 9)}" if fingerprint and found else ""
-                    raise DataError(f"{uri} holds no complete index{held}.")
+                text = read_text(client, wanted, "settings") if wanted in found else ""
+                if not text:
+                    which = f" for the compressor {wanted}; it holds {some(found, 9)}" if fingerprint and found else ""
+                    raise DataError(f"{uri} holds no complete index{which}.")
                 client.load_collection(PREFIX + wanted)
-            return cls(uri, client, Settings.from_dict(json.loads(written)))
+            return cls(uri, client, Settings.from_dict(json.loads(text)))
         except BaseException:
             disconnect(uri, client)
             raise
 
     def close(self) -> None:
-        """Close the connection; of a local file, give back its lock."""
+        """Close the connection. For a local file this also releases its lock."""
         if self._client is not None:
             client, self._client = self._client, None
             disconnect(self.uri, client)
 
     def compressor(self) -> Compressor:
-        """The one that was stored in the database."""
+        """Load the compressor that is stored in the database."""
         from smec_st.compressor import Compressor
         from smec_st.saved import CONFIG_FILE, WEIGHTS_FILE
 
@@ -128,7 +128,7 @@ class MilvusBackend:
             return Compressor.load(folder)
 
     def save_settings(self, settings: Settings) -> None:
-        """Into the collection of settings."""
+        """Write settings into their collection."""
         with self._writing, calls(self.uri, "writing settings"):
             write_text(self._client, settings.fingerprint, "settings", json.dumps(settings.to_dict()))
         self.settings = settings
@@ -136,12 +136,12 @@ class MilvusBackend:
     # -- write --------------------------------------------------------------------------------------------------------
 
     def add(self, batch: Batch, replace: bool) -> None:
-        """Rows in requests of at most 16 MB; when one fails, those of this batch that went before are removed."""
+        """Add rows in requests of at most 16 MB. If one fails, the rows of the earlier requests are removed again."""
         width = sum(vectors.shape[1] for vectors in batch.vectors.values())
         step = max(1, REQUEST_BYTES // (4 * width))
         with self._writing:
-            if not replace and (there := self._there(batch.ids)):
-                raise DataError(f"{len(there)} of these ids are in the index already: {some(there)}.")
+            if not replace and (existing := self._existing_ids(batch.ids)):
+                raise DataError(f"{len(existing)} of these ids are in the index already: {some(existing)}.")
             done: list[Any] = []
             try:
                 with calls(self.uri, f"adding {len(batch)} rows"):
@@ -150,15 +150,15 @@ class MilvusBackend:
                         done += [row["id"] for row in rows]
                         (self._client.upsert if replace else self._client.insert)(self._name, rows)
             except BaseException as error:
-                if not replace and done and not self._take_back(done):
-                    raise DataError(f"{error} {PARTLY}") from error
+                if not replace and done and not self._roll_back(done):
+                    raise DataError(f"{error} {PARTLY_ADDED}") from error
                 raise
             self._unflushed, self._counted = True, -math.inf
 
-    def _take_back(self, ids: Sequence[Any]) -> bool:
-        """Remove what a failed batch left behind; whether that worked."""
+    def _roll_back(self, ids: Sequence[Any]) -> bool:
+        """Remove the rows of a failed batch, and return whether that succeeded."""
         try:
-            with calls(self.uri, "taking back"):
+            with calls(self.uri, "rolling back"):
                 self._client.delete(self._name, ids=list(ids))
         except DataError:
             return False
@@ -166,61 +166,61 @@ class MilvusBackend:
 
     def _row(self, batch: Batch, i: int) -> dict[str, Any]:
         values = {name: column[i] for name, column in batch.fields.items()}
-        long = [name for name, value in values.items() if isinstance(value, str) and len(value.encode()) > MOST_TEXT]
-        if long:
-            raise DataError(f"field {long[0]!r} of {batch.ids[i]!r} is longer than {MOST_TEXT} bytes.")
+        for name, value in values.items():
+            if isinstance(value, str) and len(value.encode()) > MAX_TEXT_BYTES:
+                raise DataError(f"field {name!r} of {batch.ids[i]!r} is longer than {MAX_TEXT_BYTES} bytes.")
         vectors = {field(table): vectors[i] for table, vectors in batch.vectors.items()}
         return {"id": batch.ids[i], **vectors, **values}
 
-    def _there(self, ids: Sequence[Any]) -> list[Any]:
-        """Those of these ids that the collection holds."""
-        there = []
+    def _existing_ids(self, ids: Sequence[Any]) -> list[Any]:
+        """Return those of these ids that are in the collection."""
+        existing = []
         with calls(self.uri, "looking ids up"):
-            for start in range(0, len(ids), IDS_AT_A_TIME):
-                part = list(ids[start : start + IDS_AT_A_TIME])
-                there += [row["id"] for row in self._client.get(self._name, ids=part, output_fields=["id"])]
-        return there
+            for start in range(0, len(ids), IDS_PER_REQUEST):
+                part = list(ids[start : start + IDS_PER_REQUEST])
+                existing += [row["id"] for row in self._client.get(self._name, ids=part, output_fields=["id"])]
+        return existing
 
-    def present(self, ids: Sequence[Any]) -> int:
-        """How many of these ids are there."""
-        return len(self._there(ids))
+    def count_existing(self, ids: Sequence[Any]) -> int:
+        """Return how many of these ids are in the index."""
+        return len(self._existing_ids(ids))
 
     def delete(self, ids: Sequence[Any]) -> int:
-        """Rows by id; counted before, because Milvus does not say."""
+        """Remove rows by id. They are counted before, because Milvus does not report how many it removed."""
         with self._writing:
-            there = self._there(ids)
+            existing = self._existing_ids(ids)
             with calls(self.uri, "deleting"):
-                for start in range(0, len(there), IDS_AT_A_TIME):
-                    self._client.delete(self._name, ids=there[start : start + IDS_AT_A_TIME])
-            self._unflushed, self._counted = self._unflushed or bool(there), -math.inf
-        return len(there)
+                for start in range(0, len(existing), IDS_PER_REQUEST):
+                    self._client.delete(self._name, ids=existing[start : start + IDS_PER_REQUEST])
+            self._unflushed, self._counted = self._unflushed or bool(existing), -math.inf
+        return len(existing)
 
     def flush(self) -> None:
-        """Seal what was added, so that it is indexed."""
+        """Seal added rows, so that Milvus indexes them."""
         with self._writing, calls(self.uri, "flushing"):
             if self._unflushed:
                 self._client.flush(self._name)
                 self._unflushed = False
 
     def compact(self) -> None:
-        """Let Milvus merge segments and drop deleted rows."""
+        """Let Milvus merge segments and remove deleted rows permanently."""
         self.flush()
-        if not is_local(self.uri):  # Milvus Lite does so by itself
+        if not is_local(self.uri):  # Milvus Lite compacts by itself
             with self._writing, calls(self.uri, "compacting"):
                 self._client.compact(self._name)
 
     # -- read ---------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> bool:
-        """Nothing to do: every search sees what the engine holds. Settings are read again."""
+        """Read the settings again, and return whether they changed. Searches always see the current rows."""
         with calls(self.uri, "reading settings"):
             newest = Settings.from_dict(json.loads(read_text(self._client, self.settings.fingerprint, "settings")))
         changed, self.settings = newest != self.settings, newest
         return changed
 
     def reader(self) -> MilvusReader:
-        """The engine keeps searches and writes apart; a reader remembers what one search fetched."""
-        if self._unflushed and is_local(self.uri):  # rows that are not flushed are searched many times slower
+        """Return a reader for one search."""
+        if self._unflushed and is_local(self.uri):  # searching rows that are not flushed is many times slower
             self.flush()
         if time.monotonic() > self._counted + COUNT_SECONDS:
             self._count, self._counted = len(self), time.monotonic()
@@ -231,13 +231,13 @@ class MilvusBackend:
             return int(self._client.query(self._name, filter="", output_fields=["count(*)"])[0]["count(*)"])
 
     def verify(self) -> None:
-        """Every row can be read, and there are as many as there should be."""
+        """Read every row, and compare their number with that of the collection."""
         seen = sum(len(keys) for keys, _ in self.reader().scan(tuple(self.settings.widths)))
         if seen != len(self):
             raise DataError(f"{self.uri} is damaged: {seen} of {len(self)} rows can be read.")
 
     def bytes(self) -> dict[str, Any]:
-        """A local file's bytes on disk; a server does not say, and memory is the engine's own affair."""
+        """Return the bytes of a local file on disk. A server reports none, and the engine manages its own memory."""
         if not is_local(self.uri):
             return {"ram": None, "disk": None}
         disk: dict[str, int] = {}

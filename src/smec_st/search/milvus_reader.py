@@ -1,4 +1,4 @@
-"""Search in Milvus: the head there, the rescoring here, on vectors that come along with the candidates."""
+"""Search in Milvus: it runs the head, and candidates are rescored here on vectors fetched from it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from smec_st.search.connection import calls
 from smec_st.search.filters import Where, milvus_expression
 from smec_st.search.milvus_schema import HEADS, LISTS, PREFIX, field
 
-MOST_KEPT = 16_384  # results of one search, by Milvus's own limit
+MAX_RESULTS = 16_384  # of one search, a limit of Milvus
 REQUEST_BYTES = 16 << 20
-IDS_AT_A_TIME = 4096
+IDS_PER_REQUEST = 4096
 
 
 class MilvusReader:
-    """See :class:`~smec_st.search.backend.Reader`; keys are ids. For one search: it remembers what it fetched.
+    """A :class:`~smec_st.search.backend.Reader` whose keys are ids.
+
+    It caches the vectors that it fetches, so use it for one search only.
 
     Args:
-        uri: For messages.
+        uri: File or server, for messages.
         client: A ``pymilvus.MilvusClient``.
-        settings: Of the index.
-        count: Rows, at least about.
+        settings: Settings of the index.
+        count: Approximate number of rows.
     """
 
     remote = True
@@ -33,21 +35,23 @@ class MilvusReader:
         self.uri, self.settings = uri, settings
         self._client, self._count = client, count
         self._name = PREFIX + settings.fingerprint
-        self._known: dict[int, dict[Any, np.ndarray]] = {}  # vectors that came along, per table
+        self._cache: dict[int, dict[Any, np.ndarray]] = {}  # table to vectors by id
 
     def __len__(self) -> int:
         return self._count
 
     def head(
-        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None, then: int | None = None
+        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None, next_table: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`~smec_st.search.backend.Reader`."""
-        keep = min(keep, MOST_KEPT)
+        keep = min(keep, MAX_RESULTS)
         kind = HEADS[self.settings.head]
-        knob = {"ef": max(effort or 2 * keep, keep)} if kind.startswith("HNSW") else {}
+        parameters = {"ef": max(effort or 2 * keep, keep)} if kind.startswith("HNSW") else {}
         if kind.startswith("IVF"):
-            knob = {"nprobe": min(LISTS, effort or LISTS // 8)}
-        along = then is not None and 4 * len(queries) * keep * self.settings.widths[then] <= REQUEST_BYTES
+            parameters = {"nprobe": min(LISTS, effort or LISTS // 8)}
+        if next_table is not None:  # fetch its vectors with the candidates, if they are not too large
+            if 4 * len(queries) * keep * self.settings.widths[next_table] > REQUEST_BYTES:
+                next_table = None
         with calls(self.uri, "searching"):
             hits = self._client.search(
                 self._name,
@@ -55,35 +59,27 @@ class MilvusReader:
                 anns_field=field(self.settings.sizes[0]),
                 limit=keep,
                 filter=milvus_expression(where, self.settings.fields) if where else "",
-                search_params={"metric_type": "IP", "params": knob},
-                output_fields=["id", field(then)] if then is not None and along else ["id"],
+                search_params={"metric_type": "IP", "params": parameters},
+                output_fields=["id"] if next_table is None else ["id", field(next_table)],
             )
-        if then is not None and along:
-            name = field(then)
+        if next_table is not None:
+            name = field(next_table)
             rows = {hit["id"]: hit["entity"] for found in hits for hit in found}
-            self._known[then] = {key: np.array(row[name], dtype=np.float32) for key, row in rows.items()}
+            self._cache[next_table] = {key: np.array(row[name], dtype=np.float32) for key, row in rows.items()}
         widest = max((len(found) for found in hits), default=0)
-        keys = np.full((len(queries), widest), self._none, dtype=self._key_type)
+        keys = np.full((len(queries), widest), self.settings.no_id, dtype=self.settings.id_dtype)
         scores = np.full(keys.shape, -np.inf, dtype=np.float32)
         for row, found in enumerate(hits):
             keys[row, : len(found)] = [hit["id"] for hit in found]
             scores[row, : len(found)] = [hit["distance"] for hit in found]
         return keys, scores
 
-    @property
-    def _none(self) -> Any:
-        return "" if self.settings.id_type == "str" else -1
-
-    @property
-    def _key_type(self) -> Any:
-        return object if self.settings.id_type == "str" else np.int64
-
     def scores(self, table: int, queries: np.ndarray, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Fetch the candidates of all queries once, unless they came along, and compare here."""
+        """See :class:`~smec_st.search.backend.Reader`; fetches each candidate that is not in the cache once."""
         out = np.full(keys.shape, -np.inf, dtype=np.float32)
-        known = self._known.setdefault(table, {})
+        known = self._cache.setdefault(table, {})
         missing = sorted(set(keys[found].tolist()) - known.keys())
-        step = min(IDS_AT_A_TIME, max(1, REQUEST_BYTES // (4 * self.settings.widths[table])))
+        step = min(IDS_PER_REQUEST, max(1, REQUEST_BYTES // (4 * self.settings.widths[table])))
         with calls(self.uri, "fetching vectors"):
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]
@@ -98,33 +94,35 @@ class MilvusReader:
         return out
 
     def ids(self, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Keys are ids."""
-        return np.where(found, keys, np.array(self._none, dtype=self._key_type))
+        """See :class:`~smec_st.search.backend.Reader`."""
+        return np.where(found, keys, np.array(self.settings.no_id, dtype=self.settings.id_dtype))
 
     def fields(self, keys: np.ndarray) -> dict[str, list[Any]]:
         """See :class:`~smec_st.search.backend.Reader`."""
         names, rows = list(self.settings.fields), {}
         with calls(self.uri, "reading fields"):
-            for start in range(0, len(keys), IDS_AT_A_TIME):
-                part = keys[start : start + IDS_AT_A_TIME].tolist()
+            for start in range(0, len(keys), IDS_PER_REQUEST):
+                part = keys[start : start + IDS_PER_REQUEST].tolist()
                 rows.update({r["id"]: r for r in self._client.get(self._name, ids=part, output_fields=["id", *names])})
         return {name: [rows[key][name] for key in keys.tolist()] for name in names}
 
     def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
-        """See :class:`~smec_st.search.backend.Reader`; in the order of ids."""
+        """See :class:`~smec_st.search.backend.Reader`; rows come in the order of their ids."""
         width = sum(self.settings.widths[table] for table in tables)
-        size = int(min(MOST_KEPT, max(64, REQUEST_BYTES // (8 * width))))
+        size = int(min(MAX_RESULTS, max(64, REQUEST_BYTES // (8 * width))))
         names = [field(table) for table in tables]
         with calls(self.uri, "reading all rows"):
             rows = self._client.query_iterator(self._name, batch_size=size, output_fields=["id", *names])
             try:
                 while part := rows.next():
-                    keys = np.array([row["id"] for row in part], dtype=self._key_type)
+                    keys = np.array([row["id"] for row in part], dtype=self.settings.id_dtype)
                     yield keys, {t: np.array([row[field(t)] for row in part], dtype=np.float32) for t in tables}
             finally:
                 rows.close()
 
-    def most_effort(self) -> int:
+    def max_effort(self) -> int:
         """See :class:`~smec_st.search.backend.Reader`."""
         kind = HEADS[self.settings.head]
-        return min(self._count, MOST_KEPT) if kind.startswith("HNSW") else LISTS if kind.startswith("IVF") else 0
+        if kind.startswith("HNSW"):
+            return min(self._count, MAX_RESULTS)
+        return LISTS if kind.startswith("IVF") else 0

@@ -1,27 +1,28 @@
-"""One state of an index in this process, to be searched: rows that never change, and a head that may only grow."""
+"""A snapshot of a FAISS index folder for searching: rows that never change, and a head that can only grow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from smec_st.search.backend import FULL, Settings
+from smec_st.search.backend import Settings
 from smec_st.search.filters import Where, arrow_mask
 from smec_st.search.heads import Head, load_faiss
+from smec_st.search.steps import best_first
 from smec_st.search.storage import Rows
 
-EXACT_SHARE = 20  # a filter that leaves less than one row in so many is searched exactly
+EXACT_SHARE = 20  # a filter that leaves at most one row in this many is searched exactly
 
 
 class FaissReader:
-    """See :class:`~smec_st.search.backend.Reader`; keys are row numbers.
+    """A :class:`~smec_st.search.backend.Reader` whose keys are row numbers.
 
     Args:
-        settings: Of the index.
-        rows: What was committed.
-        head: Over the same rows in the same order; it may lag behind, or hold rows that came later.
+        settings: Settings of the index.
+        rows: The committed rows.
+        head: Head over the same rows in the same order. It may lack the newest rows, or hold rows that came later.
     """
 
     remote = False
@@ -30,74 +31,65 @@ class FaissReader:
         self.settings, self.rows, self.faiss_head = settings, rows, head
 
     def __len__(self) -> int:
-        return self.rows.live
-
-    def _width(self, table: int) -> int:
-        return self.settings.width if table == FULL else table
+        return self.rows.live_count
 
     def _allowed(self, where: Where | None) -> np.ndarray | None:
-        """Bits of rows that may be found; None for all."""
+        """Return one bit per row that may be found; None if all may."""
         if not where:
-            return np.invert(self.rows.deleted) if self.rows.gone else None
-        mask = arrow_mask(self.rows.table(), where, self.settings.fields) & self.rows.alive()
+            return np.invert(self.rows.deleted) if self.rows.deleted_count else None
+        mask = arrow_mask(self.rows.table(), where, self.settings.fields) & self.rows.live_mask()
         return np.packbits(mask, bitorder="little")
 
     def head(
-        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None, then: int | None = None
+        self, queries: np.ndarray, keep: int, where: Where | None, effort: int | None, next_table: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`~smec_st.search.backend.Reader`; keys are rows."""
+        """See :class:`~smec_st.search.backend.Reader`."""
         rows, head = self.rows, self.faiss_head
-        if rows.live == 0:
+        if rows.live_count == 0:
             return np.empty((len(queries), 0), dtype=np.int64), np.empty((len(queries), 0), dtype=np.float32)
         allowed = self._allowed(where)
-        keep = min(keep, rows.live)
-        if allowed is None:
-            found, scores = head.search(queries, keep, None, effort)
-        else:
-            open_rows = np.flatnonzero(np.unpackbits(allowed, count=rows.total, bitorder="little"))
-            if len(open_rows) <= max(keep, rows.total // EXACT_SHARE):
-                return self._exact(queries, keep, open_rows)
-            wider = rows.total / len(open_rows)
-            most = self.most_effort()
-            effort = min(most, int((effort or keep) * wider) + 1) if most else None
-            found, scores = head.search(queries, keep, allowed, effort)
-        # A search may meet rows that were added after it began.
+        keep = min(keep, rows.live_count)
+        if allowed is not None:
+            candidates = np.flatnonzero(np.unpackbits(allowed, count=rows.total, bitorder="little"))
+            if len(candidates) <= max(keep, rows.total // EXACT_SHARE):
+                return self._exact(queries, keep, candidates)
+            # The head meets rows that are filtered out, so it must look at more to find enough of the others.
+            max_effort = self.max_effort()
+            wider = int((effort or keep) * (rows.total / len(candidates))) + 1
+            effort = min(max_effort, wider) if max_effort else None
+        found, scores = head.search(queries, keep, allowed, effort)
+        # A search may find rows that were added after it began.
         scores = np.where((found >= 0) & (found < rows.total), scores, -np.inf)
         return found, scores.astype(np.float32, copy=False)
 
-    def _exact(self, queries: np.ndarray, keep: int, open_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All rows that may be found, compared one by one."""
-        keep = min(keep, len(open_rows))
+    def _exact(self, queries: np.ndarray, keep: int, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compare the queries with every one of these rows."""
+        keep = min(keep, len(candidates))
         best = np.full((len(queries), 0), -np.inf, dtype=np.float32)
         keys = np.empty((len(queries), 0), dtype=np.int64)
-        for start in range(0, len(open_rows), 16384):
-            part = open_rows[start : start + 16384]
+        for start in range(0, len(candidates), 16384):
+            part = candidates[start : start + 16384]
             scores = queries @ self.rows.vectors(self.settings.sizes[0], part).T
-            best = np.concatenate([best, scores], axis=1)
             keys = np.concatenate([keys, np.broadcast_to(part, scores.shape)], axis=1)
-            order = np.argsort(-best, axis=1, kind="stable")[:, :keep]
-            best, keys = np.take_along_axis(best, order, axis=1), np.take_along_axis(keys, order, axis=1)
+            keys, best = best_first(keys, np.concatenate([best, scores], axis=1), keep)
         return keys, best
 
     def scores(self, table: int, queries: np.ndarray, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
         """See :class:`~smec_st.search.backend.Reader`."""
-        rows, width = self.rows, self._width(table)
+        width = self.settings.widths[table]
         out = np.full(keys.shape, -np.inf, dtype=np.float32)
         wanted = np.where(found, keys, -1)
-        for segment, start in zip(rows.segments, rows.starts[:-1].tolist(), strict=True):
-            inside = (wanted >= start) & (wanted < start + segment.rows)
-            if not inside.any():
-                continue
+        for segment, start, inside in self.rows.by_segment(wanted):
             source = segment.tables[width]
             source.check(wanted[inside] - start)
             local = np.where(inside, wanted - start, -1)
-            _PRODUCTS[source.data.dtype.itemsize](source.data, queries, local, inside, out)
+            inner_products = _products_float32 if source.data.dtype == np.float32 else _products_float16
+            inner_products(source.data, queries, local, inside, out)
         return out
 
     def ids(self, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
         """See :class:`~smec_st.search.backend.Reader`."""
-        text = self.settings.id_type == "str"
-        out = np.full(keys.shape, "" if text else -1, dtype=object if text else np.int64)
+        out = np.full(keys.shape, self.settings.no_id, dtype=self.settings.id_dtype)
         if found.any():
             out[found] = self.rows.ids(keys[found])
         return out
@@ -109,36 +101,34 @@ class FaissReader:
 
     def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
         """See :class:`~smec_st.search.backend.Reader`."""
-        state, alive = self.rows, self.rows.alive()
-        for rows, _ in state.chunks(self.settings.sizes[0]):
-            live = rows[alive[rows]]
+        widths, is_live = self.settings.widths, self.rows.live_mask()
+        for rows, _ in self.rows.chunks(self.settings.sizes[0]):
+            live = rows[is_live[rows]]
             if len(live):
-                yield live, {table: state.vectors(self._width(table), live) for table in tables}
+                yield live, {table: self.rows.vectors(widths[table], live) for table in tables}
 
-    def most_effort(self) -> int:
+    def max_effort(self) -> int:
         """See :class:`~smec_st.search.backend.Reader`."""
-        return self.faiss_head.most_effort
+        return self.faiss_head.max_effort
 
 
 def _products_float32(
     table: np.ndarray, queries: np.ndarray, local: np.ndarray, inside: np.ndarray, out: np.ndarray
 ) -> None:
-    """Inner products in place: FAISS reads the mapped rows where they lie."""
+    """Compute inner products with rows of a mapped float32 table, which FAISS reads without copying them."""
     faiss = load_faiss()
-    ids = np.ascontiguousarray(local, dtype=np.int64)
-    asked = np.ascontiguousarray(queries, dtype=np.float32)
-    scores = np.empty(ids.shape, dtype=np.float32)
-    pointers = [faiss.swig_ptr(array) for array in (scores, asked, table, ids)]
-    faiss.fvec_inner_products_by_idx(*pointers, table.shape[1], ids.shape[0], ids.shape[1])
+    rows = np.ascontiguousarray(local, dtype=np.int64)
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    scores = np.empty(rows.shape, dtype=np.float32)
+    pointers = [faiss.swig_ptr(array) for array in (scores, queries, table, rows)]
+    faiss.fvec_inner_products_by_idx(*pointers, table.shape[1], rows.shape[0], rows.shape[1])
     np.maximum(out, scores, out=out, where=inside)
 
 
 def _products_float16(
     table: np.ndarray, queries: np.ndarray, local: np.ndarray, inside: np.ndarray, out: np.ndarray
 ) -> None:
+    """Compute inner products with rows of a float16 table."""
     for query in np.flatnonzero(inside.any(axis=1)).tolist():
         mask = inside[query]
         out[query, mask] = table[local[query, mask]].astype(np.float32) @ queries[query]
-
-
-_PRODUCTS: dict[int, Callable[..., None]] = {4: _products_float32, 2: _products_float16}

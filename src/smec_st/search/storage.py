@@ -1,14 +1,14 @@
-"""An index folder: immutable segments, and one manifest that says which of them count.
+"""The files of an index folder: immutable segments, and one manifest that lists the current ones.
 
 ::
 
-    manifest.json       settings, schedule, segments, checksums; replaced in one step: a change is there or it is not
-    compressor/         the compressor, as it saves itself
-    segments/000003/    WIDTH.npy per size, rows.arrow with ids and fields
-    deleted-000007.bits rows that are gone
-    head-000007.faiss   a copy of the head over the first rows; the rest is added when the folder is opened
+    manifest.json       settings, schedule, segments and checksums; it is replaced atomically
+    compressor/         the compressor, as ``Compressor.save`` writes it
+    segments/000003/    one WIDTH.npy per size, and rows.arrow with ids and fields
+    deleted-000007.bits one bit per row: whether it is deleted
+    head-000007.faiss   a copy of the head over the first rows; later rows are added when the folder is opened
 
-What no manifest names is left over from an interrupted write, and the next writer removes it.
+A file that the manifest does not list is left over from an interrupted write. The next writer removes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
-from smec_st.search.tables import Table, TableWriter, damaged, file_crc, sync
+from smec_st.search.tables import Table, TableWriter, check_file, damaged, file_crc, sync
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,13 +37,11 @@ ID = "_id"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under another name, bring it to disk, and rename it."""
+    """Write a file atomically: write a draft, flush it to disk, and rename it."""
     draft = path.with_name(f".{path.name}.draft")
     try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        draft.write_bytes(content)
+        sync(draft)
         os.replace(draft, path)
     except OSError:
         draft.unlink(missing_ok=True)
@@ -52,16 +50,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
-    """Replace the manifest in one step."""
+    """Replace the manifest atomically."""
     text = json.dumps(body, indent=1, sort_keys=True)
     write_bytes(folder / MANIFEST, json.dumps({"crc": zlib.crc32(text.encode()), "index": body}, indent=1).encode())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, checked.
+    """Read the manifest and check its checksum.
 
     Raises:
-        DataError: If the folder holds no index, or its manifest is not what was written.
+        DataError: If the folder holds no index, or its manifest is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -78,10 +76,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """What every segment of an index holds.
+    """The tables and columns that every segment of an index has.
 
     Args:
-        tables: Width to type of each table.
+        tables: Width to data type of each table of vectors.
         id_type: ``int`` or ``str``.
         fields: Name to type of each scalar field.
     """
@@ -91,7 +89,7 @@ class Layout:
     fields: Mapping[str, str]
 
     def schema(self) -> pa.Schema:
-        """Of ``rows.arrow``."""
+        """Return the Arrow schema of ``rows.arrow``."""
         import pyarrow as pa
 
         types = {"int": pa.int64(), "float": pa.float64(), "str": pa.large_string(), "bool": pa.bool_()}
@@ -102,12 +100,12 @@ class Segment:
     """Rows that were written together.
 
     Args:
-        folder: Of the segment.
-        entry: Its line in the manifest.
-        layout: What it must hold.
+        folder: Folder of the segment.
+        entry: Its entry in the manifest.
+        layout: The tables and columns that it must have.
 
     Raises:
-        DataError: If a file is missing or damaged; vectors are checked as they are read.
+        DataError: If a file is missing or damaged. Vectors are checked later, when they are read.
     """
 
     def __init__(self, folder: Path, entry: Mapping[str, Any], layout: Layout) -> None:
@@ -117,26 +115,24 @@ class Segment:
         self.rows = int(entry["rows"])
         self.tables = {w: Table(folder / f"{w}.npy", self.rows, w, t) for w, t in layout.tables.items()}
         for name, crc in entry["crc"].items():
-            path = folder / name
-            if not path.is_file() or file_crc(path) != crc:
-                raise damaged(path, "it is missing" if not path.is_file() else "its checksum differs")
+            check_file(folder / name, crc)
         with pa.memory_map(str(folder / ROWS)) as source:
             self.table: pa.Table = pa.ipc.open_file(source).read_all()
         if len(self.table) != self.rows or not self.table.schema.equals(layout.schema()):
-            raise damaged(folder / ROWS, "it holds other rows or fields")
-        # A view of the mapped file: ids that are numbers take no memory.
-        self._numbers: np.ndarray | None = None
+            raise damaged(folder / ROWS, "it has other rows or fields than expected")
+        # Integer ids are a view of the mapped file, so they take no memory.
+        self._int_ids: np.ndarray | None = None
         if layout.id_type == "int":
-            self._numbers = self.table[ID].chunk(0).to_numpy(zero_copy_only=True)
+            self._int_ids = self.table[ID].chunk(0).to_numpy(zero_copy_only=True)
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Ids of its rows, ``(n,)``, int64 or object."""
-        found: np.ndarray = self.table[ID].take(rows).to_numpy() if self._numbers is None else self._numbers[rows]
+        """Return the ids of rows of this segment, ``(n,)`` int64 or object."""
+        found: np.ndarray = self.table[ID].take(rows).to_numpy() if self._int_ids is None else self._int_ids[rows]
         return found
 
     @property
     def disk_bytes(self) -> dict[str, int]:
-        """Bytes on disk, of each table and of ids and fields."""
+        """Bytes on disk of each table, and of ids and fields."""
         sizes = {str(width): table.bytes for width, table in self.tables.items()}
         return {**sizes, "rows": (self.folder / ROWS).stat().st_size}
 
@@ -149,18 +145,18 @@ def write_segment(
     chunks: Iterator[Mapping[int, np.ndarray]],
     table: pa.Table,
 ) -> dict[str, Any]:
-    """Write a segment under another name and rename it; it counts once a manifest names it.
+    """Write a segment atomically. It becomes part of the index once the manifest lists it.
 
     Args:
-        folder: ``segments`` of the index.
-        name: Of the new segment.
-        layout: What it holds.
-        count: Rows that will come.
-        chunks: Pieces of every table, by width.
+        folder: The ``segments`` folder of the index.
+        name: Name of the new segment.
+        layout: Its tables and columns.
+        count: Number of rows in ``chunks``.
+        chunks: Pieces of every table, keyed by width.
         table: Ids and fields, ``count`` rows.
 
     Returns:
-        Its line in the manifest.
+        Its entry in the manifest.
     """
     import pyarrow as pa
 
@@ -193,80 +189,77 @@ def write_segment(
 
 
 def remove_leftovers(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Remove what an interrupted write left behind. Only for the one who holds the lock."""
-    named = {entry["name"] for entry in manifest["segments"]}
+    """Remove files of interrupted writes. The caller must hold the write lock."""
+    listed = {entry["name"] for entry in manifest["segments"]}
     segments = folder / "segments"
     for path in segments.iterdir() if segments.is_dir() else ():
-        if path.name not in named:
+        if path.name not in listed:
             shutil.rmtree(path, ignore_errors=True)
     kept = {(manifest[kind] or {}).get("file") for kind in ("deleted", "head_copy")}
     for path in folder.iterdir():
-        ours = path.name.startswith(("deleted-", "head-", ".deleted-", ".head-", f".{MANIFEST}"))
-        if ours and path.name not in kept:
+        is_versioned = path.name.startswith(("deleted-", "head-", ".deleted-", ".head-", f".{MANIFEST}"))
+        if is_versioned and path.name not in kept:
             path.unlink(missing_ok=True)
 
 
 class Rows:
-    """The segments of an index as one list of rows; never changed, only replaced.
+    """The segments of an index as one sequence of rows. It is immutable; a change makes a new object.
 
     Args:
         segments: In order.
-        deleted: One bit per row, 1 where the row is gone (little-endian, ``ceil(N / 8)`` bytes); None for none.
+        deleted: One bit per row, 1 where the row is deleted (little-endian, ``ceil(N / 8)`` bytes); None for none.
     """
 
     def __init__(self, segments: Sequence[Segment], deleted: np.ndarray | None = None) -> None:
         self.segments = tuple(segments)
         self.starts = np.cumsum([0, *(segment.rows for segment in self.segments)])
         self.total = int(self.starts[-1])
-        bits = np.zeros(-(-self.total // 8), dtype=np.uint8)
+        self.deleted = np.zeros(-(-self.total // 8), dtype=np.uint8)
         if deleted is not None:
-            bits[: len(deleted)] = deleted[: len(bits)]
-        self.deleted = bits
-        self.gone = (
-            int(np.bitwise_count(bits).sum()) if hasattr(np, "bitwise_count") else int(np.unpackbits(bits).sum())
-        )
+            self.deleted[: len(deleted)] = deleted[: len(self.deleted)]
+        self.deleted_count = int(np.unpackbits(self.deleted).sum())
 
     @property
-    def live(self) -> int:
-        """Rows that are not deleted."""
-        return self.total - self.gone
+    def live_count(self) -> int:
+        """Number of rows that are not deleted."""
+        return self.total - self.deleted_count
 
-    def alive(self) -> np.ndarray:
-        """``(N,)`` bool."""
-        alive: np.ndarray = np.unpackbits(self.deleted, count=self.total, bitorder="little") == 0
-        return alive
+    def live_mask(self) -> np.ndarray:
+        """Return which rows are not deleted, ``(N,)`` bool."""
+        mask: np.ndarray = np.unpackbits(self.deleted, count=self.total, bitorder="little") == 0
+        return mask
 
     def without(self, rows: np.ndarray) -> Rows:
-        """The same with these rows deleted."""
-        gone = ~self.alive()
-        gone[rows] = True
-        return Rows(self.segments, np.packbits(gone, bitorder="little"))
+        """Return a copy in which these rows are deleted."""
+        deleted = ~self.live_mask()
+        deleted[rows] = True
+        return Rows(self.segments, np.packbits(deleted, bitorder="little"))
 
     def table(self) -> pa.Table:
-        """Ids and fields of all rows, deleted ones too."""
+        """Return ids and fields of all rows, deleted ones included."""
         import pyarrow as pa
 
         return pa.concat_tables([segment.table for segment in self.segments])
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Ids of rows, ``(n,)``, int64 or object."""
+        """Return the ids of rows, ``(n,)`` int64 or object."""
         out: np.ndarray | None = None
-        for segment, start, inside in self.parts(rows):
+        for segment, start, inside in self.by_segment(rows):
             values = segment.ids(rows[inside] - start)
             if out is None:
                 out = np.empty(len(rows), dtype=values.dtype)
             out[inside] = values
         return np.empty(0, dtype=np.int64) if out is None else out
 
-    def parts(self, rows: np.ndarray) -> Iterator[tuple[Segment, int, np.ndarray]]:
-        """Segments that hold any of these rows: segment, its first row, mask over ``rows``."""
+    def by_segment(self, rows: np.ndarray) -> Iterator[tuple[Segment, int, np.ndarray]]:
+        """Yield each segment that holds any of these rows, with its first row and a mask over ``rows``."""
         for segment, start in zip(self.segments, self.starts[:-1].tolist(), strict=True):
             inside = (rows >= start) & (rows < start + segment.rows)
             if inside.any():
                 yield segment, start, inside
 
     def find(self, ids: Sequence[Any], id_type: str) -> np.ndarray:
-        """Live rows of these ids, rising; ids that are not there are left out."""
+        """Return the live rows that have these ids, ascending; unknown ids are ignored."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -276,18 +269,18 @@ class Rows:
             for segment, start in zip(self.segments, self.starts[:-1].tolist(), strict=True)
         ]
         rows = np.concatenate([np.empty(0, dtype=np.int64), *found]).astype(np.int64)
-        live: np.ndarray = rows[self.alive()[rows]]
+        live: np.ndarray = rows[self.live_mask()[rows]]
         return live
 
     def vectors(self, width: int, rows: np.ndarray) -> np.ndarray:
-        """Vectors of rows, ``(n, width)`` float32."""
+        """Read the vectors of rows, ``(n, width)`` float32."""
         out = np.empty((len(rows), width), dtype=np.float32)
-        for segment, start, inside in self.parts(rows):
+        for segment, start, inside in self.by_segment(rows):
             out[inside] = segment.tables[width][rows[inside] - start]
         return out
 
     def chunks(self, width: int, first: int = 0, size: int = 16384) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Row numbers and vectors from a row on, deleted ones too, ``(n,)`` and ``(n, width)``."""
+        """Yield row numbers ``(n,)`` and vectors ``(n, width)`` from row ``first`` on, deleted rows included."""
         for start in range(first, self.total, size):
             rows = np.arange(start, min(start + size, self.total))
             yield rows, self.vectors(width, rows)

@@ -1,14 +1,13 @@
-"""Tables of vectors on disk, memory-mapped, each block checked against its checksum when it is first read.
+"""Memory-mapped tables of vectors on disk, with a checksum per block.
 
-A table is a plain ``.npy`` file with a ``.crc`` file beside it. Reading a whole table to check it would take longer
-than opening an index should, and leaving it unchecked would let a flipped bit pass as a result.
+A table is a plain ``.npy`` file with a ``.crc`` file next to it. A block is checked when it is first read: checking
+the whole table would make opening an index slow, and not checking would let a flipped bit change search results.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,12 @@ BLOCK_BYTES = 1 << 16
 
 
 def rows_per_block(width: int, itemsize: int) -> int:
-    """Rows that one checksum covers."""
+    """Return the number of rows that one checksum covers."""
     return max(1, BLOCK_BYTES // (width * itemsize))
 
 
 def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, survive a power cut."""
+    """Flush a file, or the entries of a folder, to disk so that they survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -34,7 +33,7 @@ def sync(path: Path) -> None:
 
 
 def file_crc(path: Path) -> int:
-    """Checksum of a file."""
+    """Compute the CRC-32 of a file."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -42,13 +41,23 @@ def file_crc(path: Path) -> int:
     return value
 
 
+def check_file(path: Path, crc: int) -> None:
+    """Raise a :class:`DataError` if a file is missing or does not have this checksum."""
+    if not path.is_file():
+        raise damaged(path, "it is missing")
+    if file_crc(path) != crc:
+        raise damaged(path, "its checksum differs")
+
+
 class TableWriter:
-    """Write a ``.npy`` table in pieces. Plain writes, so that a full disk is an error and not a signal.
+    """Write a ``.npy`` table in pieces.
+
+    It uses plain writes instead of a memory map, so that a full disk raises an error instead of sending a signal.
 
     Args:
-        path: New file.
-        rows: Rows that will come.
-        width: Columns.
+        path: The new file.
+        rows: Number of rows that will be appended.
+        width: Number of columns.
         dtype: float32 or float16.
     """
 
@@ -57,14 +66,14 @@ class TableWriter:
         self.dtype = np.dtype(dtype)
         self._block = rows_per_block(width, self.dtype.itemsize)
         self._crcs: list[int] = []
-        self._rest = np.empty((0, width), dtype=self.dtype)
+        self._rest = np.empty((0, width), dtype=self.dtype)  # rows after the last complete block
         self._written = 0
         self._file = path.open("wb")
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (rows, width)}
         np.lib.format.write_array_header_1_0(self._file, header)  # type: ignore[arg-type]
 
     def append(self, rows: np.ndarray) -> None:
-        """More rows, ``(n, width)``."""
+        """Append rows, ``(n, width)``."""
         part = np.ascontiguousarray(rows, dtype=self.dtype)
         self._file.write(part.data)
         self._written += len(part)
@@ -75,7 +84,7 @@ class TableWriter:
         self._rest = part[whole:].copy()
 
     def close(self) -> None:
-        """Write checksums, and bring all to disk."""
+        """Write the checksums and flush both files to disk."""
         if len(self._rest):
             self._crcs.append(zlib.crc32(np.ascontiguousarray(self._rest).data))
         self._file.flush()
@@ -83,27 +92,26 @@ class TableWriter:
         self._file.close()
         if self._written != self.rows:
             raise RuntimeError(f"{self._written} of {self.rows} rows were written.")
-        with self.path.with_suffix(".crc").open("wb") as file:
-            file.write(np.array(self._crcs, dtype="<u4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        checksums = self.path.with_suffix(".crc")
+        checksums.write_bytes(np.array(self._crcs, dtype="<u4").tobytes())
+        sync(checksums)
 
     def abort(self) -> None:
-        """Close without finishing."""
+        """Close the file without completing the table."""
         self._file.close()
 
 
 class Table:
-    """A memory-mapped table whose blocks are checked as they are first read.
+    """A memory-mapped table whose blocks are checked when they are first read.
 
     Args:
         path: The ``.npy`` file.
-        rows: Rows it must have.
-        width: Columns it must have.
-        dtype: Type it must have.
+        rows: Expected number of rows.
+        width: Expected number of columns.
+        dtype: Expected data type.
 
     Raises:
-        DataError: If a file is missing, cut short or of another shape.
+        DataError: If a file is missing or truncated, or the table has another shape or data type.
     """
 
     def __init__(self, path: Path, rows: int, width: int, dtype: str) -> None:
@@ -117,7 +125,7 @@ class Table:
             raise damaged(path, f"shape {self.data.shape} and {self.data.dtype}, not {(rows, width)} and {dtype}")
         self._block = rows_per_block(width, self.data.dtype.itemsize)
         if len(self._crcs) != -(-rows // self._block):
-            raise damaged(path.with_suffix(".crc"), "it has another length")
+            raise damaged(path.with_suffix(".crc"), "it has the wrong length")
         self._checked = np.zeros(len(self._crcs), dtype=bool)
 
     def __len__(self) -> int:
@@ -125,42 +133,40 @@ class Table:
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Size of both files on disk."""
         return self.path.stat().st_size + self.path.with_suffix(".crc").stat().st_size
 
     @property
     def ram_bytes(self) -> int:
-        """Of the checksums; the rows stay on disk."""
+        """Memory that the checksums take; the rows stay on disk."""
         return int(self._crcs.nbytes + self._checked.nbytes)
 
     def check(self, rows: np.ndarray) -> None:
-        """Check the blocks of these rows, unless they were.
+        """Check the blocks that hold these rows, unless they were checked before.
 
         Raises:
-            DataError: If a block is not what was written.
+            DataError: If a block does not have its checksum.
         """
         blocks = rows // self._block
-        fresh = blocks[~self._checked[blocks]]
-        for block in np.unique(fresh).tolist():
+        unchecked = blocks[~self._checked[blocks]]
+        for block in np.unique(unchecked).tolist():
             part = np.ascontiguousarray(self.data[block * self._block : (block + 1) * self._block])
             if zlib.crc32(part.data) != int(self._crcs[block]):
                 first = block * self._block
-                raise damaged(self.path, f"rows {first} to {first + len(part) - 1} are not what was written")
+                raise damaged(self.path, f"rows {first} to {first + len(part) - 1} do not match their checksum")
             self._checked[block] = True
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Rows as float32, ``(n,) -> (n, width)``."""
+        """Read rows as float32, ``(n,) -> (n, width)``."""
         self.check(rows)
         found: np.ndarray = self.data[rows].astype(np.float32, copy=False)
         return found
 
-    def chunks(self, size: int = 16384) -> Iterator[np.ndarray]:
-        """All rows in order, as float32."""
-        for start in range(0, len(self), size):
-            self.check(np.arange(start, min(start + size, len(self))))
-            yield self.data[start : start + size].astype(np.float32, copy=False)
+    def check_all(self) -> None:
+        """Check every block; see :meth:`check`."""
+        self.check(np.arange(0, len(self), self._block))
 
 
 def damaged(path: Path, why: str) -> DataError:
-    """The error for a file that cannot be trusted."""
+    """Return the error for a damaged file."""
     return DataError(f"{path} is damaged: {why}. Restore it from a backup, or build the index again.")

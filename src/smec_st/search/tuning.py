@@ -1,201 +1,222 @@
-"""Choose a schedule from the rows of an index, then search with it and see whether it keeps its word."""
+"""Choose a schedule from the rows of an index, then measure its recall by searching with it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors
-from smec_st.search.backend import FULL
+from smec_st.search.backend import FULL, Backend
 from smec_st.search.calibration import Truth, exact_neighbours, neighbour_ranks, recall
 from smec_st.search.encoding import encode, steps_for
 from smec_st.search.schedule import JUMP, Schedule, Step, choose_schedule, head_cost, lower_bound
 from smec_st.search.steps import run
 
-if TYPE_CHECKING:
-    from smec_st.search.funnel import FunnelIndex, Progress
-
-LEAST_EFFORT = 32
-REMOTE_EFFORT = 256  # next to a round trip, searching the graph costs nothing
-REMOTE_FACTOR = 4  # up to so many times of that; then longer lists are tried
-NEAR = 1.15  # an effort within this factor of one that is too little is settled on
-STRETCHES = (1.0, 1.5, 2.25, 3.5, 5.0)  # of the shortlists that would do for an exact head
-GROW = 1.5  # shortlists grow by this until they reach the target
-CONFIRM = 3  # one query in this many has no part in the choice, and must agree with it
-ENOUGH = 60  # of fewer queries than this none can be spared
+MAX_QUERIES = 512
+MIN_EFFORT = 32
+REMOTE_EFFORT = 256  # compared with a round trip, searching the graph costs nothing
+REMOTE_FACTOR = 4  # effort is raised up to this many times the first; then longer shortlists are tried
+NEAR = 1.15  # the search for the least effort stops within this factor of an effort that is too low
+STRETCHES = (1.0, 1.5, 2.25, 3.5, 5.0)  # factors on the shortlists that would suffice for an exact head
+GROW = 1.5  # factor by which shortlists grow until they reach the target
+CONFIRM = 3  # one query in this many is held out of the choice, and its recall must reach the target too
+ENOUGH = 60  # with fewer queries than this, none are held out
 
 
 def tune(
-    index: FunnelIndex,
-    queries: Any | None,
+    backend: Backend,
+    compressor: Compressor,
+    queries: ArrayLike | None,
     *,
     target: float,
     k: int,
-    most_queries: int,
-    progress: Progress | None,
+    max_queries: int = MAX_QUERIES,
+    progress: Callable[[int], object] | None = None,
 ) -> Schedule:
-    """See :meth:`smec_st.search.FunnelIndex.tune`."""
+    """Choose and measure a schedule; see :meth:`smec_st.search.FunnelIndex.tune`."""
     if not 0 < target <= 1:
         raise DataError(f"a recall target lies above 0 and is at most 1, got {target}.")
-    index.flush()
-    settings, reader = index.settings, index._backend.reader()
-    if len(reader) < 2:
-        raise DataError(f"{index.uri} holds {len(reader)} rows; a schedule is chosen from at least 2.")
-    own = None
+    backend.flush()
+    settings, reader = backend.settings, backend.reader()
+    rows = len(reader)
+    if rows < 2:
+        raise DataError(f"{backend.uri} holds {rows} rows; a schedule is chosen from at least 2.")
+    document_keys = None
     if queries is None:
-        own, encoded = some_documents(index, most_queries)
+        document_keys, encoded = sample_documents(backend, max_queries)
     else:
         table = check_vectors(queries, "query")
         if table.shape[1] != settings.width:
             raise DataError(f"query vectors are {table.shape[1]} wide, the index {settings.width}.")
-        encoded = encode(settings, index.compressor, table[:: -(-len(table) // most_queries)])
+        encoded = encode(settings, compressor, table[:: -(-len(table) // max_queries)])
     full = FULL if settings.originals else settings.sizes[-1]
-    truth = exact_neighbours(reader, full, encoded[full], k, own, progress)
+    truth = exact_neighbours(reader, full, encoded[full], k, document_keys, progress)
     sizes = [size for size in settings.sizes if size < settings.full]
     if not sizes:
-        return Schedule((Step(settings.full, k),), k=k, rows=len(reader), recall=1.0, queries=len(truth.keys))
-    every = Trial(index, encoded, truth, own is not None)
-    choosing, unseen = every.split()
+        return Schedule((Step(settings.full, k),), k=k, rows=rows, recall=1.0, queries=len(truth.keys))
+    every = Trial(backend, encoded, truth, document_keys is not None)
+    choosing, held_out = every.split()
     ranks = neighbour_ranks(reader, sizes, choosing.queries, choosing.truth, progress)
-    cost = head_cost(settings.head, len(reader))
-    schedule = choose_schedule(ranks, settings.full, len(reader), cost, target=target, heads=sizes[:1])
-    schedule = measured(choosing, replace(schedule, k=k))
-    return schedule if unseen is None else confirmed(every, unseen, schedule)
+    cost = head_cost(settings.head, rows)
+    schedule = choose_schedule(ranks, settings.full, rows, cost, target=target, heads=sizes[:1])
+    limits = Limits(target, rows, settings.head, reader.max_effort(), reader.remote)
+    schedule = cheapest_that_reaches(choosing, limits, replace(schedule, k=k))
+    return schedule if held_out is None else confirmed(every, held_out, limits, schedule)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Real searches with queries whose exact neighbours are known.
+    """Searches with queries whose exact neighbours are known.
 
     Args:
-        index: To search.
-        queries: Per table.
-        truth: Their exact neighbours.
-        among: Whether each query is itself a row of the index, and its own first result.
+        backend: The index to search.
+        queries: Vectors per table.
+        truth: Exact neighbours of the queries.
+        queries_are_rows: Whether each query is a row of the index and so its own first result.
     """
 
-    index: FunnelIndex
+    backend: Backend
     queries: dict[int, np.ndarray]
     truth: Truth
-    among: bool
+    queries_are_rows: bool
 
-    def __call__(self, schedule: Schedule, effort: int | None) -> Schedule:
-        """The schedule with the recall that it has."""
-        reader = self.index._backend.reader()
-        steps = steps_for(self.index.settings, schedule, schedule.k, len(reader), self.queries)
+    def measure(self, schedule: Schedule, effort: int | None) -> Schedule:
+        """Search with a schedule, and return it with its effort and recall filled in."""
+        reader = self.backend.reader()
+        steps = steps_for(reader, schedule, schedule.k, self.queries)
         table, last = steps[-1]
-        steps[-1] = table, Step(last.size, last.keep + self.among)
-        known = reader.ids(self.truth.keys, np.ones(self.truth.keys.shape, dtype=bool))
-        share = recall(run(reader, steps, self.queries, None, effort).ids, known)
+        steps[-1] = table, Step(last.size, last.keep + self.queries_are_rows)
+        true_ids = reader.ids(self.truth.keys, np.ones(self.truth.keys.shape, dtype=bool))
+        share = recall(run(reader, steps, self.queries, None, effort).ids, true_ids)
         low = lower_bound(share)
         return replace(schedule, effort=effort, recall=float(share.mean()), recall_low=low, queries=len(share))
 
     def split(self) -> tuple[Trial, Trial | None]:
-        """Queries to choose by, and others that had no part in the choice; None where none can be spared."""
+        """Split off the queries that are held out of the choice; None if there are too few queries."""
         count = len(self.truth.keys)
         if count < ENOUGH:
             return self, None
-        spared = np.arange(count) % CONFIRM == 0
-        return self._of(~spared), self._of(spared)
+        is_held_out = np.arange(count) % CONFIRM == 0
+        return self._subset(~is_held_out), self._subset(is_held_out)
 
-    def _of(self, rows: np.ndarray) -> Trial:
+    def _subset(self, rows: np.ndarray) -> Trial:
         queries = {table: vectors[rows] for table, vectors in self.queries.items()}
         return replace(self, queries=queries, truth=Truth(self.truth.keys[rows], self.truth.scores[rows]))
 
 
-def measured(trial: Trial, schedule: Schedule) -> Schedule:
-    """A schedule as it does in real searches; searched harder, then longer, until it reaches its target.
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the choice of a schedule.
+
+    Args:
+        target: Recall that the lower end of the interval must reach.
+        rows: Number of rows in the index.
+        head: Kind of the head.
+        max_effort: Effort above which the head finds no more; 0 if it has no such parameter.
+        remote: Whether each search costs a network round trip.
+    """
+
+    target: float
+    rows: int
+    head: str
+    max_effort: int
+    remote: bool
+
+    def is_reached(self, schedule: Schedule) -> bool:
+        """Return whether the measured recall of a schedule reaches the target."""
+        return schedule.recall_low is not None and schedule.recall_low >= self.target
+
+    def cost(self, schedule: Schedule) -> float:
+        """Return the multiply-adds of a schedule with its effort, by the model that shortlists are chosen by."""
+        first = schedule.steps[0]
+        if self.head.startswith("ivf") and self.max_effort:
+            probed = (schedule.effort or self.max_effort) / self.max_effort * self.rows
+            cost = (probed + self.max_effort) * first.size
+        else:
+            cost = head_cost(self.head, self.rows)(first.size, max(first.keep, schedule.effort or 0))
+        for step, wider in pairwise(schedule.steps):
+            cost += step.keep * (wider.size + JUMP)
+        return cost
+
+    def longer(self, schedule: Schedule, factor: float) -> Schedule:
+        """Return a schedule with longer shortlists."""
+        steps = [Step(step.size, min(self.rows, math.ceil(step.keep * factor))) for step in schedule.steps[:-1]]
+        return replace(schedule, steps=(*steps, schedule.steps[-1]))
+
+
+def cheapest_that_reaches(trial: Trial, limits: Limits, schedule: Schedule) -> Schedule:
+    """Measure a schedule with more effort and longer shortlists, and return the cheapest that reaches the target.
 
     Args:
         trial: Searches with the queries to choose by.
-        schedule: Chosen by ranks, which know nothing of approximate or quantised heads.
+        limits: Target and index.
+        schedule: Chosen by ranks, which do not account for errors of an approximate or quantised head.
     """
-    reader = trial.index._backend.reader()
-    target = schedule.target or 0.0
-    most, kind = reader.most_effort(), trial.index.settings.head
-
-    def settled(schedule: Schedule, cheapest: float) -> Schedule:
-        """With the least effort that will do; given up when it cannot become cheaper than that."""
-        least = REMOTE_EFFORT if reader.remote else LEAST_EFFORT
-        effort, failed = min(most, max(least, schedule.steps[0].keep)), 0
-        hardest = min(most, REMOTE_FACTOR * effort) if reader.remote else most
-        result = trial(schedule, effort or None)
-        while not reaches(result, target) and effort < hardest and price(result, kind, most, len(reader)) < cheapest:
-            failed, effort = effort, min(hardest, effort * 2)
-            result = trial(schedule, effort)
-        while reaches(result, target) and failed and effort > failed * NEAR and not reader.remote:
-            middle = round((failed * effort) ** 0.5)
-            easier = trial(schedule, middle)
-            if reaches(easier, target):
-                result, effort = easier, middle
-            else:
-                failed = middle
-        return result
-
-    best, cheapest = schedule, math.inf
-    for stretch in STRETCHES:  # longer lists forgive a head that searches less hard
-        candidate = settled(longer(schedule, stretch, len(reader)), cheapest)
-        own = price(candidate, kind, most, len(reader))
-        if reaches(candidate, target) and own < cheapest:
-            best, cheapest = candidate, own
-        if (reader.remote or not most) and reaches(candidate, target):
+    best, lowest_cost = schedule, math.inf
+    for stretch in STRETCHES:  # longer shortlists need less effort of the head
+        candidate = with_least_effort(trial, limits, limits.longer(schedule, stretch), lowest_cost)
+        cost = limits.cost(candidate)
+        if limits.is_reached(candidate) and cost < lowest_cost:
+            best, lowest_cost = candidate, cost
+        if (limits.remote or not limits.max_effort) and limits.is_reached(candidate):
             break
-    while not reaches(best, target):
-        best = settled(longer(candidate, GROW, len(reader)), math.inf)
+    while not limits.is_reached(best):
+        best = with_least_effort(trial, limits, limits.longer(candidate, GROW), math.inf)
         if candidate.steps == best.steps:
-            break  # everything is rescored already
+            break  # all rows are rescored already
         candidate = best
     return best
 
 
-def confirmed(every: Trial, unseen: Trial, schedule: Schedule) -> Schedule:
-    """Searched longer until queries that had no part in the choice reach the target too.
+def with_least_effort(trial: Trial, limits: Limits, schedule: Schedule, lowest_cost: float) -> Schedule:
+    """Double the effort until the target is reached, then search for the least effort between the last two.
 
-    The cheapest of many schedules looks better on the queries it was chosen by than on others.
+    It gives up as soon as the schedule costs at least ``lowest_cost``.
     """
-    reader = every.index._backend.reader()
-    target, most = schedule.target or 0.0, reader.most_effort()
+    effort = min(limits.max_effort, max(REMOTE_EFFORT if limits.remote else MIN_EFFORT, schedule.steps[0].keep))
+    highest = min(limits.max_effort, REMOTE_FACTOR * effort) if limits.remote else limits.max_effort
+    too_low = 0
+    result = trial.measure(schedule, effort or None)
+    while not limits.is_reached(result) and effort < highest and limits.cost(result) < lowest_cost:
+        too_low, effort = effort, min(highest, effort * 2)
+        result = trial.measure(schedule, effort)
+    while limits.is_reached(result) and too_low and effort > too_low * NEAR and not limits.remote:
+        middle = round((too_low * effort) ** 0.5)
+        easier = trial.measure(schedule, middle)
+        if limits.is_reached(easier):
+            result, effort = easier, middle
+        else:
+            too_low = middle
+    return result
+
+
+def confirmed(every: Trial, held_out: Trial, limits: Limits, schedule: Schedule) -> Schedule:
+    """Raise effort and shortlists until the mean recall of the held-out queries reaches the target too.
+
+    The cheapest of many schedules has a higher recall on the queries that it was chosen by than on others.
+    """
     while True:
-        found = every(schedule, schedule.effort)
-        if reaches(found, target) and (unseen(schedule, schedule.effort).recall or 0.0) >= target:
-            return found
-        effort = schedule.effort and min(most, round(schedule.effort * GROW))
-        more = replace(longer(schedule, GROW, len(reader)), effort=effort)
+        measured = every.measure(schedule, schedule.effort)
+        if limits.is_reached(measured) and (
+            (held_out.measure(schedule, schedule.effort).recall or 0.0) >= limits.target
+        ):
+            return measured
+        effort = schedule.effort and min(limits.max_effort, round(schedule.effort * GROW))
+        more = replace(limits.longer(schedule, GROW), effort=effort)
         if (more.steps, more.effort) == (schedule.steps, schedule.effort):
-            return found  # everything is rescored already
+            return measured  # all rows are rescored already
         schedule = more
 
 
-def reaches(schedule: Schedule, target: float) -> bool:
-    """Whether a measured schedule keeps its word."""
-    return schedule.recall_low is not None and schedule.recall_low >= target
-
-
-def price(schedule: Schedule, kind: str, most: int, rows: int) -> float:
-    """Multiply-adds of a schedule with its effort, by the same model that lists are chosen by."""
-    first = schedule.steps[0]
-    if kind.startswith("ivf") and most:
-        price = ((schedule.effort or most) / most * rows + most) * first.size
-    else:
-        price = head_cost(kind, rows)(first.size, max(first.keep, schedule.effort or 0))
-    for step, wider in pairwise(schedule.steps):
-        price += step.keep * (wider.size + JUMP)
-    return price
-
-
-def longer(schedule: Schedule, factor: float, rows: int) -> Schedule:
-    """The same with longer shortlists."""
-    steps = [Step(step.size, min(rows, math.ceil(step.keep * factor))) for step in schedule.steps[:-1]]
-    return replace(schedule, steps=(*steps, schedule.steps[-1]))
-
-
-def some_documents(index: FunnelIndex, count: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Documents spread over the index, in place of queries: their keys, and their vectors per table."""
-    reader, tables = index._backend.reader(), tuple(index.settings.widths)
+def sample_documents(backend: Backend, count: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Take evenly spaced documents to use as queries: their keys, and their vectors per table."""
+    reader, tables = backend.reader(), tuple(backend.settings.widths)
     every = max(1, len(reader) // count)
     keys: list[np.ndarray] = []
     parts: list[dict[int, np.ndarray]] = []
@@ -205,5 +226,5 @@ def some_documents(index: FunnelIndex, count: int) -> tuple[np.ndarray, dict[int
         seen += len(part)
         keys.append(part[pick])
         parts.append({table: vectors[table][pick] for table in tables})
-    own = np.concatenate(keys)[:count]
-    return own, {table: np.concatenate([part[table] for part in parts])[:count] for table in tables}
+    joined = {table: np.concatenate([part[table] for part in parts])[:count] for table in tables}
+    return np.concatenate(keys)[:count], joined

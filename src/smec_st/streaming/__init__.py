@@ -1,4 +1,4 @@
-"""Vectors of any number to compressed ones, in bounded memory, and on where it stopped after a kill."""
+"""Compress any number of vectors in bounded memory, and continue after an interruption."""
 
 from __future__ import annotations
 

@@ -1,61 +1,55 @@
-"""The same shards by Ray Data: each task opens the source itself, so the driver moves no vectors."""
+"""Write shards with Ray Data. Each worker opens the source itself, so no vectors pass through the driver."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from smec_st.data import DataError
-from smec_st.streaming.shards import Cutter, Shard, shard_name, write_shard
+from smec_st.compressor import Compressor
+from smec_st.data import DataError, VectorSource
+from smec_st.quantization.head import Head
+from smec_st.streaming.shards import Cutter, Output, Shard, write_shard
 
-if TYPE_CHECKING:
-    from smec_st.streaming.job import Job
-
-BATCH_ROWS = 1024
 ATTEMPTS = 3
+
+OpenJob = Callable[[], tuple[VectorSource, Compressor, Head]]
 
 
 class ShardWriter:
-    """What runs on a worker: opened once, then called with numbers of shards.
+    """Writes shards on a worker. It opens the source once, and is then called with the numbers of shards.
 
     Args:
-        job: What to do.
-        out: Folder of the shards.
-        kind: Their format.
-        record: What they say of themselves.
+        open_job: Opens the source and the compressor.
+        output: Where and how shards are written.
     """
 
-    def __init__(self, job: Job, out: Path, kind: str, record: Mapping[str, Any]) -> None:
-        self.job, self.out, self.kind, self.record = job, out, kind, record
-        self.source, _, self.head = job.open()
+    def __init__(self, open_job: OpenJob, output: Output) -> None:
+        self.output = output
+        self.source, _, self.head = open_job()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Write the shards of these numbers; what is returned is their log."""
+        """Write the shards with these numbers, and return their log entries."""
         found = []
         for number in batch["id"].tolist():
-            start = number * self.job.shard_rows
-            batches = Cutter(self.source, start, min(BATCH_ROWS, self.job.shard_rows)).take(self.job.shard_rows)
-            path = self.out / shard_name(number, self.kind)
-            shard = write_shard(batches, self.head, path, start, None, self.record)
+            cutter = Cutter(self.source, number * self.output.shard_rows, self.output.batch_rows)
+            shard = write_shard(cutter.take(self.output.shard_rows), self.head, self.output, number)
             assert shard is not None
             found.append(shard.to_dict())
         return {name: np.array([entry[name] for entry in found]) for name in found[0]}
 
 
-def shards_on_ray(
-    job: Job, numbers: Sequence[int], out: Path, kind: str, record: Mapping[str, Any]
-) -> Iterator[Shard]:
-    """Write these shards; each is given back when it is there."""
+def shards_on_ray(open_job: OpenJob, numbers: Sequence[int], output: Output) -> Iterator[Shard]:
+    """Write the shards with these numbers, and yield each when it is finished."""
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise DataError('the engine "ray" needs Ray. Install it with `pip install "smec-st[ray]"`.') from error
-    ours = not ray.is_initialized()
-    if ours:
+    is_ours = not ray.is_initialized()
+    if is_ours:
         start_ray(ray)
     try:
         context = ray.data.DataContext.get_current()
@@ -64,7 +58,7 @@ def shards_on_ray(
         items = ray.data.from_items([{"id": number} for number in numbers], override_num_blocks=len(numbers))
         written = items.map_batches(
             ShardWriter,
-            fn_constructor_args=(job, out.absolute(), kind, dict(record)),
+            fn_constructor_args=(open_job, replace(output, folder=output.folder.absolute())),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
         )
@@ -74,17 +68,17 @@ def shards_on_ray(
         cause = error.cause if isinstance(error.cause, DataError) else error
         raise DataError(" ".join(str(cause).split())[-300:]) from error
     finally:
-        if ours:
+        if is_ours:
             ray.shutdown()
 
 
 def start_ray(ray: Any) -> None:
-    """Start Ray on this machine. A busy one may need several tries, as Ray waits only so long for its own server."""
+    """Start Ray on this machine, with several attempts, since on a busy machine Ray can give up too early."""
     for left in reversed(range(ATTEMPTS)):
         try:
             ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
             return
-        except Exception as error:  # a node that was too slow is a plain Exception
+        except Exception as error:  # Ray raises a plain Exception when a node is too slow
             ray.shutdown()
             if left == 0:
                 reason = " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""One shard: a file of compressed rows, there in full or not at all."""
+"""Write shards: files of compressed rows, each of which appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from smec_st.quantization.codecs import Codec
 from smec_st.quantization.head import Head
 
 FORMATS = ("npy", "parquet")
+BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished file.
+    """A finished shard.
 
     Attributes:
-        file: Its name.
+        file: Name of the file.
         start: Number of its first row in the source.
-        rows: How many.
-        sha256: Of the file.
+        rows: Number of rows.
+        sha256: SHA-256 of the file.
     """
 
     file: str
@@ -41,33 +42,54 @@ class Shard:
     sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to a dictionary for JSON."""
         return asdict(self)
 
-    def is_whole(self, folder: Path) -> bool:
-        """Whether the file is there and has its checksum."""
+    def is_intact(self, folder: Path) -> bool:
+        """Return whether the file exists and has its checksum."""
         path = folder / self.file
         return path.is_file() and file_hash(path) == self.sha256
 
 
-def shard_name(number: int, kind: str) -> str:
-    """Names sort in the order of the rows."""
-    return f"shard-{number:06d}.{kind}"
+@dataclass(frozen=True)
+class Output:
+    """Where and how the shards of one transform are written.
+
+    Attributes:
+        folder: Folder of the shards.
+        kind: Format, npy or parquet. Ids are written only to parquet.
+        shard_rows: Rows per shard; the last may have fewer.
+        record: Description of the vectors, which parquet shards store.
+    """
+
+    folder: Path
+    kind: str
+    shard_rows: int
+    record: Mapping[str, Any]
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows that are compressed together."""
+        return min(BATCH_ROWS, self.shard_rows)
+
+    def path(self, number: int) -> Path:
+        """Return the file of a shard; file names sort in the order of the rows."""
+        return self.folder / f"shard-{number:06d}.{self.kind}"
 
 
 def write_shard(
-    batches: Iterator[Batch], head: Head, path: Path, start: int, rows: int | None, record: Mapping[str, Any]
+    batches: Iterator[Batch], head: Head, output: Output, number: int, rows: int | None = None
 ) -> Shard | None:
-    """Compress batches into one file; None when there is not a row.
+    """Compress batches into one shard; None if there are no rows.
 
     Args:
-        batches: Neighbouring rows.
+        batches: Consecutive rows.
         head: How they are stored.
-        path: Where to; the suffix is the format. Ids are written where the format has a place for them (parquet).
-        start: Number of the first row.
-        rows: How many are to come, as far as is known; saves reading the file again.
-        record: What the file says of its vectors.
+        output: Where and how the shard is written.
+        number: Number of the shard.
+        rows: Number of rows to come, if known; this saves reading the file again for its hash.
     """
+    path, start = output.path(number), number * output.shard_rows
     first = next(batches, None)
     if first is None:
         return None
@@ -83,38 +105,38 @@ def write_shard(
         count, digest = _write_npy(draft, compressed(), head.codec, rows)
     else:
         parts = [head.codec.encode(part) for part in compressed()]
-        count, digest = sum(map(len, parts)), _write_parquet(draft, parts, ids, record)
+        count, digest = sum(map(len, parts)), _write_parquet(draft, parts, ids, output.record)
     os.replace(draft, path)
     return Shard(path.name, start, count, digest)
 
 
 def _write_npy(path: Path, parts: Iterator[np.ndarray], codec: Codec, expected: int | None) -> tuple[int, str]:
-    """Rows and hash. A second thread encodes, hashes and writes while the next part is computed."""
+    """Return the number of rows and the hash. A second thread encodes, hashes and writes in parallel."""
     first = next(parts)
-    like = codec.encode(first[:1])
+    example = codec.encode(first[:1])
     digest, count = hashlib.sha256(), 0
 
-    def keep(part: np.ndarray) -> None:
+    def write(part: np.ndarray) -> None:
         data = np.ascontiguousarray(codec.encode(part)).view(np.uint8).reshape(-1).data
         digest.update(data)
         file.write(data)
 
     with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
-        before = _npy_header(like, expected or 0)
+        before = _npy_header(example, expected or 0)
         digest.update(before)
         file.write(before)
         pending: deque[Future[None]] = deque()
         for part in itertools.chain([first], parts):
-            pending.append(writer.submit(keep, part))
+            pending.append(writer.submit(write, part))
             count += len(part)
             if len(pending) > 2:  # bounds memory
                 pending.popleft().result()
         for future in pending:
             future.result()
-        after = _npy_header(like, count)
+        after = _npy_header(example, count)
         if after != before:
             file.seek(0)
-            file.write(after)  # of the same length: numpy leaves room for the count
+            file.write(after)  # numpy pads the header, so its length does not depend on the count
         file.flush()
         os.fsync(file.fileno())
     return count, digest.hexdigest() if after == before else file_hash(path)
@@ -143,23 +165,19 @@ def _write_parquet(path: Path, parts: list[np.ndarray], ids: list[str], record: 
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
+    """Compute the SHA-256 of a file."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
 class Cutter:
-    """Batches of a source from one row on, cut where shards end.
+    """Read batches from a source, and cut them where shards end.
 
     Args:
-        source: Where rows come from.
+        source: Source of the rows.
         start: First row.
         size: Rows per batch.
     """
@@ -169,7 +187,7 @@ class Cutter:
         self._rest: Batch | None = None
 
     def take(self, count: int) -> Iterator[Batch]:
-        """The next ``count`` rows, or what is left."""
+        """Yield the next ``count`` rows, or those that are left."""
         while count > 0:
             batch = self._rest if self._rest is not None else next(self._batches, None)
             if batch is None:

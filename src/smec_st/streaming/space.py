@@ -1,4 +1,4 @@
-"""What compressed vectors say of themselves, and the refusal of vectors that a compressor does not read."""
+"""Describe the space of compressed vectors, and refuse vectors that a compressor was not fitted for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smec_st.space import check_backbone
 
 
 def space_record(compressor: Compressor, head: Head) -> dict[str, Any]:
-    """What compressed vectors say of themselves: backbone, compressor, and how they are stored."""
+    """Describe compressed vectors: their backbone, their compressor, and how they are stored."""
     return {
         "fingerprint": compressor.fingerprint,
         "head": head.digest,
@@ -27,16 +27,16 @@ def space_record(compressor: Compressor, head: Head) -> dict[str, Any]:
 
 
 def check_space(compressor: Compressor, width: int, record: Mapping[str, Any], name: str) -> None:
-    """Refuse vectors of another space than the one a compressor reads.
+    """Check that vectors are of the space for which a compressor was fitted.
 
     Args:
-        compressor: It knows its backbone.
-        width: Of the vectors.
-        record: What their source says of them.
-        name: Of the source, for the message.
+        compressor: The compressor, which records its backbone.
+        width: Width of the vectors.
+        record: What their source records about the model that made them.
+        name: Name of the source, for the message.
 
     Raises:
-        DataError: If the width, the model, its revision or its prompt is another, or they are compressed already.
+        DataError: If the width, the model, its revision or its prompt differs, or the vectors are compressed already.
     """
     if record.get("fingerprint"):
         raise DataError(f"{name} holds vectors that are compressed already (by {record['fingerprint']}).")

@@ -1,4 +1,4 @@
-"""A compressor in service: has the data drifted away from it, and how an existing store becomes a smaller one."""
+"""Maintain a compressor in use: check new data for drift, and migrate an existing store to compressed vectors."""
 
 from __future__ import annotations
 

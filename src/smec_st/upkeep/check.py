@@ -1,4 +1,4 @@
-"""Drift: do new vectors keep their neighbours as well as those the compressor was fitted on?"""
+"""Measure drift: whether new vectors keep their neighbours as well as those that the compressor was fitted on."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, VectorSource
 from smec_st.overlap import drawn, kept_neighbors, pool_for
+from smec_st.streaming import check_space
 
 
 @dataclass(frozen=True)
 class Drift:
-    """New vectors against those of the fit.
+    """How well new vectors keep their neighbours, compared with those of the fit.
 
     Attributes:
-        pool: Vectors in the sample.
-        kept: Share of the ten nearest neighbours of full width that are kept, by size.
-        at_fit: The same of the vectors that the compressor was fitted on.
+        pool: Number of vectors in the sample.
+        kept: Share of the ten nearest neighbours at full width that are kept, by size.
+        at_fit: The same share of the vectors that the compressor was fitted on.
     """
 
     pool: int
@@ -28,15 +29,15 @@ class Drift:
 
     @property
     def drop(self) -> dict[int, float]:
-        """How much less is kept, by size; below 0 where more is."""
+        """The loss of kept neighbours since the fit, by size; negative if more are kept."""
         return {dim: self.at_fit[dim] - kept for dim, kept in self.kept.items()}
 
     def is_beyond(self, threshold: float) -> bool:
-        """Whether any size lost more than this."""
+        """Return whether any size lost more than ``threshold``."""
         return max(self.drop.values()) > threshold
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to a dictionary for JSON."""
         return {"pool": self.pool, "kept": self.kept, "at_fit": self.at_fit, "drop": self.drop}
 
 
@@ -44,33 +45,36 @@ def measure_drift(compressor: Compressor, source: VectorSource, seed: int = 0) -
     """Compare a sample of new vectors with what was recorded at the fit.
 
     Args:
-        compressor: Fitted by this version or a later one, so that it has a record to compare with.
-        source: New vectors of the same backbone; read once, in batches.
-        seed: Of the sample.
+        compressor: A compressor whose fit recorded the kept neighbours; all since this version do.
+        source: New vectors of the same backbone; they are read once, in batches.
+        seed: Random seed of the sample.
 
     Raises:
-        DataError: If the vectors are of another space or too few, or the compressor has no record.
+        DataError: If the vectors are of another space or too few, or the compressor has no record of its fit.
     """
-    from smec_st.streaming.space import check_space
-
     check_space(compressor, source.width, source.record, source.name)
     recorded = compressor.info.get("kept_neighbors")
     if not recorded:
-        raise DataError("this compressor has no record of its fit to compare with; fit it anew.")
+        raise DataError("this compressor has no record of its fit to compare with; fit it again.")
     rows = source.rows if source.rows is not None else sum(len(batch.rows) for batch in source.batches())
-    pool = pool_for(rows)
+    largest = pool_for(rows)
     known = [int(size) for size in recorded]
-    fitting = [size for size in known if pool is not None and size <= pool]
-    if not fitting:
+    possible = [size for size in known if largest is not None and size <= largest]
+    if not possible:
         raise DataError(f"{source.name} has {rows} vectors; at least {min(known)} are needed.")
-    pool = max(fitting)
-    wanted, parts = drawn(rows, pool, seed), []
-    for batch in source.batches():
-        inside = wanted[(wanted >= batch.start) & (wanted < batch.start + len(batch.rows))] - batch.start
-        parts.append(np.asarray(batch.rows[inside], dtype=np.float32))
-    sample = np.concatenate(parts)
+    pool = max(possible)
+    sample = _read_rows(source, drawn(rows, pool, seed))
     if not (np.isfinite(sample).all() and sample.any(axis=1).all()):
         raise DataError(f"{source.name} holds vectors that are zero, NaN or infinite.")
     at_fit = {int(dim): float(kept) for dim, kept in recorded[str(pool)].items()}
     kept = {dim: kept_neighbors(sample, compressor.map_for(dim)) for dim in at_fit}
     return Drift(pool, kept, at_fit)
+
+
+def _read_rows(source: VectorSource, rows: np.ndarray) -> np.ndarray:
+    """Read the rows with these numbers, ``(n, D)`` float32."""
+    parts = []
+    for batch in source.batches():
+        inside = rows[(rows >= batch.start) & (rows < batch.start + len(batch.rows))] - batch.start
+        parts.append(np.asarray(batch.rows[inside], dtype=np.float32))
+    return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""New files take a store's place by renames that may be cut off anywhere, and are done to the end the next time."""
+"""Replace a store by new files with crash-safe renames: an interrupted swap is finished on the next run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from smec_st.files import write_text
 def swap(
     store: Path, space: Mapping[str, Any], renames: Sequence[tuple[Path, Path]], leftovers: Sequence[Path] = ()
 ) -> None:
-    """Rename files and folders beside a store, one after another, then remove what is left over.
+    """Rename files and folders next to a store one after another, then remove what is no longer needed.
 
-    What is to be done is written down first: from there on the new content is in place, once
-    :func:`finish_swap` has run, whatever happens in between.
+    All steps are written to a journal first. If the process stops in between, :func:`finish_swap` does the rest.
 
     Args:
-        store: Its name is the journal's.
-        space: Where the new vectors live.
-        renames: From and to, all in the store's folder or below it. A target that is a file is replaced.
-        leftovers: Files and folders that nobody needs afterwards.
+        store: The store; the journal is named after it.
+        space: Description of the new vectors.
+        renames: Old and new paths, all in the folder of the store or below it. A new path that is a file is replaced.
+        leftovers: Files and folders to remove afterwards.
     """
     names = [[os.path.relpath(path, store.parent) for path in pair] for pair in renames]
     left = [os.path.relpath(path, store.parent) for path in leftovers]
@@ -33,10 +32,10 @@ def swap(
 
 
 def finish_swap(store: Path) -> dict[str, Any] | None:
-    """Do what a :func:`swap` was cut off from doing.
+    """Finish an interrupted :func:`swap`.
 
     Returns:
-        Where the vectors in the store live now; None when there was nothing to do.
+        The description of the vectors that the store now holds; None if no swap was interrupted.
     """
     journal = _journal(store)
     if not journal.is_file():
@@ -44,9 +43,9 @@ def finish_swap(store: Path) -> dict[str, Any] | None:
     plan = json.loads(journal.read_text(encoding="utf-8"))
     while plan["renames"]:
         source, target = (store.parent / name for name in plan["renames"][0])
-        if source.exists():  # if not, it was renamed already
+        if source.exists():  # otherwise it was renamed before the interruption
             os.replace(source, target)
-        plan["renames"].pop(0)  # at once: a later step may put something under the same name
+        plan["renames"].pop(0)  # recorded at once, because a later rename may create a file of the same name
         write_text(journal, json.dumps(plan))
     for rest in (store.parent / name for name in plan["leftovers"]):
         shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
