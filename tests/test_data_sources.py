@@ -1,4 +1,4 @@
-"""Every place that vectors may be kept in: read in place, in batches, from any row on; and all that may be wrong."""
+"""Every source of vectors is read in place, in batches, from any row; and every broken source gives a clear error."""
 
 from __future__ import annotations
 
