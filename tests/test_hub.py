@@ -171,7 +171,7 @@ def test_gated_missing_and_foreign_repositories_are_told_apart(hub, compressor):
     assert Compressor.from_pretrained("org/head", token="hf_stranger").width == 32
     fails("there is no model org/nothing", Compressor.from_pretrained, "org/nothing")
     fails("org/head has no revision 'v9'", Compressor.from_pretrained, "org/head", revision="v9")
-    fails("no repository id", Compressor.from_pretrained, "org/a/b")
+    fails("not a repository id", Compressor.from_pretrained, "org/a/b")
     hub.repos["org/head"].commit("bare", {})
     fails("holds no compressor", Compressor.from_pretrained, "org/head", revision="bare")
 
@@ -206,9 +206,7 @@ def test_a_hub_that_is_not_there(hub, compressor, monkeypatch):
 )
 def test_a_broken_upload_to_a_new_repository_leaves_none(hub, compressor, method, part):
     hub.fail = lambda *request: 413 if request[0] == method and part in request[1] else None
-    fails(
-        r"push to org/head failed: .*The repository made for it was removed again", compressor.push_to_hub, "org/head"
-    )
+    fails(r"push to org/head failed: .*The new repository was removed again", compressor.push_to_hub, "org/head")
     assert "org/head" not in hub.repos
     hub.fail = lambda *_: None
     compressor.push_to_hub("org/head")
@@ -217,7 +215,7 @@ def test_a_broken_upload_to_a_new_repository_leaves_none(hub, compressor, method
 
 def test_a_broken_upload_that_cannot_be_taken_back_says_so(hub, compressor):
     hub.fail = lambda method, path: 413 if method in ("PUT", "DELETE") else None
-    fails("could not be removed and is incomplete; delete on the Hub: the repo", compressor.push_to_hub, "org/head")
+    fails("is incomplete and could not be removed; delete it on the Hub: the repo", compressor.push_to_hub, "org/head")
 
 
 @pytest.mark.parametrize("kind", ["branches", "tags"])
@@ -248,7 +246,7 @@ def test_someone_elses_commit_in_between_is_not_overwritten(hub, compressor):
             repo.commit("main", dict(repo.commits[repo.branches["main"]]))
 
     hub.fail = fail
-    fails("was changed by someone else meanwhile", compressor.push_to_hub, "org/head", overwrite=True)
+    fails("was changed by someone else in the meantime", compressor.push_to_hub, "org/head", overwrite=True)
 
 
 def test_a_killed_push_leaves_an_empty_repository_that_the_next_one_fills(hub, compressor, tmp_path):
