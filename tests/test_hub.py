@@ -44,7 +44,7 @@ def compressor(backbone):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub, and the client in this process set up for it as HF_ENDPOINT, HF_TOKEN and HF_HOME would."""
+    """Start a Hub and configure the client in this process for it, as HF_ENDPOINT, HF_TOKEN and HF_HOME would."""
     with Hub(multipart=2000) as server:
         server.tokens = {TOKEN: {"org"}, "hf_stranger": {"someone"}}
         point_client_at(server, monkeypatch, tmp_path)
@@ -149,7 +149,7 @@ def test_without_a_token_nothing_is_sent(hub, compressor, monkeypatch):
     assert hub.requests == []
 
 
-def test_a_token_that_is_none_and_one_that_may_not_write(hub, compressor):
+def test_invalid_tokens_and_tokens_without_write_permission_are_told_apart(hub, compressor):
     fails("does not accept this token", compressor.push_to_hub, "org/head", token="hf_wrong")
     fails("may not write to org: it needs the write permission", compressor.push_to_hub, "org/x", token="hf_stranger")
     assert hub.repos == {}
@@ -213,7 +213,7 @@ def test_a_broken_upload_to_a_new_repository_leaves_none(hub, compressor, method
     assert Compressor.from_pretrained("org/head").fingerprint == compressor.fingerprint
 
 
-def test_a_broken_upload_that_cannot_be_taken_back_says_so(hub, compressor):
+def test_a_broken_upload_that_cannot_be_undone_says_so(hub, compressor):
     hub.fail = lambda method, path: 413 if method in ("PUT", "DELETE") else None
     fails("is incomplete and could not be removed; delete it on the Hub: the repo", compressor.push_to_hub, "org/head")
 
@@ -334,7 +334,7 @@ def as_stranger(hub: Hub, name: str, home: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["lfs", "xet"])
 def test_pushed_model_loads_by_its_name_in_a_clean_interpreter(compressor, backbone, tmp_path, store):
-    """The client as installed, told by its documented environment variables only; nothing of ours on the path."""
+    """The installed client, configured only by its documented environment variables, without our package."""
     if store == "xet":
         pytest.importorskip("hf_xet")
     compressor.save(tmp_path / "compressor")

@@ -81,6 +81,6 @@ def _reader(path: Path, needs_vectors: bool) -> Callable[[Path, Path | None, str
     if is_hub_copy:
         return load_hub
     raise DataError(
-        f"{path} is no known collection; it should hold corpus.jsonl and queries.jsonl, images.jsonl, "
+        f"{path} is not a known kind of collection; it should hold corpus.jsonl and queries.jsonl, images.jsonl, "
         "or images as train/CLASS/NAME.jpg."
     )

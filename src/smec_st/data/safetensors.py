@@ -56,7 +56,7 @@ class Safetensors:
             metadata = header.pop("__metadata__", {})
             end = max((_check(entry) for entry in header.values()), default=0)
             if 8 + length + end != size:
-                raise ValueError(f"{size - 8 - length} bytes of tensors in place of {end}")
+                raise ValueError(f"{size - 8 - length} bytes of tensors instead of {end}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is not a readable safetensors file (truncated?): {one_line(error)}") from error
         return cls(path, metadata, header, 8 + length)
@@ -80,7 +80,7 @@ def _check(entry: dict[str, Any]) -> int:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"tensors of type {entry['dtype']} are not read")
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError("a shape or an offset is no whole number")
+        raise ValueError("a shape or an offset is not a whole number")
     if end - begin != math.prod(shape) * np.dtype(DTYPES[entry["dtype"]]).itemsize:
         raise ValueError(f"{end - begin} bytes for a tensor of shape {shape}")
     return int(end)

@@ -37,7 +37,7 @@ def vectors_of(items: Mapping[str, Items], name: str, vectors: Path | None, mode
         if len(table) != len(items[side]):
             raise DataError(
                 f"{len(table)} {SINGULAR[side]} vectors for {len(items[side])} ids in {name}: "
-                "rows must follow the file."
+                "rows must be in the order of the file."
             )
     if len(tables) > 1:
         check_widths(*tables)

@@ -71,7 +71,7 @@ def add_synthetic_queries(
         DataError: If there are no texts, or no document can be cut.
     """
     if how not in CUTS:
-        raise DataError(f"documents are cut by {', '.join(CUTS)}, got {how!r}.")
+        raise DataError(f"documents can be cut by {', '.join(CUTS)}, got {how!r}.")
     if not collection.texts:
         raise DataError(
             f"{collection.name} comes without texts to make queries from; give the model that embeds them."

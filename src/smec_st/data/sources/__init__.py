@@ -66,7 +66,7 @@ def open_vectors(path: str | Path, column: str | None = None) -> VectorSource:
         raise DataError(f"no such file: {path}")
     if path.suffix not in READERS:
         known = ", ".join(READERS)
-        raise DataError(f"{path}: vectors are read from files ending in {known}, not {path.suffix or 'this'}.")
+        raise DataError(f"{path}: vectors are read from files ending in {known}, got {path.suffix or 'no ending'}.")
     return READERS[path.suffix](path, column)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line
+from smec_st.data.errors import DataError, one_line, some
 
 #: Metadata key under which files store a JSON record of the model that made their vectors.
 RECORD = "smec_st"
@@ -69,6 +69,29 @@ class VectorSource(Protocol):
 def file_state(*paths: Path) -> str:
     """Return names, sizes and modification times of files as text."""
     return json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths])
+
+
+def choose_column(found: Sequence[str], wanted: str | None, name: str, kinds: str, kind: str = "one") -> str:
+    """Return the column, field or tensor that holds the vectors: the wanted one, or the only one.
+
+    Args:
+        found: Names of those that can hold vectors.
+        wanted: The name that the user gave, if any.
+        name: What error messages call the source.
+        kinds: What error messages call those that were found, such as "tensors".
+        kind: What error messages call one of them.
+
+    Raises:
+        DataError: If there is none, the wanted one is missing, or there are several and none was named.
+    """
+    if wanted is None and len(found) == 1:
+        return found[0]
+    if wanted is not None and wanted in found:
+        return wanted
+    if not found:
+        raise DataError(f"{name} has no {kinds}.")
+    hint = f"say which {kind} is meant" if wanted is None else f"{wanted} is not among them"
+    raise DataError(f"{name} has the {kinds} {some(found, 6)}; {hint}.")
 
 
 def metadata_record(metadata: Mapping[Any, Any] | None) -> dict[str, Any]:

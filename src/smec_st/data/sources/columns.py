@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
-from smec_st.data.sources.batch import Batch, file_state, metadata_record
+from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -144,13 +144,8 @@ def _vector_column(name: str, schema: pa.Schema, column: str | None) -> str:
         is_list = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
         return bool(is_list and kinds.is_floating(kind.value_type))
 
-    found = [field.name for field in schema if holds_vectors(field.type)]
-    if column is None and len(found) == 1:
-        return str(found[0])
-    if column is None or column not in found:
-        wanted = "say which column is meant" if column is None else f"{column} is none of them"
-        raise DataError(f"{name}: columns of vectors (lists of floats) are {some(found) or 'missing'}; {wanted}.")
-    return column
+    found = [str(field.name) for field in schema if holds_vectors(field.type)]
+    return choose_column(found, column, name, "columns of vectors (lists of floats)", "column")
 
 
 def list_rows(column: pa.Array, width: int, what: str, start: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
-from smec_st.data.sources.batch import Batch, file_state, sidecar_record
+from smec_st.data.sources.batch import Batch, choose_column, file_state, sidecar_record
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,7 @@ def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
     kinds = {DataType.FLOAT_VECTOR, DataType.FLOAT16_VECTOR, DataType.BFLOAT16_VECTOR}
     fields = {field["name"]: field for field in description["fields"]}
     found = [name for name, field in fields.items() if field["type"] in kinds]
-    if column is None and len(found) == 1:
-        column = found[0]
-    if column is None or column not in found:
-        raise DataError(f"{address}: fields of float vectors are {some(found) or 'missing'}; say which one is meant.")
+    column = choose_column(found, column, address, "fields of float vectors")
     key = next(name for name, field in fields.items() if field.get("is_primary"))
     try:
         record = json.loads(description.get("description") or "{}")

@@ -79,7 +79,7 @@ class TextVectors:
 
     def _id(self, item: Item) -> str:
         if item.id is None:
-            raise DataError(f"{item.where}: lacks an id, and others have one.")
+            raise DataError(f"{item.where}: lacks an id, but the first vector has one.")
         return item.id
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line, some
+from smec_st.data.errors import DataError, one_line
 from smec_st.data.safetensors import Safetensors
-from smec_st.data.sources.batch import Batch, file_state, metadata_record, sidecar_record
+from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,5 @@ def map_npy(path: Path) -> np.ndarray:
 def open_safetensors(path: Path, column: str | None = None) -> ArrayVectors:
     """Open one tensor of a ``.safetensors`` file; ``column`` names it if there are several."""
     file = Safetensors.open(path)
-    tensor = file.tensor(pick_tensor(file, column))
+    tensor = file.tensor(choose_column(sorted(file.entries), column, str(path), "tensors"))
     return ArrayVectors(str(path), tensor, metadata_record(file.metadata), file_state(path))
-
-
-def pick_tensor(file: Safetensors, name: str | None) -> str:
-    """Return the name of the tensor to read; raise :class:`DataError` if it is missing or ambiguous."""
-    if name is None and len(file.entries) != 1:
-        raise DataError(f"{file.path} holds {some(sorted(file.entries), 6)}; say which one is meant.")
-    if name is not None and name not in file.entries:
-        raise DataError(f"{file.path} lacks the tensor {name}; it holds {some(sorted(file.entries), 6)}.")
-    return name or next(iter(file.entries))
