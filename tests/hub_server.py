@@ -1,8 +1,8 @@
-"""A small Hugging Face Hub on localhost: what the unmodified ``huggingface_hub`` client asks for, over real HTTP.
+"""A small Hugging Face Hub on localhost that serves the unmodified ``huggingface_hub`` client over real HTTP.
 
-Repositories with branches, tags and commits; large files through the LFS batch protocol (in one piece or in parts) or
-through Xet with a local store; tokens, private and gated repositories; the error codes that the client tells apart.
-Written from the client's source (huggingface_hub 2.4). A request can be made to fail with :attr:`Hub.fail`.
+It has repositories with branches, tags and commits; large files through the LFS batch protocol (in one piece or in
+parts) or through Xet with a local store; tokens, private and gated repositories; and the error codes that the client
+distinguishes. It follows the client's source (huggingface_hub 2.4). :attr:`Hub.fail` makes requests fail.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 @dataclass(frozen=True)
 class Blob:
-    """A file at a commit: its own content, or the SHA-256 of a large one."""
+    """A file at a commit: the content of a small file, or the SHA-256 of a large one."""
 
     content: bytes | None = None
     sha256: str | None = None
@@ -46,7 +46,7 @@ class Blob:
 
 @dataclass
 class Repo:
-    """Commits are whole trees, path to blob."""
+    """A repository; a commit is a whole tree from path to blob."""
 
     private: bool = False
     gated: bool = False
@@ -66,7 +66,7 @@ class Repo:
 
 
 class HubError(Exception):
-    """An answer that is no success."""
+    """An error response."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -74,17 +74,17 @@ class HubError(Exception):
 
 
 class Hub:
-    """The server's state, and its life: ``with Hub() as hub: hub.url``.
+    """The server and its state; use it as ``with Hub() as hub: hub.url``.
 
     Attributes:
-        tokens: Token to the names (user, organisations) that it may write to; any of them may read.
+        tokens: The names (user, organisations) that each token may write to. Every token may read.
         readers: Tokens that may read gated repositories.
         requests: Method and path of every request, in order.
-        fail: Called with method and path before a request is served; returns a status to fail with, ``"drop"`` to
-            close the connection, or None.
-        multipart: Objects above this size are uploaded in parts of it.
-        faults: Mistakes of the server itself; the first is raised when it ends.
-        xet: Folder of a Xet store. Clients that have Xet put large files there, and take them from there.
+        fail: Called with method and path before a request is served. It returns a status to fail with, ``"drop"``
+            to close the connection, or None.
+        multipart: Objects above this size are uploaded in parts of this size.
+        faults: Bugs in this server; the first one is raised when it stops.
+        xet: Folder of a Xet store. Clients with Xet write large files there and read them from there.
     """
 
     def __init__(self, multipart: int = 5 << 20, xet: Path | None = None) -> None:
@@ -113,7 +113,7 @@ class Hub:
             raise self.faults[0]
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        """Content of every file at a revision, the client's own ``.gitattributes`` left out."""
+        """Return the content of every file at a revision, except ``.gitattributes``."""
         state = self.repos[repo]
         tree = state.commits[state.resolve(revision)]
         return {
@@ -124,7 +124,7 @@ class Hub:
 
 
 def point_client_at(hub: Hub, monkeypatch: Any, home: Path) -> None:
-    """Set the client in this process up for a Hub as HF_ENDPOINT, HF_HUB_CACHE and the like would at its start."""
+    """Configure the client in this process for a Hub, as HF_ENDPOINT and HF_HUB_CACHE would when it starts."""
     import huggingface_hub.constants
 
     settings = {
@@ -143,13 +143,13 @@ def point_client_at(hub: Hub, monkeypatch: Any, home: Path) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; routes are the regular expressions below."""
+    """Handles one request; ROUTES maps paths to methods."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def _serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -205,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._send(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
 
-    # -- who may what -------------------------------------------------------------------------------------------------
+    # -- permissions --------------------------------------------------------------------------------------------------
 
     def _token(self) -> str | None:
         header = self.headers.get("Authorization", "")
@@ -366,7 +366,7 @@ class Handler(BaseHTTPRequestHandler):
         if blob.sha256 not in self.hub.large:
             headers["X-Xet-Hash"] = xet_files(self.hub.xet)[blob.sha256]
             headers["X-Xet-Refresh-Route"] = f"{self.hub.url}/api/models/{repo}/xet-read-token/{oid}"
-        cdn = self.hub.url.replace("127.0.0.1", "localhost")  # another host, as it is in earnest
+        cdn = self.hub.url.replace("127.0.0.1", "localhost")  # another host name, as on the real Hub
         self._send(b"", 302, {**headers, "Location": f"{cdn}/cdn/{blob.sha256}"})
 
     def cdn(self, sha256: str) -> None:
@@ -486,7 +486,7 @@ PIPELINES = {"sentence-similarity", "feature-extraction", "image-feature-extract
 
 
 def card_errors(content: str) -> list[str]:
-    """What the Hub's rules for a card's metadata find wrong; the rules that its documentation states."""
+    """Return the violations of the Hub's documented rules for the metadata of a model card."""
     parts = content.split("---\n")
     try:
         data = yaml.safe_load(parts[1]) if len(parts) > 2 else None
@@ -510,7 +510,7 @@ def card_errors(content: str) -> list[str]:
 
 
 def xet_files(store: Path | None) -> dict[str, str]:
-    """SHA-256 to Xet hash of every file in a store, read from its shards (format: the Xet protocol specification)."""
+    """Map SHA-256 to Xet hash for every file in a store, read from its shards (see the Xet protocol specification)."""
     found: dict[str, str] = {}
     for path in [] if store is None else store.rglob("shards/*.mdb"):
         shard, place = path.read_bytes(), 48
@@ -525,7 +525,7 @@ def xet_files(store: Path | None) -> dict[str, str]:
 
 
 def _hex(hash_: bytes) -> str:
-    """As Xet writes hashes: four little-endian numbers of eight bytes."""
+    """Format a hash as Xet does: four little-endian numbers of eight bytes."""
     return "".join(f"{number:016x}" for number in struct.unpack("<4Q", hash_))
 
 

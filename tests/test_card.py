@@ -1,4 +1,4 @@
-"""Cards say what was measured, and the Hub takes them."""
+"""Model cards state what was measured, and the Hub accepts them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fitted(tmp_path):
 
 
 def rows(*scores, low=None):
-    """The original at 32, and ours at 16, 8, 4, ..."""
+    """Return rows of the original at 32 dimensions, and of ours at 16, 8, 4, ..."""
     made = [Row(method="original", dim=32, bytes_per_vector=128, metrics={"ndcg@10": 0.5})]
     for i, score in enumerate(scores):
         extra = {} if low is None else {"original_difference": score - 0.5, "original_low": low[i], "original_high": 1}
@@ -87,7 +87,7 @@ def test_lossless_sentence(fitted, scores, low, said):
     assert said in lossless_sentence(fitted[0], rows(*scores, low=low))
 
 
-def test_card_tells_all_and_no_path_of_this_machine(fitted, tmp_path):
+def test_card_is_complete_and_reveals_no_local_path(fitted, tmp_path):
     compressor, data = fitted
     evidence = measure(compressor, data)
     compressor.info["backbone"]["model"] = str(tmp_path / "somewhere" / "my-model")
@@ -122,7 +122,7 @@ def test_card_command_writes_what_push_publishes(fitted, tmp_path, capsys):
     ]
 
 
-def test_the_hub_takes_a_card_and_refuses_a_bad_one(fitted, tmp_path, monkeypatch):
+def test_the_hub_accepts_a_card_and_refuses_a_bad_one(fitted, tmp_path, monkeypatch):
     compressor, data = fitted
     text = model_card(compressor, "me/x", head_only=True, evidence=measure(compressor, data), license="apache-2.0")
     with Hub() as hub:

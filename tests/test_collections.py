@@ -1,4 +1,4 @@
-"""Collections of texts on disk: what comes out of good folders, and one clear line for each spoilt one."""
+"""Collections of texts on disk are read; every broken folder gives a one-line error."""
 
 import json
 
@@ -118,7 +118,7 @@ def cut(name, key):
         (append("corpus.jsonl", '{"_id": "d12"}'), "the corpus of toy repeats the id d12"),
         (
             append("queries.jsonl", '{"_id": "q120"}'),
-            "120 query vectors for 121 ids in toy: rows must follow the file",
+            "120 query vectors for 121 ids in toy: rows must be in the order of the file",
         ),
         (append("qrels/dev.tsv", "q1\td2"), r"dev.tsv, line \d+: expected query-id, corpus-id and score"),
         (append("qrels/dev.tsv", "q1\td2\tgood"), r"dev.tsv, line \d+: expected query-id, corpus-id and score"),
@@ -164,7 +164,7 @@ def test_load_collection_rejects_an_unclear_source_of_vectors(small_collection, 
 
 def test_load_collection_rejects_a_folder_of_something_else(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match="is no known collection; it should hold corpus.jsonl and queries.jsonl"):
+    with pytest.raises(DataError, match="is not a known kind of collection; it should hold corpus.jsonl"):
         load_collection(tmp_path, tmp_path / "v.safetensors")
 
 
@@ -202,7 +202,7 @@ WIDTH = 8
 
 
 def write_pair(folder, documents, queries, judged=(), vectors=None):
-    """A BEIR folder of these records; vectors are random unless given."""
+    """Write a BEIR folder with these records and load it; vectors are random unless given."""
     (folder / "qrels").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, records in (("corpus", documents), ("queries", queries)):

@@ -1,4 +1,4 @@
-"""BEIR collections of the Hub, read by `datasets` itself from folders laid out like the repositories there."""
+"""BEIR collections from the Hub, read by the real `datasets` from folders with the layout of Hub repositories."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ JUDGED = {"train": [("12", "007", 2), ("12", "d2", 0)], "validation": [("d1", "d
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """``org/toy`` and ``org/toy-qrels`` in the working folder, where `datasets` takes them for the repositories."""
+    """``org/toy`` and ``org/toy-qrels`` in the working folder, where `datasets` reads them instead of repositories."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for side, records in (("corpus", DOCUMENTS), ("queries", QUERIES)):
@@ -54,7 +54,7 @@ def test_load_collection_reads_a_hub_repository(hub):
     assert collection.judged("train").pairs.tolist() == [[0, 0]]
     assert collection.qrels["train"].grades.tolist() == [2, 0]
     assert collection.own_document.tolist() == [-1, 1]
-    assert collection.judged("dev").pairs.tolist() == [[1, 2]]  # less the query's own document
+    assert collection.judged("dev").pairs.tolist() == [[1, 2]]  # without the query's own document
 
 
 def test_load_collection_prefers_a_folder_to_the_hub(hub, small_collection):
@@ -62,7 +62,7 @@ def test_load_collection_prefers_a_folder_to_the_hub(hub, small_collection):
     assert load_collection("org/local", folder / "vectors.safetensors").name == "local"
 
 
-def test_load_collection_rejects_a_hub_id_that_cannot_be_had(hub):
+def test_load_collection_rejects_a_hub_id_that_does_not_exist(hub):
     with pytest.raises(DataError, match="cannot load the corpus of org/nowhere from a folder or from the Hub: "):
         load_collection("org/nowhere", "v.safetensors")
 

@@ -1,4 +1,4 @@
-"""Collections of images: by class, Products-10K and Fashion-200K, in small folders of the shapes of the real ones."""
+"""Collections of images by class, Products-10K and Fashion-200K, from small folders with their layout."""
 
 import json
 import time
@@ -21,7 +21,7 @@ WIDTH = 8
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """Path of a model for images and texts, tiny and untrained."""
+    """Return the path of a tiny untrained model for images and texts."""
     letters = [chr(code) for code in range(97, 123)]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     tokenizer = transformers.CLIPTokenizer({word: row for row, word in enumerate(words)}, [], model_max_length=16)
@@ -58,7 +58,7 @@ def save(path, rng, **rows):
 
 
 def paint(path, number):
-    """A small image of its own colour."""
+    """Write a small image whose colour depends on ``number``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 10), (37 * number % 256, 91 * number % 256, 151 * number % 256)).save(path)
 
@@ -96,7 +96,7 @@ LABEL_OF_IMAGES = ["hat", "hat", "shoe", "hat", "shoe", "hat"]
 
 @pytest.fixture
 def listed(tmp_path, rng):
-    """A folder with ``images.jsonl``, and its vectors."""
+    """Return a folder with ``images.jsonl``, and its vectors."""
     rows = enumerate(zip(SPLIT_OF_IMAGES, LABEL_OF_IMAGES, strict=True))
     records = [{"_id": f"i{row}", "split": split, "label": label} for row, (split, label) in rows]
     (tmp_path / "clothes").mkdir()
@@ -112,7 +112,7 @@ def test_load_collection_reads_listed_images(listed):
     np.testing.assert_array_equal(collection.corpus, images[[0, 2, 3]])
     np.testing.assert_array_equal(collection.queries, images)
     assert collection.own_document.tolist() == [0, -1, 1, 2, -1, -1]
-    assert collection.qrels["train"].pairs.tolist() == [[0, 2], [3, 0]]  # never itself; the only shoe has no other
+    assert collection.qrels["train"].pairs.tolist() == [[0, 2], [3, 0]]  # never itself; there is only one shoe
     assert collection.qrels["dev"].pairs.tolist() == [[1, 0], [1, 2], [5, 0], [5, 2]]
     assert collection.qrels["test"].pairs.tolist() == [[4, 1]]
 
@@ -130,7 +130,7 @@ def test_load_collection_reads_listed_images_from_npy(listed):
         ({"_id": "x", "label": "hat"}, "images.jsonl, record 7: lacks `split`"),
         ({"split": "train", "label": "hat"}, "images.jsonl, record 7: lacks `_id`"),
         ({"_id": "i2", "split": "train", "label": "hat"}, "images.jsonl repeats the id i2"),
-        ({"_id": "x", "split": "train", "label": "hat"}, "6 image vectors for 7 ids in clothes: rows must follow"),
+        ({"_id": "x", "split": "train", "label": "hat"}, "6 image vectors for 7 ids in clothes"),
     ],
 )
 def test_load_collection_rejects_a_spoilt_list_of_images(listed, record, match):
@@ -162,7 +162,7 @@ def test_load_collection_rejects_a_model_for_listed_images(listed, clip):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Images in ``SPLIT/CLASS`` folders."""
+    """Return a folder with images in ``SPLIT/CLASS`` folders."""
     names = ["train/hat/b.jpg", "train/hat/a.JPEG", "train/shoe/a.png", "val/hat/a.jpg", "test/shoe/c.jpg"]
     for number, name in enumerate(names):
         paint(tmp_path / "photos" / name, number)
@@ -220,7 +220,7 @@ TEST = [("0.jpg", 8), ("1.jpg", 3), ("2.jpg", 5)]
 
 @pytest.fixture
 def products(tmp_path):
-    """The tables of Products-10K; names repeat between the archives, as there."""
+    """Return a folder with tables like those of Products-10K; as there, both archives contain the same file names."""
     folder = tmp_path / "products"
     folder.mkdir()
     (folder / "train.csv").write_text("name,class,group\n" + "".join(f"{name},{label},1\n" for name, label in TRAIN))
@@ -297,7 +297,7 @@ PAIRS = {"test": [[0, 0], [0, 1], [1, 2], [1, 3]], "train": [[2, 4], [2, 5]]}  #
 
 @pytest.fixture
 def fashion(tmp_path):
-    """The label files of Fashion-200K; an image may be listed twice, as there."""
+    """Return a folder with label files like those of Fashion-200K; as there, an image may be listed twice."""
     folder = tmp_path / "fashion"
     (folder / "labels").mkdir(parents=True)
     for name, lines in LABELS.items():

@@ -1,4 +1,4 @@
-"""Judgements by row: their order, their parts, and what they refuse."""
+"""Judgements by row: their order, how they are split, and which input they refuse."""
 
 import time
 
@@ -44,7 +44,7 @@ def test_qrels_from_an_empty_dict_hold_nothing():
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.25, 10), (0.5, 20), (1.0, 40)])
-def test_qrels_split_parts_queries(rng, share, held):
+def test_qrels_split_divides_the_queries(rng, share, held):
     whole = Qrels(rng.permutation(np.repeat(np.arange(40), 3)), rng.integers(0, 9, 120), np.ones(120))
     kept, out = whole.split(share, seed=1)
     assert len(np.unique(out.queries)) == held
@@ -60,7 +60,7 @@ def test_qrels_split_depends_on_the_seed_alone(rng):
 
 
 @pytest.mark.parametrize("grade", [0.5, -1, float("nan")])
-def test_qrels_reject_grades_that_are_no_whole_numbers(grade):
+def test_qrels_reject_grades_that_are_not_whole_numbers(grade):
     with pytest.raises(DataError, match="relevance grades must be whole numbers, 0 or more"):
         Qrels.from_dict({"q": {"d": grade}}, ["q"], ["d"])
 
@@ -112,6 +112,23 @@ def test_qrels_without_own_drop_each_query_with_its_document(qrels):
     assert len(kept) == 4
 
 
+@pytest.mark.parametrize("corpus_rows", [None, [0, 2], [0, 1, 2, 3]])
+def test_qrels_renumbered_name_the_same_pairs_by_position(qrels, corpus_rows):
+    if corpus_rows == [0, 2]:
+        qrels = qrels.of_queries([2, 3])
+    part = qrels.renumbered(None if corpus_rows is None else np.array(corpus_rows))
+    rows = range(4) if corpus_rows is None else corpus_rows
+    named = [[qrels.query_rows[query], rows[document]] for query, document in part.pairs.tolist()]
+    assert named == qrels.pairs.tolist()
+    assert part.grades.tolist() == qrels.grades[qrels.grades > 0].tolist()
+    assert part.query_rows.tolist() == list(range(len(qrels.query_rows)))
+
+
+def test_qrels_renumbered_refuse_to_lose_a_relevant_document(qrels):
+    with pytest.raises(ValueError, match="`corpus_rows` must hold every relevant document"):
+        qrels.renumbered(np.array([0, 1, 3]))
+
+
 def test_qrels_relevant_by_query_equals_a_plain_loop(rng):
     drawn = rng.permutation(30 * 40)[:500]
     qrels = Qrels(drawn // 40, drawn % 40, rng.integers(0, 3, 500))
@@ -146,7 +163,7 @@ def test_hold_out_takes_enough_queries_or_none(queries, held):
 
 
 def test_queries_with_a_document_in_common_are_held_out_together(rng):
-    documents = np.repeat(np.arange(60), 5)  # five queries a document
+    documents = np.repeat(np.arange(60), 5)  # five queries per document
     qrels = Qrels(rng.permutation(300), documents, np.ones(300))
     rest, held = qrels.split(0.2, seed=1)
     assert len(held.query_rows) == 60
@@ -168,7 +185,7 @@ def test_half_of_the_held_out_queries_ask_for_documents_that_are_trained_on(rng)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])
-def test_folds_hold_every_query_once_and_half_of_them_documents_of_their_own(rng, count):
+def test_folds_hold_every_query_once_and_half_of_them_share_no_document_with_others(rng, count):
     documents = np.repeat(np.arange(60), 5)
     qrels = Qrels(rng.permutation(300), documents, np.ones(300))
     parts = qrels.folds(count, seed=1)
@@ -179,7 +196,7 @@ def test_folds_hold_every_query_once_and_half_of_them_documents_of_their_own(rng
         assert (not others & set(part.documents.tolist())) == (number < count // 2)
 
 
-def test_groups_are_those_of_a_plain_walk(rng):
+def test_groups_equal_those_of_a_breadth_first_search(rng):
     qrels = Qrels(rng.integers(0, 40, 60), rng.integers(0, 50, 60), rng.integers(0, 2, 60))
     neighbors = {q: set() for q in qrels.query_rows.tolist()}
     for query, document in qrels.pairs.tolist():

@@ -1,4 +1,4 @@
-"""Every place that vectors may be kept in: read in place, in batches, from any row on; and all that may be wrong."""
+"""Every source of vectors can be read in batches from any row, and every broken source gives a clear error."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_a_dataset_in_memory_and_one_with_splits(tmp_path, vectors):
     assert open_vectors(tmp_path / "d", "test/b").rows == 5
     with pytest.raises(DataError, match="has the splits test, train; name one"):
         open_vectors(tmp_path / "d", "a")
-    with pytest.raises(DataError, match="columns of vectors .* are a, b; say which"):
+    with pytest.raises(DataError, match="has the columns of vectors .* a, b; say which column"):
         open_vectors(tmp_path / "d", "train/")
 
 
@@ -229,7 +229,7 @@ def parquet(column):
 BAD = {
     "missing": (lambda p, v: p / "no.npy", "no such file"),
     "missing milvus": (lambda p, v: f"{p}/no.db#docs", "no such file"),
-    "unknown": (text("v.bin", "x"), "not .bin"),
+    "unknown": (text("v.bin", "x"), "got .bin"),
     "empty folder": (lambda p, v: p, "neither parquet files nor a saved dataset"),
     "no lines": (text("v.jsonl", "\n"), "has no rows"),
     "broken line": (text("v.jsonl", "[1.0, 2.0]\n[1.0,"), "line 2: not JSON"),
@@ -250,7 +250,7 @@ BAD = {
     "csv words": (text("v.csv", "1,2\n3,x"), "line 2: not a vector"),
     "csv cut": (text("v.csv", "1,2\n3"), "line 2: 1 wide"),
     "not parquet": (text("v.parquet", "PAR1"), "not readable as parquet"),
-    "no list": (parquet(pa.array([1.0])), "columns of vectors .* are missing"),
+    "no list": (parquet(pa.array([1.0])), "has no columns of vectors"),
     "null row": (parquet(pa.array([[1.0], None])), "row 1 holds no vector"),
     "null number": (parquet(pa.array([[1.0], [None]])), "lacks a number"),
     "ragged": (parquet(pa.array([[1.0, 2.0], [1.0]])), "row 1 is 1 wide, the first is 2"),
@@ -273,7 +273,7 @@ def write_npy_alone(path, vectors):
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path, vectors, case):
+def test_broken_sources_raise_an_error_of_one_line(tmp_path, vectors, case):
     write, match = BAD[case]
     with pytest.raises(DataError, match=match) as error:
         read_all(open_vectors(write(tmp_path, vectors)))
@@ -350,4 +350,4 @@ def test_the_command_line_needs_no_text_and_refuses_another_model(tmp_path, vect
     (tmp_path / "new.npy.json").write_text('{"model": "text-embedding-3-large"}')
     capsys.readouterr()
     assert run(["transform", out, str(tmp_path / "new.npy"), str(tmp_path / "t")]) == 2
-    assert "of another space: the model is 'text-embedding-3-large'" in capsys.readouterr().err
+    assert "another embedding space: the model is 'text-embedding-3-large'" in capsys.readouterr().err

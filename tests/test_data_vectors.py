@@ -1,4 +1,4 @@
-"""Reading, checking and numbering vectors: what comes out of good files, and one clear line for each bad one."""
+"""Vectors are read, checked and numbered; every bad file gives a one-line error."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from smec_st.data import DataError, VectorTable, as_numpy, check_vectors, load_vectors, unit_rows
+from smec_st.data import DataError, EncodedTable, VectorTable, as_numpy, check_vectors, load_vectors, unit_rows
+from tiny_models import tiny_bert
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_check_vectors_names_a_few_of_many_bad_rows(vectors, rows, match):
         ([["a"]], "must be floats, got <U1"),
     ],
 )
-def test_check_vectors_rejects_what_is_no_table_of_floats(table, match):
+def test_check_vectors_rejects_anything_but_a_table_of_floats(table, match):
     with pytest.raises(DataError, match=match):
         check_vectors(table, "corpus")
 
@@ -127,8 +128,8 @@ def write_truncated_npy(path):
         ("a.npy", lambda path: np.save(path, np.array([{"a": 1}], dtype=object)), "a.npy is not a readable .npy file"),
         ("a.safetensors", write_truncated_safetensors, r"not a readable safetensors file \(truncated\?\)"),
         ("a.safetensors", lambda path: path.write_bytes(b""), r"not a readable safetensors file"),
-        ("a.txt", lambda path: path.write_text("1 2"), "read from files ending in .*, not .txt"),
-        ("a", lambda path: path.write_text("1 2"), "read from files ending in .*, not this"),
+        ("a.txt", lambda path: path.write_text("1 2"), "read from files ending in .*, got .txt"),
+        ("a", lambda path: path.write_text("1 2"), "read from files ending in .*, got no ending"),
     ],
 )
 def test_load_vectors_rejects_a_bad_file(tmp_path, file, write, match):
@@ -139,7 +140,10 @@ def test_load_vectors_rejects_a_bad_file(tmp_path, file, write, match):
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [(None, "holds corpus, queries; say which one is meant"), ("docs", "lacks the tensor docs; it holds corpus, que")],
+    [
+        (None, "has the tensors corpus, queries; say which one is meant"),
+        ("docs", "has the tensors corpus, queries; docs is not among them"),
+    ],
 )
 def test_load_vectors_rejects_an_unclear_tensor(tmp_path, vectors, name, match):
     save_file({"corpus": vectors, "queries": vectors}, tmp_path / "v.safetensors")
@@ -176,7 +180,7 @@ def test_vector_table_takes_half_precision_tensors(vectors, dtype, in_memory_byt
     torch.testing.assert_close(table[torch.arange(8)], torch.cat([expected, expected[:2]]))
 
 
-def test_vector_table_numbers_queries_behind_documents(vectors):
+def test_vector_table_numbers_queries_after_documents(vectors):
     table = VectorTable(vectors, vectors[:2] * 3)
     assert (len(table), table.width, table.corpus_size, table.query_size) == (8, 4, 6, 2)
     ids = table.query_ids(np.array([1, 0]))
@@ -221,3 +225,15 @@ def test_vector_table_without_own_documents_knows_its_documents_only(vectors):
 def test_vector_table_rejects_own_documents_that_do_not_fit(vectors):
     with pytest.raises(DataError, match="own documents name row 6; there are 6 documents"):
         VectorTable(vectors, vectors[:1], np.array([6]))
+
+
+def test_encoded_table_numbers_rows_as_a_vector_table_without_being_one(tmp_path, vectors):
+    backbone = tiny_bert(tmp_path)
+    encoded = EncodedTable(backbone, ["a", "b", "c"], ["b", "d"], np.array([1, -1]))
+    plain = VectorTable(vectors[:3], vectors[:2], np.array([1, -1]))
+    assert not isinstance(encoded, VectorTable)
+    assert (len(encoded), encoded.corpus_size, encoded.query_size) == (len(plain), 3, 2)
+    assert encoded.own(torch.arange(5)).tolist() == plain.own(torch.arange(5)).tolist()
+    assert encoded.query_ids(np.array([1, 0])).tolist() == plain.query_ids(np.array([1, 0])).tolist()
+    assert encoded[torch.arange(5)].shape == (5, encoded.width)
+    assert encoded.distance_moved == plain.distance_moved == 0

@@ -1,4 +1,4 @@
-"""Export: an ordinary model that knows nothing of us and gives the same vectors."""
+"""Exported models load without our package and give the same vectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = ["how to join two paths", "a cat sat on the mat", "sorting is stable", "
 
 @pytest.fixture(scope="module")
 def backbone():
-    """all-MiniLM-L6-v2, as a package of the ``dev`` extra carries it."""
+    """Load all-MiniLM-L6-v2 from a package of the ``dev`` extra."""
     model = SentenceTransformer(str(get_model_path()), device="cpu")
     model.prompts = {"query": "query: ", "document": ""}
     return model
@@ -82,7 +82,7 @@ def as_stranger(folder, dim=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [None, 24])
-def test_exported_model_gives_the_same_vectors_to_who_never_heard_of_us(linear, backbone, tmp_path, dim):
+def test_exported_model_gives_the_same_vectors_without_our_package(linear, backbone, tmp_path, dim):
     linear.export(backbone, tmp_path / "model")
     kinds, vectors, query, prompts, similarity = as_stranger(tmp_path / "model", dim)
     plain = backbone.encode(TEXTS)
@@ -102,7 +102,7 @@ def test_exported_hidden_layer_gives_the_same_vectors(corpus, backbone, tmp_path
     assert np.abs(vectors - fitted.transform(backbone.encode(TEXTS))).max() < 1e-5
 
 
-def test_exported_single_size_has_unit_norm_without_being_asked(linear, backbone, tmp_path):
+def test_exported_single_size_has_unit_norm_by_default(linear, backbone, tmp_path):
     linear.export(backbone, tmp_path / "model", dim=24)
     vectors = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(TEXTS)
     assert vectors.shape == (4, 24)

@@ -44,7 +44,7 @@ def compressor(backbone):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub, and the client in this process set up for it as HF_ENDPOINT, HF_TOKEN and HF_HOME would."""
+    """Start a Hub and configure the client in this process for it, as HF_ENDPOINT, HF_TOKEN and HF_HOME would."""
     with Hub(multipart=2000) as server:
         server.tokens = {TOKEN: {"org"}, "hf_stranger": {"someone"}}
         point_client_at(server, monkeypatch, tmp_path)
@@ -149,7 +149,7 @@ def test_without_a_token_nothing_is_sent(hub, compressor, monkeypatch):
     assert hub.requests == []
 
 
-def test_a_token_that_is_none_and_one_that_may_not_write(hub, compressor):
+def test_invalid_tokens_and_tokens_without_write_permission_are_told_apart(hub, compressor):
     fails("does not accept this token", compressor.push_to_hub, "org/head", token="hf_wrong")
     fails("may not write to org: it needs the write permission", compressor.push_to_hub, "org/x", token="hf_stranger")
     assert hub.repos == {}
@@ -171,7 +171,7 @@ def test_gated_missing_and_foreign_repositories_are_told_apart(hub, compressor):
     assert Compressor.from_pretrained("org/head", token="hf_stranger").width == 32
     fails("there is no model org/nothing", Compressor.from_pretrained, "org/nothing")
     fails("org/head has no revision 'v9'", Compressor.from_pretrained, "org/head", revision="v9")
-    fails("no repository id", Compressor.from_pretrained, "org/a/b")
+    fails("not a repository id", Compressor.from_pretrained, "org/a/b")
     hub.repos["org/head"].commit("bare", {})
     fails("holds no compressor", Compressor.from_pretrained, "org/head", revision="bare")
 
@@ -206,18 +206,16 @@ def test_a_hub_that_is_not_there(hub, compressor, monkeypatch):
 )
 def test_a_broken_upload_to_a_new_repository_leaves_none(hub, compressor, method, part):
     hub.fail = lambda *request: 413 if request[0] == method and part in request[1] else None
-    fails(
-        r"push to org/head failed: .*The repository made for it was removed again", compressor.push_to_hub, "org/head"
-    )
+    fails(r"push to org/head failed: .*The new repository was removed again", compressor.push_to_hub, "org/head")
     assert "org/head" not in hub.repos
     hub.fail = lambda *_: None
     compressor.push_to_hub("org/head")
     assert Compressor.from_pretrained("org/head").fingerprint == compressor.fingerprint
 
 
-def test_a_broken_upload_that_cannot_be_taken_back_says_so(hub, compressor):
+def test_a_broken_upload_that_cannot_be_undone_says_so(hub, compressor):
     hub.fail = lambda method, path: 413 if method in ("PUT", "DELETE") else None
-    fails("could not be removed and is incomplete; delete on the Hub: the repo", compressor.push_to_hub, "org/head")
+    fails("is incomplete and could not be removed; delete it on the Hub: the repo", compressor.push_to_hub, "org/head")
 
 
 @pytest.mark.parametrize("kind", ["branches", "tags"])
@@ -248,7 +246,7 @@ def test_someone_elses_commit_in_between_is_not_overwritten(hub, compressor):
             repo.commit("main", dict(repo.commits[repo.branches["main"]]))
 
     hub.fail = fail
-    fails("was changed by someone else meanwhile", compressor.push_to_hub, "org/head", overwrite=True)
+    fails("was changed by someone else in the meantime", compressor.push_to_hub, "org/head", overwrite=True)
 
 
 def test_a_killed_push_leaves_an_empty_repository_that_the_next_one_fills(hub, compressor, tmp_path):
@@ -336,7 +334,7 @@ def as_stranger(hub: Hub, name: str, home: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["lfs", "xet"])
 def test_pushed_model_loads_by_its_name_in_a_clean_interpreter(compressor, backbone, tmp_path, store):
-    """The client as installed, told by its documented environment variables only; nothing of ours on the path."""
+    """The installed client, configured only by its documented environment variables, without our package."""
     if store == "xet":
         pytest.importorskip("hf_xet")
     compressor.save(tmp_path / "compressor")

@@ -1,4 +1,4 @@
-"""Several collections as one."""
+"""Several collections are joined into one."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def test_what_must_not_be_mixed_is_refused():
     with pytest.raises(DataError, match="these are wide: a 8, c 4"):
         join_collections([one, made("c", 9, 2, 1, width=4)])
     spaces = [dataclasses.replace(part, backbone={"model": name}) for part, name in ((one, "x"), (other, "y"))]
-    with pytest.raises(DataError, match="b: of another space: the model is 'y', and that of a is 'x'"):
+    with pytest.raises(DataError, match="b: another embedding space: the model is 'y', but that of a is 'x'"):
         join_collections(spaces)
     assert join_collections([spaces[0], other]).backbone == {"model": "x"}

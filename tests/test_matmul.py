@@ -1,4 +1,4 @@
-"""The fast multiplication: exact, only where it gains, and gone afterwards."""
+"""The fast multiplication is exact, used only where it is faster, and switched off afterwards."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from smec_st import matmul
 from smec_st.matmul import fast_matmul, rounding
 from test_trainer import make_trainer
 
-if matmul._setting() is None:
+if matmul._precision_setting() is None:
     pytest.skip("torch has no such setting here", allow_module_level=True)
 
 SETTING = torch.backends.mkldnn.matmul
 
-gains = pytest.mark.skipif(not matmul._gains(), reason="an AMD processor with AVX-512 is needed")
+needs_avx512 = pytest.mark.skipif(not matmul._use_onednn(), reason="an AMD processor with AVX-512 is needed")
 
 
 @pytest.fixture
-def like_here(monkeypatch):
-    """As if this processor were such a one."""
-    monkeypatch.setattr(matmul, "_gains", lambda: True)
+def always_used(monkeypatch):
+    """Pretend that oneDNN should be used on this processor."""
+    monkeypatch.setattr(matmul, "_use_onednn", lambda: True)
 
 
-@gains
+@needs_avx512
 @pytest.mark.parametrize(
     "shape", [(1, 384, 24), (128, 384, 384), (300, 24, 5000), (64, 4096, 1024), (1400, 1024, 1024)]
 )
@@ -39,7 +39,7 @@ def test_products_are_as_exact_as_before(shape):
     assert max(fast.abs().max(), linear.abs().max()) < 8 * plain.abs().max() + 1e-6
 
 
-@gains
+@needs_avx512
 def test_gradients_are_as_exact_as_before():
     rows, weight = torch.randn(200, 384), torch.randn(96, 384)
     found = []
@@ -52,7 +52,7 @@ def test_gradients_are_as_exact_as_before():
 
 
 def test_rounding_tells_bfloat16_from_float32():
-    """What the trial is for: a processor that rounds is seen."""
+    """``rounding`` detects a processor on which oneDNN rounds to bfloat16."""
     assert rounding("ieee") < 1e-3
     left, right = (torch.randn(512, 512, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     rounded = (left.bfloat16().float() @ right.bfloat16().float()).double() - left.double() @ right.double()
@@ -61,28 +61,28 @@ def test_rounding_tells_bfloat16_from_float32():
 
 
 def test_a_processor_that_rounds_is_left_alone(monkeypatch):
-    matmul._gains.cache_clear()
-    monkeypatch.setattr(matmul, "_maker", lambda: "AuthenticAMD")
+    matmul._use_onednn.cache_clear()
+    monkeypatch.setattr(matmul, "_cpu_vendor", lambda: "AuthenticAMD")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(matmul, "rounding", {"ieee": 6e-5, "bf16": 2e-1}.get)
     try:
         with fast_matmul():
             assert SETTING.fp32_precision == "none"
     finally:
-        matmul._gains.cache_clear()
+        matmul._use_onednn.cache_clear()
 
 
 def test_other_processors_are_left_alone(monkeypatch):
-    matmul._gains.cache_clear()
-    monkeypatch.setattr(matmul, "_maker", lambda: "GenuineIntel")
+    matmul._use_onednn.cache_clear()
+    monkeypatch.setattr(matmul, "_cpu_vendor", lambda: "GenuineIntel")
     try:
         with fast_matmul():
             assert SETTING.fp32_precision == "none"
     finally:
-        matmul._gains.cache_clear()
+        matmul._use_onednn.cache_clear()
 
 
-def test_it_ends_with_its_block_even_by_an_error(like_here):
+def test_it_is_switched_off_at_the_end_of_its_block_even_after_an_error(always_used):
     seen = []
 
     @fast_matmul()
@@ -98,7 +98,7 @@ def test_it_ends_with_its_block_even_by_an_error(like_here):
     assert SETTING.fp32_precision == "none"
 
 
-def test_a_choice_of_the_users_own_stays(like_here):
+def test_a_precision_that_the_user_chose_stays(always_used):
     SETTING.fp32_precision = "ieee"
     try:
         with fast_matmul():
@@ -108,13 +108,13 @@ def test_a_choice_of_the_users_own_stays(like_here):
         SETTING.fp32_precision = "none"
 
 
-def test_torch_without_the_setting_is_left_alone(like_here, monkeypatch):
-    monkeypatch.setattr(matmul, "_setting", lambda: None)
+def test_torch_without_the_setting_is_left_alone(always_used, monkeypatch):
+    monkeypatch.setattr(matmul, "_precision_setting", lambda: None)
     with fast_matmul():
         assert SETTING.fp32_precision == "none"
 
 
-def test_training_has_it_on_and_leaves_it_off(like_here, tmp_path):
+def test_training_has_it_on_and_leaves_it_off(always_used, tmp_path):
     trainer = make_trainer(tmp_path, save_strategy="no")
     seen = set()
     forward = trainer.loss.forward

@@ -1,4 +1,4 @@
-"""Search against a plain sort, and metrics against their formulas."""
+"""Exact search equals a plain sort, and metrics equal their formulas."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_exact_search_gives_many_equal_scores_to_the_lower_row(rng):
 @pytest.mark.parametrize(("name", "formula"), [("ndcg", naive_ndcg), ("recall", naive_recall), ("mrr", naive_mrr)])
 def test_score_rankings_equals_the_formula(qrels, rankings, name, formula, k):
     values = score_rankings(rankings, qrels, [f"{name}@{k}"])[f"{name}@{k}"]
-    expected = [formula(RANKINGS[query], JUDGED[query], k) for query in (0, 1, 2)]  # 3 has nothing relevant
+    expected = [formula(RANKINGS[query], JUDGED[query], k) for query in (0, 1, 2)]  # query 3 has no relevant document
     np.testing.assert_allclose(values, expected, rtol=1e-9)
 
 
@@ -178,5 +178,5 @@ def test_neighbour_overlap_equals_a_plain_loop(rng, k):
     assert neighbour_overlap(found, reference).tolist() == expected
 
 
-def test_neighbour_overlap_is_one_for_another_order_and_zero_for_strangers():
+def test_neighbour_overlap_is_one_for_another_order_and_zero_for_disjoint_sets():
     assert neighbour_overlap(np.array([[3, 1, 2], [4, 5, 6]]), np.array([[1, 2, 3], [1, 2, 3]])).tolist() == [1, 0]

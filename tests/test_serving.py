@@ -1,4 +1,4 @@
-"""What servers make of an exported model, and decoders as backbones."""
+"""Servers read exported models correctly, and decoders work as backbones."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def drop_dense(folder):
     edit(folder / "config.json", matryoshka_dimensions=[32])
 
 
-def test_a_hidden_layer_that_tei_does_not_know_is_told(backbone, tmp_path):
+def test_an_activation_that_tei_does_not_know_is_reported(backbone, tmp_path):
     deep = Compressor.fit(vectors(32), dims=(8,), hidden_dim=4, activation="silu", learning_rate=1e-3, **QUICK)
     deep.export(backbone, tmp_path / "model")
     wrong = [check for check in verify(tmp_path / "model") if not check.is_good]
@@ -155,14 +155,14 @@ def qwen2(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def frank(tmp_path_factory):
-    """The same weights, with a config that says how it attends, so that a reference to it can say otherwise."""
-    return tiny_qwen2(tmp_path_factory.mktemp("frank"), is_causal=True)
+def explicit(tmp_path_factory):
+    """The same weights with ``is_causal`` in the config, so that a PEFT reference to them can override it."""
+    return tiny_qwen2(tmp_path_factory.mktemp("explicit"), is_causal=True)
 
 
 @pytest.fixture(scope="module")
-def adapter(frank, tmp_path_factory):
-    """A LoRA adapter that changes something."""
+def adapter(explicit, tmp_path_factory):
+    """A LoRA adapter that changes the output."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel, AutoTokenizer
@@ -170,8 +170,8 @@ def adapter(frank, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(1)
     config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(AutoModel.from_pretrained(frank), config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(frank).save_pretrained(folder)
+    get_peft_model(AutoModel.from_pretrained(explicit), config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(explicit).save_pretrained(folder)
     return folder
 
 
@@ -188,9 +188,9 @@ def test_a_decoder_looks_both_ways_and_still_does_after_export(qwen2, tmp_path):
     assert [check for check in verify(tmp_path / "model") if not check.is_good] == []
 
 
-def test_merged_adapters_give_what_the_reference_gives(qwen2, frank, adapter, tmp_path):
+def test_merged_adapters_give_what_the_reference_gives(qwen2, explicit, adapter, tmp_path):
     merged = decoder_backbone(qwen2, [adapter], device="cpu")
-    kept = decoder_backbone(frank, [adapter], merge=False, device="cpu")
+    kept = decoder_backbone(explicit, [adapter], merge=False, device="cpu")
     plain = decoder_backbone(qwen2, device="cpu")
     assert np.abs(merged.encode(TEXTS) - kept.encode(TEXTS)).max() < 1e-5
     assert np.abs(merged.encode(TEXTS) - plain.encode(TEXTS)).max() > 1e-3
@@ -233,7 +233,7 @@ CLEAN = textwrap.dedent(
 
 
 @pytest.mark.slow
-def test_a_decoder_kept_as_a_reference_loads_from_the_hub_with_its_base(frank, adapter, tmp_path):
+def test_a_decoder_kept_as_a_reference_loads_from_the_hub_with_its_base(explicit, adapter, tmp_path):
     """End to end: base, adapter and head on a Hub; the published repository holds no backbone."""
     settings = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_owner", "HF_HOME": str(tmp_path / "home")}
     script = textwrap.dedent(
@@ -258,7 +258,7 @@ def test_a_decoder_kept_as_a_reference_loads_from_the_hub_with_its_base(frank, a
         hub.tokens = {"hf_owner": {"org"}}
         settings |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
         found = []
-        for code, arguments in ((script, [str(frank), str(adapter)]), (CLEAN, ["org/llm2vec-smec-16"])):
+        for code, arguments in ((script, [str(explicit), str(adapter)]), (CLEAN, ["org/llm2vec-smec-16"])):
             settings["HF_HOME"] += "x"
             command = [sys.executable, "-c", code, *arguments, json.dumps(TEXTS)]
             done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The saved compressor without this package's dependencies: numpy alone, and ONNX."""
+"""A saved compressor works with numpy alone, and as ONNX."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_onnx_gives_the_same_to_1e_5(tmp_path, rng, vectors, activation, dim):
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "silu"])
-def test_lengths_do_not_matter_however_great_or_small(rng, vectors, activation):
+def test_the_length_of_a_vector_does_not_matter(rng, vectors, activation):
     compressor = make(activation, rng)
     scaled = vectors * np.float32(10) ** rng.integers(-30, 30, size=(50, 1)).astype(np.float32)
     np.testing.assert_allclose(compressor.transform(scaled, 8), compressor.transform(vectors, 8), atol=2e-5)
@@ -106,5 +106,5 @@ def test_lengths_do_not_matter_however_great_or_small(rng, vectors, activation):
     ],
 )
 def test_two_spaces_are_told_apart_by_what_is_known_of_both(mine, theirs, is_same):
-    with contextlib.nullcontext() if is_same else pytest.raises(DataError, match="of another space"):
+    with contextlib.nullcontext() if is_same else pytest.raises(DataError, match="another embedding space"):
         check_backbone(mine, theirs, "these")

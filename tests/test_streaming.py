@@ -163,7 +163,7 @@ def a_nan(folder, vectors, path):
 @pytest.mark.parametrize(
     ("spoil", "match"),
     [
-        (other_model, "of another space: the model is 'other/n', and this compressor was fitted on 'org/m'"),
+        (other_model, "another embedding space: the model is 'other/n', but this compressor was fitted on 'org/m'"),
         (other_revision, "the revision is '2'"),
         (other_width, "are 8 wide; this compressor reads 16"),
         (a_zero_row, "Row 700 is zero, NaN or infinite"),

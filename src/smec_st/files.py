@@ -1,27 +1,46 @@
-"""Write files and folders so that they are never there half-written."""
+"""Write files and folders atomically, and read and write JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under another name, then rename it."""
+    """Write a text file atomically: under a temporary name, which is then renamed."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, like :func:`write_text`."""
     draft = path.with_name(path.name + ".partial")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_bytes(content)
     os.replace(draft, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; return an empty one if there is no such file."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with an indent of 2."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 class new_folder:  # noqa: N801
-    """Write a folder under another name, and rename it when all is there.
+    """Context manager that creates a folder atomically: it is filled under a temporary name, which is then renamed.
+
+    The context gives the temporary folder. After an error it is removed, and nothing is created.
 
     Args:
-        folder: Must not exist, or be empty.
+        folder: The folder to create; it must not exist, or be empty.
 
     Raises:
-        FileExistsError: If it holds something.
+        FileExistsError: If it is a file or not empty.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -1,9 +1,9 @@
-"""Multiply float32 matrices on AMD processors as fast as those can.
+"""Multiply float32 matrices with oneDNN on AMD processors, where it is faster than torch's default.
 
-torch multiplies by Intel's MKL, which does not use AVX-512 on processors of other makers. torch has oneDNN aboard too,
-which does; but it hands float32 matrices to it only where it may round them to bfloat16. oneDNN rounds where the
-processor has instructions for whole bfloat16 tiles, and multiplies exactly elsewhere: which of both it does here is
-tried before it is used (``benchmarks/matmul.py``).
+By default torch multiplies with Intel's MKL, which does not use AVX-512 on processors of other vendors. torch also
+contains oneDNN, which does, but uses it for float32 matrices only if it is allowed to round them to bfloat16. oneDNN
+rounds on processors with instructions for bfloat16 tiles (AMX) and computes in float32 on others. We measure which of
+the two happens before we use it; ``benchmarks/matmul.py`` has the timings.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-_MAKER = "AuthenticAMD"
+_VENDOR = "AuthenticAMD"
 
 
 @contextlib.contextmanager
 def fast_matmul() -> Iterator[None]:
-    """Inside, float32 matrices on an AMD processor with AVX-512 are multiplied by oneDNN, as exactly as before.
+    """Multiply float32 matrices with oneDNN within this context, on AMD processors with AVX-512, at full precision.
 
-    Nothing changes on other processors, beside a GPU, with torch before 2.9, or where somebody has chosen a precision.
+    Nothing changes on other processors, on machines with a GPU, with torch before 2.9, or if a precision was set.
     """
-    setting = _setting()
-    if setting is None or setting.fp32_precision != "none" or not _gains():
+    setting = _precision_setting()
+    if setting is None or setting.fp32_precision != "none" or not _use_onednn():
         yield
         return
     setting.fp32_precision = "bf16"
@@ -37,30 +37,30 @@ def fast_matmul() -> Iterator[None]:
         setting.fp32_precision = "none"
 
 
-def _setting() -> Any | None:
-    """What holds ``fp32_precision`` of multiplications by oneDNN; None where torch has none."""
+def _precision_setting() -> Any | None:
+    """Return the object whose ``fp32_precision`` controls multiplications by oneDNN; None if torch has none."""
     setting = getattr(torch.backends.mkldnn, "matmul", None)
     return setting if hasattr(setting, "fp32_precision") and torch.backends.mkldnn.is_available() else None
 
 
 @functools.cache
-def _gains() -> bool:
-    """Whether the processor is such a one, and oneDNN is exact on it.
+def _use_onednn() -> bool:
+    """Return whether this is an AMD processor with AVX-512, without a GPU, on which oneDNN computes in float32.
 
-    By its kind and not by a clock: which library multiplies must not change from run to run, or no run could be
-    continued bit for bit. Not beside a GPU, which multiplies itself.
+    The decision depends on the kind of processor and not on a timing, because the library must not change from run to
+    run: otherwise a run could not be resumed bit for bit.
     """
-    is_such = torch.backends.cpu.get_cpu_capability() == "AVX512" and _maker() == _MAKER
-    return is_such and not torch.cuda.is_available() and rounding("bf16") < 8 * rounding("ieee")
+    is_amd_with_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and _cpu_vendor() == _VENDOR
+    return is_amd_with_avx512 and not torch.cuda.is_available() and rounding("bf16") < 8 * rounding("ieee")
 
 
 def rounding(precision: str) -> float:
-    """Greatest error of a product of two random float32 matrices, beside the product in float64.
+    """Return the largest error in a product of two random float32 matrices, compared with float64.
 
     Args:
-        precision: As oneDNN is to have it, ``ieee`` or ``bf16``.
+        precision: The precision that oneDNN is set to, ``ieee`` or ``bf16``.
     """
-    setting = _setting()
+    setting = _precision_setting()
     assert setting is not None
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
@@ -73,8 +73,8 @@ def rounding(precision: str) -> float:
     return float((product.double() - left.double() @ right.double()).abs().max())
 
 
-def _maker() -> str:
-    """The processor's maker, as the processor has it."""
+def _cpu_vendor() -> str:
+    """Return the vendor string of the processor; empty if it is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

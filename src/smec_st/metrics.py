@@ -1,4 +1,4 @@
-"""Retrieval metrics: exact search here, scoring by ``pytrec_eval`` (the evaluation code of TREC and BEIR)."""
+"""Exact search, and retrieval metrics computed by ``pytrec_eval`` (the evaluation code of TREC and BEIR)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ import pytrec_eval
 
 from smec_st.data import Qrels
 
-PerQuery = dict[str, np.ndarray]
+PerQuery = dict[str, np.ndarray]  # metric to one value per query
 
 _MEASURES = {"ndcg": "ndcg_cut", "recall": "recall", "mrr": "recip_rank"}
 
 
 def exact_search(corpus: np.ndarray, queries: np.ndarray, k: int, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` documents of highest inner product for each query; ties go to the lower row.
+    """Find the ``k`` documents with the highest inner product for each query; of equal scores, the lower row first.
 
     Args:
         corpus: ``(N, D)`` float32.
         queries: ``(Q, D)`` float32.
-        k: Documents per query, at least 1; cut to ``N``.
-        chunk: Queries scored at a time.
+        k: Number of documents per query, at least 1; at most ``N`` are returned.
+        chunk: Number of queries scored at a time.
 
     Returns:
-        Rows ``(Q, k)`` int64 by falling score, and their scores ``(Q, k)``.
+        Document rows ``(Q, k)`` int64 in descending order of score, and the scores ``(Q, k)``.
+
+    Raises:
+        ValueError: If ``k`` is below 1.
     """
     if k < 1:
         raise ValueError(f"`k` must be at least 1, got {k}.")
@@ -33,10 +36,10 @@ def exact_search(corpus: np.ndarray, queries: np.ndarray, k: int, chunk: int = 2
     scores = np.empty((len(queries), k), dtype=np.float32)
     for start in range(0, len(queries), chunk):
         block = queries[start : start + chunk] @ corpus.T
-        last = np.partition(block, -k, axis=1)[:, -k, None]  # the k-th best score
-        above, level = block > last, block == last
+        threshold = np.partition(block, -k, axis=1)[:, -k, None]  # the k-th best score
+        above, tied = block > threshold, block == threshold
         room = k - above.sum(axis=1, keepdims=True)
-        top = np.nonzero(above | (level & (level.cumsum(axis=1) <= room)))[1].reshape(len(block), k)
+        top = np.nonzero(above | (tied & (tied.cumsum(axis=1) <= room)))[1].reshape(len(block), k)
         found = np.take_along_axis(block, top, axis=1)
         order = np.argsort(-found, axis=1, kind="stable")
         rows[start : start + chunk] = np.take_along_axis(top, order, axis=1)
@@ -52,13 +55,13 @@ def score_rankings(
     """Score rankings of corpus rows against judgements.
 
     Args:
-        rankings: Query row to ranked document rows; or the pair (query rows ``(Q,)``, ranked rows ``(Q, k)``). A
-            row of -1 is no document.
-        qrels: Judgements; graded relevance counts linearly, as in TREC.
-        metrics: Names ``name@k`` with ``name`` one of ndcg, recall, mrr.
+        rankings: Ranked document rows by query row, or the pair (query rows ``(Q,)``, ranked rows ``(Q, k)``). A row
+            of -1 stands for no document.
+        qrels: Judgements; the gain is linear in the grade, as in TREC.
+        metrics: Names of the form ``name@k``, where ``name`` is ndcg, recall or mrr.
 
     Returns:
-        Per metric, one value in [0, 1] per judged query that has a relevant document, by rising query row.
+        For each metric, one value in [0, 1] per query that has a relevant document, in ascending order of query row.
 
     Raises:
         ValueError: If a metric is unknown or no judged query was ranked.
@@ -73,7 +76,7 @@ def score_rankings(
     result: PerQuery = {}
     for metric in metrics:
         name, cut = _parse(metric)
-        # Scores fall with the rank, so that no tie is left for the scorer to break its own way.
+        # Distinct scores keep the order of the ranking; pytrec_eval would reorder ties.
         run = {q: {str(d): float(cut - i) for i, d in enumerate(rankings[int(q)][:cut])} for q in gold}
         measure = _MEASURES[name] if name == "mrr" else f"{_MEASURES[name]}.{cut}"
         scored = pytrec_eval.RelevanceEvaluator(gold, {measure}).evaluate(run)
@@ -103,7 +106,8 @@ def evaluate_retrieval(
         queries: ``(Q, D)``.
         qrels: Judgements.
         metrics: Names as in :func:`score_rankings`.
-        own_document: Corpus row that is the query itself and stays out of its ranking, -1 for none, ``(Q,)``.
+        own_document: Row of the document that is the same item as the query and is left out of its ranking, -1 for
+            none, ``(Q,)``.
     """
     metrics = tuple(metrics)
     depth = max(_parse(metric)[1] for metric in metrics)
@@ -117,11 +121,11 @@ def evaluate_retrieval(
 
 
 def leave_out(ranked: np.ndarray, own_document: np.ndarray) -> np.ndarray:
-    """Rankings without one document each: the rest moves up, and -1, no document, ends the row.
+    """Remove one document from each ranking: later documents move up, and -1 (no document) fills the last place.
 
     Args:
         ranked: Document rows ``(Q, k)``.
-        own_document: The row to leave out of each ranking, -1 for none, ``(Q,)``.
+        own_document: The row to remove from each ranking, -1 for none, ``(Q,)``.
     """
     own = ranked == own_document[:, None]
     order = np.argsort(own, axis=1, kind="stable")
@@ -129,15 +133,15 @@ def leave_out(ranked: np.ndarray, own_document: np.ndarray) -> np.ndarray:
 
 
 def neighbour_overlap(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Share of the reference's documents that are found again, whatever their order.
+    """Return the share of the reference's documents that were found, in any order.
 
     Args:
-        found: Document rows of each query, no row twice, ``(Q, k)``.
+        found: Document rows of each query without repeats, ``(Q, k)``.
         reference: The same from the original vectors, ``(Q, k)``.
 
     Returns:
         One value in [0, 1] per query, ``(Q,)``.
     """
     both = np.sort(np.concatenate([found, reference], axis=1), axis=1)
-    again: np.ndarray = (np.diff(both, axis=1) == 0).sum(axis=1) / reference.shape[1]
-    return again
+    shares: np.ndarray = (np.diff(both, axis=1) == 0).sum(axis=1) / reference.shape[1]
+    return shares

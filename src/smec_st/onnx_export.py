@@ -1,27 +1,30 @@
-"""A compressor as a tiny ONNX model, for services without Python or numpy."""
+"""Export a compressor alone as a small ONNX model, for services without Python."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smec_st.data.errors import DataError
+from smec_st.files import write_bytes
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
 OPSET = 18
-IR_VERSION = 9  # of the time of that opset, so that older runtimes read it
+IR_VERSION = 9  # the version that came with opset 18, so that older runtimes can read the file
 TINY = 1e-12
 
 
 def write_onnx(compressor: Compressor, path: Path, dim: int | None = None) -> None:
     """Write one size of a compressor; see :meth:`~smec_st.Compressor.to_onnx`.
 
-    The file's metadata hold fingerprint, dim and the backbone's name.
+    The metadata of the file contain the fingerprint, the size, and the name of the backbone.
+
+    Raises:
+        DataError: If the package ``onnx`` is missing.
     """
     try:
         import onnx
@@ -33,16 +36,16 @@ def write_onnx(compressor: Compressor, path: Path, dim: int | None = None) -> No
         "axis": np.array([1], dtype=np.int64),
         "tiny": np.array(TINY, dtype=np.float32),
     }
-    nodes: list[Any] = _unit(helper, "vectors", "unit")
-    at = "unit"
+    nodes: list[Any] = _normalize(helper, "vectors", "unit")
+    source = "unit"
     for depth, layer in enumerate(folded.layers):
         constants[f"weight{depth}"] = np.ascontiguousarray(layer.weight.T)
-        nodes.append(helper.make_node("MatMul", [at, f"weight{depth}"], [f"layer{depth}"]))
-        at = f"layer{depth}"
+        nodes.append(helper.make_node("MatMul", [source, f"weight{depth}"], [f"layer{depth}"]))
+        source = f"layer{depth}"
         if layer.activation is not None:
-            nodes += _activation(helper, layer.activation, at, f"active{depth}", constants)
-            at = f"active{depth}"
-    nodes += _unit(helper, at, "embedding")
+            nodes += _activation(helper, layer.activation, source, f"active{depth}", constants)
+            source = f"active{depth}"
+    nodes += _normalize(helper, source, "embedding")
     graph = helper.make_graph(
         nodes,
         "compressor",
@@ -53,16 +56,14 @@ def write_onnx(compressor: Compressor, path: Path, dim: int | None = None) -> No
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="smec-st")
     model.ir_version = IR_VERSION
     backbone = compressor.info.get("backbone") or {}
-    about = {"fingerprint": compressor.fingerprint, "dim": str(folded.out_dim), "model": str(backbone.get("model"))}
-    helper.set_model_props(model, about)
+    metadata = {"fingerprint": compressor.fingerprint, "dim": str(folded.out_dim), "model": str(backbone.get("model"))}
+    helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
-    draft = path.with_name(path.name + ".partial")
-    draft.write_bytes(model.SerializeToString())
-    os.replace(draft, path)
+    write_bytes(path, model.SerializeToString())
 
 
-def _unit(helper: Any, source: str, target: str) -> list[Any]:
-    """Rows of length 1."""
+def _normalize(helper: Any, source: str, target: str) -> list[Any]:
+    """Return nodes that scale rows to length 1."""
     return [
         helper.make_node("ReduceL2", [source, "axis"], [f"{target}_length"], keepdims=1),
         helper.make_node("Max", [f"{target}_length", "tiny"], [f"{target}_safe"]),
@@ -71,6 +72,7 @@ def _unit(helper: Any, source: str, target: str) -> list[Any]:
 
 
 def _activation(helper: Any, name: str, source: str, target: str, constants: dict[str, np.ndarray]) -> list[Any]:
+    """Return nodes that apply ReLU, SiLU or GELU; the constants that they need are added to ``constants``."""
     if name == "relu":
         return [helper.make_node("Relu", [source], [target])]
     if name == "silu":
@@ -78,9 +80,8 @@ def _activation(helper: Any, name: str, source: str, target: str, constants: dic
             helper.make_node("Sigmoid", [source], [f"{target}_gate"]),
             helper.make_node("Mul", [source, f"{target}_gate"], [target]),
         ]
-    constants["root"] = np.array(np.sqrt(0.5), dtype=np.float32)
-    constants["one"] = np.array(1, dtype=np.float32)
-    constants["half"] = np.array(0.5, dtype=np.float32)
+    for constant, value in (("root", np.sqrt(0.5)), ("one", 1), ("half", 0.5)):
+        constants[constant] = np.array(value, dtype=np.float32)
     return [
         helper.make_node("Mul", [source, "root"], [f"{target}_scaled"]),
         helper.make_node("Erf", [f"{target}_scaled"], [f"{target}_erf"]),

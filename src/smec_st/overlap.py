@@ -1,4 +1,4 @@
-"""How many neighbours of full width a map keeps, on samples of fixed sizes, so that two figures can be compared."""
+"""Measure how many nearest neighbours a map keeps, on samples of fixed sizes so that results are comparable."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from smec_st.data.vectors import unit_rows
 from smec_st.maps import FoldedMap
 from smec_st.metrics import exact_search, leave_out, neighbour_overlap
 
-#: Sizes of the samples that are searched; the share kept depends on the size.
+#: Sizes of samples. The share of neighbours kept depends on the size, so only equal sizes can be compared.
 POOLS = (200, 500, 1000, 2000)
-NEIGHBORS, ASKING = 10, 500
+NEIGHBORS, QUERIES = 10, 500
 
 
 def pool_for(rows: int) -> int | None:
-    """The largest of :data:`POOLS` that so many rows fill; None below the smallest."""
+    """Return the largest of :data:`POOLS` that is at most ``rows``; None if ``rows`` is below the smallest."""
     return max((pool for pool in POOLS if pool <= rows), default=None)
 
 
 def kept_neighbors(sample: np.ndarray, folded: FoldedMap) -> float:
-    """Share of the ten nearest at full width that are among the ten nearest after the map, mean over the sample.
+    """Return the mean share of a row's ten nearest rows at full width that are also nearest after the map.
+
+    The first 500 rows of the sample are the queries.
 
     Args:
         sample: ``(n, D)``, any float type.
@@ -30,10 +32,10 @@ def kept_neighbors(sample: np.ndarray, folded: FoldedMap) -> float:
 
 
 def _nearest(rows: np.ndarray) -> np.ndarray:
-    asking = rows[:ASKING]
-    return leave_out(exact_search(rows, asking, NEIGHBORS + 1)[0], np.arange(len(asking)))[:, :NEIGHBORS]
+    queries = rows[:QUERIES]
+    return leave_out(exact_search(rows, queries, NEIGHBORS + 1)[0], np.arange(len(queries)))[:, :NEIGHBORS]
 
 
 def drawn(rows: int, count: int, seed: int = 0) -> np.ndarray:
-    """``count`` of so many row numbers, rising."""
+    """Draw ``count`` of ``rows`` row numbers at random, in ascending order."""
     return np.sort(np.random.default_rng(seed).permutation(rows)[:count])

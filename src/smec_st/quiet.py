@@ -1,4 +1,4 @@
-"""Keep our dependencies' notes and bars off a user's screen."""
+"""Hide the messages and progress bars of our dependencies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LIBRARIES = ("sentence_transformers", "transformers", "accelerate", "datasets", 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside, the libraries that we call show errors only, and none of their progress bars."""
+    """Let the libraries that we call show only errors, and no progress bars, within this context."""
     from transformers.utils import logging as transformers_logging
 
     levels = {name: logging.getLogger(name).level for name in LIBRARIES}

@@ -1,4 +1,4 @@
-"""A compressor's two files, ``compressor.json`` and ``compressor.safetensors``; reading them needs numpy alone."""
+"""Write and read ``compressor.json`` and ``compressor.safetensors``; reading them needs only numpy."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
 FORMAT = 1
-OWN = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps", "heads")
+NOT_INFO = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps", "heads")
 
 Maps = list[tuple[FoldedMap, tuple[int, ...]]]
 
 
 def write_files(compressor: Compressor, folder: Path) -> None:
-    """Write both files into an existing folder."""
+    """Write both files of a compressor into an existing folder."""
     from safetensors.numpy import save_file
 
     config = {
@@ -52,14 +52,14 @@ def write_files(compressor: Compressor, folder: Path) -> None:
 def read_files(
     folder: Path,
 ) -> tuple[Maps, dict[str, Any], str | None, Callable[[Callable[[int], FoldedMap]], tuple[Head, ...]]]:
-    """Read both files.
+    """Read both files of a compressor.
 
     Returns:
-        The maps and the sizes each serves, what is known of the fit, the fingerprint, and a function that gives the
-        heads, once it knows the maps.
+        The maps with the sizes that each serves; the compressor's ``info``; the fingerprint; and a function that
+        returns the heads, given a function that returns the map of a size.
 
     Raises:
-        DataError: If the folder holds no compressor, a newer format, or weights that do not fit.
+        DataError: If the folder holds no compressor, a newer format, or weights that do not match.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -83,9 +83,9 @@ def read_files(
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is damaged: {one_line(error)}") from error
-    info = {name: value for name, value in config.items() if name not in OWN}
+    info = {name: value for name, value in config.items() if name not in NOT_INFO}
 
-    def read_codes(map_for: Callable[[int], FoldedMap]) -> tuple[Head, ...]:
+    def heads_for(map_for: Callable[[int], FoldedMap]) -> tuple[Head, ...]:
         return read_heads(config.get("heads", []), tensors, map_for, path)
 
-    return maps, info, config.get("fingerprint"), read_codes
+    return maps, info, config.get("fingerprint"), heads_for

@@ -1,4 +1,4 @@
-"""Which space vectors live in, and the refusal to mix two."""
+"""Refuse to mix vectors of different embedding spaces."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ KEYS = ("model", "revision", "prompt")
 def check_backbone(
     mine: Mapping[str, Any], theirs: Mapping[str, Any], name: str, reader: str = "this compressor was fitted on"
 ) -> None:
-    """Refuse vectors of another model, revision or prompt; what one side does not say cannot be compared.
+    """Refuse vectors of another model, revision or prompt. A fact that one side does not record is not compared.
 
     Args:
-        mine: What a compressor knows of its backbone.
-        theirs: What vectors, or a model, say of themselves.
-        name: Of these, for the message.
-        reader: What ``mine`` is known of, for the message.
+        mine: What a compressor records about its backbone.
+        theirs: What vectors or a model record about themselves.
+        name: What the error message calls these vectors or this model.
+        reader: How the error message introduces the value in ``mine``.
 
     Raises:
-        DataError: If both say something, and not the same.
+        DataError: If both sides record a fact and the values differ.
     """
     for key in KEYS:
         one, other = mine.get(key), theirs.get(key)
         if one and other and not _is_same(str(one), str(other)):
-            raise DataError(f"{name}: of another space: the {key} is {other!r}, and {reader} {one!r}.")
+            raise DataError(f"{name}: another embedding space: the {key} is {other!r}, but {reader} {one!r}.")
 
 
 def _is_same(one: str, other: str) -> bool:
-    """Names without the organisation, which one side may leave out; a folder's name says nothing of what is in it."""
+    """Compare names; the organisation may be missing on one side, and a folder's name does not identify a model."""
     if any(Path(name).is_absolute() or Path(name).exists() for name in (one, other)):
         return True
     if "/" in one and "/" in other:

@@ -1,4 +1,4 @@
-"""Collections of nothing but vectors and judgements: no text anywhere."""
+"""Read collections of vectors and judgements without any text, and what vector files say about their model."""
 
 from __future__ import annotations
 
@@ -7,42 +7,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smec_st.data.beir import beir_collection, read_qrels
+from smec_st.data.beir import beir_collection, read_splits
 from smec_st.data.collection import Collection
 from smec_st.data.errors import DataError
 from smec_st.data.safetensors import Safetensors
-from smec_st.data.sources import find_table, open_vectors, spoken
-from smec_st.data.sources.batch import beside
+from smec_st.data.sources import find_table, open_vectors
+from smec_st.data.sources.batch import metadata_record, sidecar_record
 
 SIDES = ("corpus", "queries")
 
 
 def is_vector_folder(folder: Path) -> bool:
-    """Whether a folder has tables of vectors for both sides."""
+    """Return whether a folder has a table of vectors for the corpus and one for the queries."""
     return all(find_table(folder, side) for side in SIDES)
 
 
 def load_vector_folder(folder: Path, vectors: Path | None, model: str | None) -> Collection:
-    """Read a folder with a table ``corpus`` and a table ``queries`` of any kind, and ``qrels/SPLIT.tsv``.
+    """Read a folder with the tables ``corpus`` and ``queries`` in any vector format, and ``qrels/SPLIT.tsv``.
 
-    Ids are those of the tables; a table without any has its row numbers, from 0, as ids.
+    Ids come from the tables. In a table without ids, the row numbers from 0 are the ids.
     """
     if vectors is not None or model is not None:
         raise DataError(f"{folder} holds its own vectors; leave out the file of vectors and the model.")
-    judged = {path.stem: read_qrels(path) for path in sorted((folder / "qrels").glob("*.tsv"))}
     records = {}
     for side in SIDES:
         source = open_vectors(find_table(folder, side) or folder / side)
         ids: list[str] = []
         for batch in source.batches():
-            count = range(batch.start, batch.start + len(batch.rows))
-            ids += map(str, count) if batch.ids is None else batch.ids
+            numbers = range(batch.start, batch.start + len(batch.rows))
+            ids += map(str, numbers) if batch.ids is None else batch.ids
         records[side] = [{"_id": key} for key in ids]
-    return beir_collection(folder.name, records["corpus"], records["queries"], judged, folder, None)
+    return beir_collection(folder.name, records["corpus"], records["queries"], read_splits(folder), folder, None)
 
 
 def with_backbone(collection: Collection, folder: Path, vectors: Path | None) -> Collection:
-    """The collection, with what its files of vectors say of the model that made them.
+    """Add to a collection what its vector files say about the model that made them.
 
     Raises:
         DataError: If corpus and queries name different models.
@@ -52,9 +51,9 @@ def with_backbone(collection: Collection, folder: Path, vectors: Path | None) ->
 
 
 def backbone_of_files(path: Path) -> dict[str, Any]:
-    """What a safetensors file, or the tables of a folder, say of their model; empty when they say nothing."""
+    """Read what a safetensors file, or the tables in a folder, say about their model; empty if they say nothing."""
     if path.suffix == ".safetensors" and path.is_file():
-        return {**spoken(Safetensors.open(path).metadata), **beside(path)}
+        return {**metadata_record(Safetensors.open(path).metadata), **sidecar_record(path)}
     found: dict[str, Any] = {}
     for side in SIDES:
         table = find_table(path, side) if path.is_dir() else None

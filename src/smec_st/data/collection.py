@@ -1,4 +1,4 @@
-"""A test collection in memory: vectors, ids, and who is relevant to whom."""
+"""A test collection: vectors, ids, and which documents are relevant to which queries."""
 
 from __future__ import annotations
 
@@ -13,32 +13,26 @@ from smec_st.data.own import as_own_document
 from smec_st.data.qrels import Qrels
 
 SPLITS = ("train", "dev", "test")
-SPLIT_NAMES = {
-    "train": "train",
-    "dev": "dev",
-    "val": "dev",
-    "validation": "dev",
-    "test": "test",
-}  # as others call them
+SPLIT_NAMES = {"train": "train", "dev": "dev", "val": "dev", "validation": "dev", "test": "test"}  # names in sources
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A test collection: vectors of corpus and queries, with judgements per split.
+    """A test collection: vectors of the corpus and the queries, with judgements per split.
 
     Attributes:
         name: Folder name, or id on the Hub.
-        corpus: ``(N, D)`` vectors, rows as in ``corpus_ids``.
-        queries: ``(Q, D)`` vectors, rows as in ``query_ids``.
+        corpus: Document vectors, ``(N, D)``, in the order of ``corpus_ids``.
+        queries: Query vectors, ``(Q, D)``, in the order of ``query_ids``.
         corpus_ids: Document ids.
         query_ids: Query ids.
-        qrels: Judgements by split name; a split that the source lacks is absent. They never name a query's own
-            document, as it cannot be found.
-        own_document: Corpus row that is the query itself, which no search may return, -1 for none, ``(Q,)`` int64;
-            all -1 when left out.
-        backbone: What the files of vectors say of the model that made them; empty when they say nothing.
-        titles: Of the documents, in the order of ``corpus_ids``; empty when texts were not asked for.
-        texts: Of the documents, without their titles.
+        qrels: Judgements by split; a split that the source lacks is absent. Judgements of a query on its own document
+            are removed, because searches leave that document out.
+        own_document: Row of the document that is the same item as the query, -1 for none, ``(Q,)`` int64. Searches
+            leave it out. By default no query has one.
+        backbone: What the vector files say about the model that made them; empty if they say nothing.
+        titles: Document titles in the order of ``corpus_ids``; empty unless a model embedded the texts.
+        texts: Document texts without their titles, likewise.
     """
 
     name: str
@@ -61,7 +55,11 @@ class Collection:
             object.__setattr__(self, "qrels", findable)
 
     def judged(self, split: str) -> Qrels:
-        """Judgements of a split that must exist and hold a relevant pair."""
+        """Return the judgements of a split.
+
+        Raises:
+            DataError: If the split does not exist or has no relevant pair.
+        """
         if split not in self.qrels:
             raise DataError(f"{self.name} has no {split} split; it has {some(sorted(self.qrels)) or 'none'}.")
         if len(self.qrels[split].pairs) == 0:

@@ -1,4 +1,4 @@
-"""Embed a collection's texts or images once, with the prompts the model itself names, and remember the vectors."""
+"""Embed texts or images with a sentence-transformers model and its own prompts, and cache the vectors on disk."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from smec_st.quiet import quiet_libraries
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Items = Sequence[str] | Sequence[Path]  # texts, or image files
+Items = Sequence[str] | Sequence[Path]  # texts, or paths of image files
 
 
 def load_model(model: str) -> SentenceTransformer:
-    """A sentence-transformers model by id or path; :class:`~smec_st.data.DataError` when there is none."""
+    """Load a sentence-transformers model by id or path.
+
+    Raises:
+        DataError: If it cannot be loaded.
+    """
     from sentence_transformers import SentenceTransformer
 
     try:
@@ -34,7 +38,7 @@ def load_model(model: str) -> SentenceTransformer:
 
 
 def backbone_record(model: SentenceTransformer) -> dict[str, Any]:
-    """What a compressor must remember of the model whose vectors it was fitted on."""
+    """Describe a backbone: what a compressor saves about the model whose vectors it was fitted on."""
     card = model.model_card_data
     name = card.base_model or getattr(model[0], "model_name_or_path", None)
     auto = getattr(model[0], "auto_model", None)
@@ -50,14 +54,18 @@ def backbone_record(model: SentenceTransformer) -> dict[str, Any]:
 
 
 def embed(model: SentenceTransformer, texts: Sequence[str], side: str, progress: bool = False) -> np.ndarray:
-    """``encode_query`` or ``encode_document``, as ``side`` says; ``(n, D)`` float32, unit norm."""
+    """Embed texts with ``encode_query`` if ``side`` is "query", else ``encode_document``; unit rows, ``(n, D)``."""
     encode = model.encode_query if side == "query" else model.encode_document
     vectors = encode(list(texts), convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=progress)
     return as_numpy(vectors)
 
 
 def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int = 256) -> np.ndarray:
-    """Vectors of image files, opened ``batch`` at a time; ``(n, D)`` float32, unit norm."""
+    """Embed image files, opening ``batch`` of them at a time; unit rows, ``(n, D)`` float32.
+
+    Raises:
+        DataError: If the model does not take images, or a file is not a readable image.
+    """
     from tqdm import tqdm
 
     if not model.supports("image"):
@@ -80,13 +88,16 @@ def _open_image(path: Path) -> Any:
 
 
 def embed_tables(items: Mapping[str, Items], model_id: str) -> list[np.ndarray]:
-    """One table of vectors per name, from its texts or image files, cached by model and content.
+    """Embed named lists of texts or image files, and cache the vectors by model and content.
 
-    The cache is ``$SMEC_ST_CACHE``, or ``~/.cache/smec-st``.
+    The cache folder is ``$SMEC_ST_CACHE``, or ``~/.cache/smec-st``.
 
     Args:
-        items: Texts or image paths by name; texts named "queries" are embedded as queries, others as documents.
-        model_id: Sentence-transformers model, id or path.
+        items: Texts or image paths by name. Texts named "queries" are embedded as queries, others as documents.
+        model_id: Id or path of a sentence-transformers model.
+
+    Returns:
+        One table per name, in the order given.
     """
     from safetensors.numpy import save_file
 
@@ -125,16 +136,29 @@ def _fingerprint(item: str | Path) -> Any:
 def embed_if_texts(
     corpus: Any, queries: Any | None, model: SentenceTransformer | str | None, progress: bool
 ) -> tuple[Any, Any, dict[str, Any] | None]:
-    """Vectors for texts, vectors for vectors; and what is known of the backbone."""
-    texts = isinstance(corpus, Sequence) and len(corpus) > 0 and isinstance(corpus[0], str)
-    if isinstance(model, str) and not texts:
+    """Embed corpus and queries if they are texts; return them as they are if they are vectors.
+
+    Args:
+        corpus: Texts or vectors.
+        queries: The same kind as ``corpus``, or None.
+        model: The model that embeds texts or that made the vectors, if known.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Corpus vectors, query vectors, and the description of the backbone (see :func:`backbone_record`), if known.
+
+    Raises:
+        DataError: If there are texts and no model.
+    """
+    are_texts = isinstance(corpus, Sequence) and len(corpus) > 0 and isinstance(corpus[0], str)
+    if isinstance(model, str) and not are_texts:
         return corpus, queries, {"model": model, "width": int(as_numpy(corpus).shape[-1])}
     if model is None:
-        if texts:
+        if are_texts:
             raise DataError("texts need a `model` that embeds them.")
         return corpus, queries, None
     loaded = load_model(model) if isinstance(model, str) else model
-    if texts:
+    if are_texts:
         corpus = embed(loaded, corpus, "document", progress)
         queries = None if queries is None else embed(loaded, queries, "query", progress)
     return corpus, queries, backbone_record(loaded)

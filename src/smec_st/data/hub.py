@@ -1,4 +1,4 @@
-"""BEIR collections from the Hugging Face Hub."""
+"""Load BEIR collections from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def load_hub(dataset: Path, vectors: Path | None, model: str | None) -> Collection:
-    """Read a collection as the BEIR organisation lays it out on the Hub.
+    """Load a collection in the layout that the BEIR organisation uses on the Hub.
 
     Args:
-        dataset: ``ORG/NAME`` with the configurations "corpus" and "queries"; the judgements are ``ORG/NAME-qrels``,
-            one split each. Folders of these two names, copied from the Hub, are read in its place.
+        dataset: ``ORG/NAME`` with the configurations "corpus" and "queries". The judgements are the splits of
+            ``ORG/NAME-qrels``. Local folders with these two names, copied from the Hub, are read instead.
         vectors: File or folder with the tables ``corpus`` and ``queries``, rows in the order of the Hub.
         model: Model that embeds the texts instead.
 
     Raises:
-        DataError: If the Hub cannot be reached, or lacks one of the parts.
+        DataError: If the Hub cannot be reached, or one of the parts is missing.
     """
     dataset_id = dataset.as_posix()
     corpus, queries = (
@@ -43,7 +43,7 @@ def _load(dataset_id: str, name: str | None = None) -> dict[str, Dataset]:
     columns = {"query-id": Value("string"), "corpus-id": Value("string"), "score": Value("float64")}
     try:
         with quiet_libraries():
-            # Ids of digits are texts too; without these types "007" would be read as 7.
+            # Without declared types, the id "007" would be read as the number 7.
             return dict(load_dataset(dataset_id, name, features=None if name else Features(columns)))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         part = f"the {name} of {dataset_id}" if name else dataset_id
@@ -51,7 +51,7 @@ def _load(dataset_id: str, name: str | None = None) -> dict[str, Dataset]:
 
 
 def _rows(part: Dataset) -> Iterator[dict[str, Any]]:
-    for batch in part.iter(batch_size=1000):  # many times faster than row by row
+    for batch in part.iter(batch_size=1000):  # many times faster than iterating row by row
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
 

@@ -1,4 +1,4 @@
-"""Collections of images where relevant means: of the same class."""
+"""Read collections of images in which the images of a query's class are relevant."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 def class_collection(
     name: str, images: np.ndarray, ids: Sequence[str], splits: Sequence[str], labels: Sequence[str]
 ) -> Collection:
-    """Search the training images for those of a query image's class.
+    """Build a collection in which images search the training images for those of the same class.
 
-    Every image is a query of its split. A training image is its own document, so it does not find itself.
+    Every image is a query of its split. A training image is its own document, so a search does not return it.
 
     Args:
-        name: Of the collection.
+        name: Name of the collection.
         images: Vectors ``(n, D)``.
         ids: Image ids, ``n``.
         splits: Split of each image, any name in ``SPLIT_NAMES``.
         labels: Class of each image.
+
+    Raises:
+        DataError: If a split is unknown, or there is no training image.
     """
     unknown = sorted(set(splits) - set(SPLIT_NAMES))
     if unknown:
@@ -50,30 +53,31 @@ def class_collection(
 
 
 def class_qrels(queries: np.ndarray, query_labels: np.ndarray, corpus_labels: np.ndarray) -> Qrels:
-    """Every document of a query's class is relevant to it.
+    """Judge every document of a query's class as relevant to the query.
 
     Args:
         queries: Query rows to judge, ``(q,)``.
         query_labels: Class number of every query, ``(Q,)``.
         corpus_labels: Class number of every document, ``(N,)``.
     """
-    documents = np.argsort(corpus_labels)  # class by class
+    documents = np.argsort(corpus_labels)  # grouped by class
     sizes = np.bincount(corpus_labels, minlength=query_labels.max() + 1)
     starts = np.cumsum(sizes) - sizes
-    asked = query_labels[queries]
-    counts = sizes[asked]
-    first = np.cumsum(counts) - counts  # where each query's pairs begin
-    place = np.arange(counts.sum()) - np.repeat(first - starts[asked], counts)
-    return Qrels(np.repeat(queries, counts), documents[place], np.ones(len(place)))
+    labels = query_labels[queries]
+    counts = sizes[labels]
+    first_pair = np.cumsum(counts) - counts
+    positions = np.arange(counts.sum()) - np.repeat(first_pair - starts[labels], counts)
+    return Qrels(np.repeat(queries, counts), documents[positions], np.ones(len(positions)))
 
 
 def load_image_list(folder: Path, vectors: Path | None, model: str | None) -> Collection:
     """Read ``images.jsonl`` (each line with ``_id``, ``split`` and ``label``) and the vectors of its images.
 
     Args:
-        folder: Holds ``images.jsonl``.
-        vectors: A safetensors file with the tensor ``images``, or a folder with ``images.npy``; rows in file order.
-        model: Refused, as the list names no image files.
+        folder: Folder with ``images.jsonl``.
+        vectors: A safetensors file with the tensor ``images``, or a folder with ``images.npy``; rows in the order of
+            ``images.jsonl``.
+        model: Must be None, because the list names no image files.
     """
     if model is not None:
         raise DataError(f"{folder} lists images without their files; give a file of vectors.")
@@ -90,11 +94,12 @@ def load_image_list(folder: Path, vectors: Path | None, model: str | None) -> Co
 
 
 def load_image_folder(folder: Path, vectors: Path | None, model: str | None) -> Collection:
-    """Read images in folders ``SPLIT/CLASS``; their ids are their paths from ``folder``, in alphabetical order.
+    """Read images in folders ``SPLIT/CLASS``. Their ids are their paths relative to ``folder``, sorted.
 
     Args:
-        folder: Holds ``train`` and other splits.
-        vectors: A safetensors file with the tensor ``images``, or a folder with ``images.npy``; rows in that order.
+        folder: Folder with ``train`` and other splits.
+        vectors: A safetensors file with the tensor ``images``, or a folder with ``images.npy``; rows in the order of
+            the ids.
         model: Image model that embeds them instead.
     """
     paths = sorted(image_files(folder), key=lambda path: path.relative_to(folder).as_posix())
@@ -106,6 +111,6 @@ def load_image_folder(folder: Path, vectors: Path | None, model: str | None) -> 
 
 
 def image_files(folder: Path) -> Iterator[Path]:
-    """Images in ``SPLIT/CLASS`` folders with a known split."""
+    """Yield the image files in ``SPLIT/CLASS`` folders with a known split name."""
     found = (path for split in SPLIT_NAMES for path in (folder / split).glob("*/*"))
     return (path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)

@@ -1,4 +1,4 @@
-"""Several collections as one, to fit a compressor that serves more than one domain."""
+"""Join several collections into one, to fit a compressor that serves more than one domain."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from smec_st.space import check_backbone
 
 
 def join_collections(collections: Sequence[Collection], name: str | None = None) -> Collection:
-    """One collection of all documents, queries and judgements; documents of the others are negatives.
+    """Join collections. In the result, the documents of one collection are negatives for the queries of the others.
 
-    Ids get their collection's name in front, so that ``d1`` of two collections stays two documents.
+    Every id is prefixed with the name of its collection, so that ``d1`` of two collections stays two documents.
 
     Args:
-        collections: Of one backbone and width, each with a name of its own.
-        name: Of the whole; by default the names, joined by ``+``.
+        collections: Collections of one backbone and width, with distinct names.
+        name: Name of the result; by default the names joined by ``+``.
 
     Raises:
-        DataError: If they hold vectors of different spaces, or share a name.
+        DataError: If two collections share a name, or have vectors of different widths, models, revisions or prompts.
     """
     names = [collection.name for collection in collections]
     if not collections or len(set(names)) != len(names):

@@ -1,4 +1,4 @@
-"""JSON lines."""
+"""Read files of JSON lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from smec_st.data.errors import DataError, one_line
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON-lines file; a broken line is named."""
+    """Yield the objects of a JSON-lines file, skipping blank lines.
+
+    Raises:
+        DataError: If the file is missing, or a line is not a JSON object. The message names the line.
+    """
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     with path.open("rb") as file:
@@ -19,7 +23,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)  # of bytes: wrong UTF-8 is a ValueError too
+                record = json.loads(line)  # from bytes, so that invalid UTF-8 is a ValueError too
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: not JSON ({one_line(error)}).") from error
             if not isinstance(record, dict):

@@ -1,4 +1,4 @@
-"""The one entry to every collection: it looks at what is there and picks the reader."""
+"""Load a collection of any known kind; the reader is chosen by the files that are there."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def load_collection(
     model: str | None = None,
     task: str | None = None,
 ) -> Collection:
-    """Read a collection, with vectors from a file or made by a model.
+    """Load a collection with its vectors, which come from a file or are made by a model.
 
-    Known are:
+    These kinds are recognised:
 
     - a folder in BEIR layout: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/SPLIT.tsv``;
     - the id of a BEIR collection on the Hugging Face Hub, for instance ``BeIR/scifact``;
     - class-labelled images: a folder with ``images.jsonl``, or with the images as ``SPLIT/CLASS/NAME.jpg``;
-    - Products-10K and Fashion-200K as their archives unpack;
-    - a folder of vectors alone: ``corpus`` and ``queries`` in any format of :func:`~smec_st.data.open_vectors`, and
-      ``qrels/SPLIT.tsv``. It needs neither ``vectors`` nor ``model``.
+    - Products-10K and Fashion-200K in the layout of their unpacked archives;
+    - a folder of vectors without texts: ``corpus`` and ``queries`` in any format of
+      :func:`~smec_st.data.open_vectors`, and ``qrels/SPLIT.tsv``. It needs neither ``vectors`` nor ``model``.
 
     Args:
-        folder: Folder, or id on the Hub; a folder of that name wins.
+        folder: Folder, or id on the Hub. A local folder takes precedence over the Hub.
         vectors: A safetensors file with the tensors ``corpus`` and ``queries`` (for class-labelled images: one tensor
-            ``images``), or a folder of ``.npy`` files of these names; rows in file order.
+            ``images``), or a folder of ``.npy`` files with these names; rows in file order.
         model: Sentence-transformers model (id or path) that embeds the texts or images instead; results are cached.
-        task: For Fashion-200K: "text-to-image", the default, or "image-to-text".
+        task: Fashion-200K only: "text-to-image" (default) or "image-to-text".
 
     Raises:
-        DataError: If a file is missing or broken, or files do not fit each other.
+        DataError: If a file is missing or broken, or files do not match each other.
     """
     path, source = Path(folder), None if vectors is None else Path(vectors)
     read = _reader(path, needs_vectors=vectors is not None or model is not None)
@@ -74,12 +74,13 @@ def _reader(path: Path, needs_vectors: bool) -> Callable[[Path, Path | None, str
         return load_fashion200k
     if any(image_files(path)):
         return load_image_folder
-    is_repository = (path / "corpus").is_dir() and (path / "queries").is_dir()  # a copy of one on the Hub: texts alone
-    if is_vector_folder(path) and not (is_repository and needs_vectors):
+    # A local copy of a Hub repository holds parquet files of texts, which also look like a folder of vectors.
+    is_hub_copy = (path / "corpus").is_dir() and (path / "queries").is_dir()
+    if is_vector_folder(path) and not (is_hub_copy and needs_vectors):
         return load_vector_folder
-    if is_repository:
+    if is_hub_copy:
         return load_hub
     raise DataError(
-        f"{path} is no known collection; it should hold corpus.jsonl and queries.jsonl, images.jsonl, "
+        f"{path} is not a known kind of collection; it should hold corpus.jsonl and queries.jsonl, images.jsonl, "
         "or images as train/CLASS/NAME.jpg."
     )

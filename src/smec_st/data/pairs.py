@@ -1,4 +1,4 @@
-"""Number the items of a dataset of pairs, so that each text or image has one row whatever the number of pairs."""
+"""Turn a dataset of training pairs into distinct queries, distinct documents, and judgements by row."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from smec_st.data.errors import DataError
 from smec_st.data.qrels import Qrels
 
-GRADES = ("label", "labels", "score", "scores")
+GRADES = ("label", "labels", "score", "scores")  # column names that grade a pair
 
 
 @dataclass(frozen=True)
 class NumberedPairs:
-    """Distinct items of both sides, and who is relevant to whom.
+    """Distinct queries and documents of a dataset of pairs, with judgements.
 
     Attributes:
-        queries: First column, each item once.
-        corpus: The other columns, each item once.
-        qrels: Judgements by row of both; never of a query and itself.
-        own_document: The document that is the same item as the query, -1 for none, ``(Q,)``.
+        queries: The items of the first column, each once.
+        corpus: The items of the other columns, each once.
+        qrels: Judgements by row; a query is never judged against itself.
+        own_document: Row of the document that is the same item as the query, -1 for none, ``(Q,)``.
     """
 
     queries: list[Any]
@@ -33,15 +33,15 @@ class NumberedPairs:
 
 
 def number_pairs(dataset: Any) -> NumberedPairs:
-    """Number a dataset as sentence-transformers trains on: anchor, positive, and any number of negatives.
+    """Number the items of a dataset in the format of sentence-transformers: anchor, positive, and any negatives.
 
     Args:
-        dataset: A ``datasets.Dataset``: texts or images; columns in that order, whatever their names. A column of
-            labels or scores grades the pairs: 0 and below is not relevant, others are rounded up. Negatives join the
-            corpus.
+        dataset: A ``datasets.Dataset`` of texts or images, with the columns in this order under any names. A column
+            named in ``GRADES`` grades the pairs: 0 and below means not relevant, other values are rounded up.
+            Negatives become documents of the corpus.
 
     Raises:
-        DataError: If there are fewer than two columns, no pair, or an empty item.
+        DataError: If there are fewer than two columns, no relevant pair, or an empty item.
     """
     columns = [name for name in dataset.column_names if name not in GRADES]
     graded = next((name for name in GRADES if name in dataset.column_names), None)
@@ -64,7 +64,7 @@ def number_pairs(dataset: Any) -> NumberedPairs:
 
 
 def _distinct(items: Sequence[Any], name: str) -> tuple[list[Any], dict[Any, int], np.ndarray]:
-    """Each item once, in order of appearance; its number by key; and the number of each item given."""
+    """Return the distinct items in order of appearance, the row of each key, and the row of each given item."""
     numbers: dict[Any, int] = {}
     found: list[Any] = []
     rows = []
@@ -86,6 +86,7 @@ def _checked(items: Sequence[Any], name: str) -> list[Any]:
 
 
 def _raw(item: Any) -> bytes:
+    """Return bytes that identify an item which is not a text."""
     if hasattr(item, "tobytes"):  # an image or an array
         return f"{getattr(item, 'size', '')} {getattr(item, 'mode', '')} ".encode() + bytes(item.tobytes())
     return repr(item).encode()

@@ -1,4 +1,4 @@
-"""Products-10K, photographs of 10,000 products (https://products-10k.github.io)."""
+"""Read Products-10K, photographs of 10,000 products (https://products-10k.github.io)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TEST_TABLES = ("test_kaggletest.csv", "test.csv")
 
 
 def load_products10k(folder: Path, vectors: Path | None, model: str | None) -> Collection:
-    """Read the unpacked archives: find the training images of a test image's product.
+    """Read the unpacked archives: test images search for the training images of the same product.
 
     The folder holds ``train.csv`` (columns name, class, group), ``test_kaggletest.csv`` or ``test.csv`` (name, class
-    and perhaps more), and the images ``train/NAME`` and ``test/NAME``, which only a model needs. Training images
-    are training queries as well, each without itself.
+    and optionally more), and the images ``train/NAME`` and ``test/NAME``, which are only needed with ``model``.
+    Training images are also training queries; a search does not return the query itself.
 
-    The archives come with neither a retrieval task nor a dev split. That relevant means the same class, and that
-    test images search the training images, is our reading.
+    The archives define neither a retrieval task nor a dev split. It is our choice that images of the same class are
+    relevant, and that test images search the training images.
 
     Args:
         folder: Where the archives were unpacked.
@@ -42,7 +42,7 @@ def load_products10k(folder: Path, vectors: Path | None, model: str | None) -> C
 
 
 def _read_table(path: Path) -> list[tuple[str, str]]:
-    """Name and class of each image."""
+    """Return name and class of each image."""
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     with path.open(encoding="utf-8", newline="") as file:

@@ -1,6 +1,6 @@
-"""The safetensors format with numpy alone: tensors are memory maps, and nothing of a file is trusted.
+"""Read safetensors files with numpy alone: tensors are memory maps, and the header is checked, not trusted.
 
-The file is an 8-byte length, a JSON header, then the bytes: https://github.com/huggingface/safetensors#format.
+A file is an 8-byte header length, a JSON header, then the data: https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Safetensors:
-    """An open file.
+    """The header of a safetensors file.
 
     Attributes:
         path: The file.
-        metadata: Its free text, by name.
-        entries: What the header says of each tensor.
-        start: Where the bytes begin.
+        metadata: The free-text metadata by name.
+        entries: The header's entry of each tensor.
+        start: Position of the first data byte.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Safetensors:
         """Read and check the header.
 
         Raises:
-            DataError: If the file is missing, cut off, or makes no sense.
+            DataError: If the file is missing, truncated, or inconsistent.
         """
         try:
             size = path.stat().st_size
@@ -56,13 +56,13 @@ class Safetensors:
             metadata = header.pop("__metadata__", {})
             end = max((_check(entry) for entry in header.values()), default=0)
             if 8 + length + end != size:
-                raise ValueError(f"{size - 8 - length} bytes of tensors in place of {end}")
+                raise ValueError(f"{size - 8 - length} bytes of tensors instead of {end}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is not a readable safetensors file (truncated?): {one_line(error)}") from error
         return cls(path, metadata, header, 8 + length)
 
     def tensor(self, name: str) -> np.ndarray:
-        """A read-only memory map; bfloat16, which numpy lacks, is read and becomes float32."""
+        """Return a tensor as a read-only memory map; bfloat16, which numpy lacks, is converted to float32."""
         entry = self.entries[name]
         shape = tuple(entry["shape"])
         if math.prod(shape) == 0:
@@ -75,19 +75,23 @@ class Safetensors:
 
 
 def _check(entry: dict[str, Any]) -> int:
-    """Where a tensor ends; an error when its numbers do not agree."""
+    """Return where a tensor ends; raise ValueError if type, shape and offsets do not agree."""
     shape, (begin, end) = entry["shape"], entry["data_offsets"]
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"tensors of type {entry['dtype']} are not read")
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError("a shape or an offset is no whole number")
+        raise ValueError("a shape or an offset is not a whole number")
     if end - begin != math.prod(shape) * np.dtype(DTYPES[entry["dtype"]]).itemsize:
         raise ValueError(f"{end - begin} bytes for a tensor of shape {shape}")
     return int(end)
 
 
 def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.ndarray]:
-    """The named tensors of a file, or all, in memory; :class:`DataError` when it is broken or lacks one."""
+    """Read the named tensors of a file, or all of them, into memory.
+
+    Raises:
+        DataError: If the file is broken or lacks one of the tensors.
+    """
     file = Safetensors.open(path)
     wanted = sorted(file.entries if names is None else set(names))
     missing = [name for name in wanted if name not in file.entries]

@@ -1,4 +1,4 @@
-"""Where a collection's vectors come from: a file, or a model that embeds its texts or images."""
+"""Get the vectors of a collection from a file, or from a model that embeds its texts or images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ SINGULAR = {"corpus": "corpus", "queries": "query", "images": "image"}
 
 
 def vectors_of(items: Mapping[str, Items], name: str, vectors: Path | None, model: str | None) -> list[np.ndarray]:
-    """One checked table per named list of texts or image files, a row per item.
+    """Return one checked table of vectors for each named list of texts or image files, one row per item.
 
     Args:
-        items: Texts or image paths under the names that the tensors have in a file: "corpus" and "queries", or
-            "images" alone.
-        name: Collection's name, for messages.
-        vectors: A safetensors file or a folder of ``.npy`` files; rows in the order of the items.
-        model: Sentence-transformers model (id or path) that embeds the items; takes the place of ``vectors``.
+        items: Texts or image paths by name of their tensor: "corpus" and "queries", or "images" alone.
+        name: Name of the collection, for error messages.
+        vectors: A safetensors file or a folder of ``.npy`` files, rows in the order of the items; None with ``model``.
+        model: Sentence-transformers model (id or path) that embeds the items instead.
 
     Raises:
-        DataError: If the tables are broken, or do not fit the items or each other.
+        DataError: If the tables are broken, or do not match the items or each other.
     """
     if model is not None:
         tables = embed_tables(items, model)
@@ -38,7 +37,7 @@ def vectors_of(items: Mapping[str, Items], name: str, vectors: Path | None, mode
         if len(table) != len(items[side]):
             raise DataError(
                 f"{len(table)} {SINGULAR[side]} vectors for {len(items[side])} ids in {name}: "
-                "rows must follow the file."
+                "rows must be in the order of the file."
             )
     if len(tables) > 1:
         check_widths(*tables)

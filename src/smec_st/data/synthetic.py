@@ -1,8 +1,9 @@
-"""Training queries made from the documents themselves, for collections with texts and few judgements, or none.
+"""Make training queries from the documents, for collections of texts with few or no judgements.
 
-A document is cut in two: its title, its first sentence or its first half asks, and what is left of it answers. The
-whole document, which holds its query word for word, is taken for the query itself: it counts neither as relevant nor
-as irrelevant. (Inverse cloze task: Lee et al., ACL 2019; titles as queries: MacAvaney et al., SIGIR 2017.)
+A document is cut in two: its title, first sentence or first half becomes a query, and the remaining text is added to
+the corpus as the relevant document. The whole document contains the query word for word, so it becomes the query's
+own document and counts neither as relevant nor as irrelevant. (Inverse cloze task: Lee et al., ACL 2019; titles as
+queries: MacAvaney et al., SIGIR 2017.)
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from smec_st.data.vectors import check_vectors, check_widths
 Cut = Literal["auto", "title", "sentence", "halves"]
 CUTS: tuple[str, ...] = get_args(Cut)
 
-QUERY_WORDS, REST_WORDS = 3, 8  # a shorter part says too little
+QUERY_WORDS, REST_WORDS = 3, 8  # fewest words of a query and of the remaining text
 SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+")
 
 
 def cut_document(title: str, text: str, how: Cut = "auto") -> tuple[str, str] | None:
-    """What asks and what answers; None where a part would be too short.
+    """Cut a document into a query and the remaining text; return None if either would be too short.
 
     Args:
-        title: May be empty.
-        text: The document without its title.
-        how: ``title`` against text, first ``sentence`` against the rest, two ``halves`` by words; ``auto`` takes the
-            first of these that gives both parts.
+        title: Title of the document, may be empty.
+        text: Text of the document without its title.
+        how: What becomes the query: the ``title``, the first ``sentence``, or the first of two ``halves`` by words.
+            ``auto`` takes the first of these that gives two parts of sufficient length.
 
     Example:
         >>> cut_document("", "Cells divide twice a day. " + "The rest is told here at some length, word by word.")
@@ -50,27 +51,27 @@ def cut_document(title: str, text: str, how: Cut = "auto") -> tuple[str, str] | 
     else:
         words = text.split()
         parts = " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
-    enough = len(parts[0].split()) >= QUERY_WORDS and len(parts[1].split()) >= REST_WORDS
-    return parts if enough else None
+    is_long_enough = len(parts[0].split()) >= QUERY_WORDS and len(parts[1].split()) >= REST_WORDS
+    return parts if is_long_enough else None
 
 
 def add_synthetic_queries(
     collection: Collection, model: str, how: Cut = "auto", most: int = 10_000, seed: int = 0
 ) -> Collection:
-    """The collection with made queries, and what answers them, behind its own; they join the ``train`` split.
+    """Append synthetic queries and their relevant documents to a collection; the pairs join the ``train`` split.
 
     Args:
-        collection: With texts, as :func:`~smec_st.data.load_collection` reads it when a model is given.
-        model: Sentence-transformers model, id or path, whose vectors the collection has; results are cached.
+        collection: A collection with texts, as :func:`~smec_st.data.load_collection` reads it with a model.
+        model: Sentence-transformers model (id or path) that made the collection's vectors; results are cached.
         how: See :func:`cut_document`.
-        most: Documents cut, drawn at random.
-        seed: Of the draw.
+        most: Largest number of documents that are cut; they are drawn at random.
+        seed: Random seed.
 
     Raises:
-        DataError: If there are no texts, or none can be cut.
+        DataError: If there are no texts, or no document can be cut.
     """
     if how not in CUTS:
-        raise DataError(f"documents are cut by {', '.join(CUTS)}, got {how!r}.")
+        raise DataError(f"documents can be cut by {', '.join(CUTS)}, got {how!r}.")
     if not collection.texts:
         raise DataError(
             f"{collection.name} comes without texts to make queries from; give the model that embeds them."
@@ -81,22 +82,22 @@ def add_synthetic_queries(
         raise DataError(f"no document of {collection.name} is long enough to be cut into a query and an answer.")
     rows = np.sort(np.random.default_rng(seed).permutation(list(found))[:most])
     chosen = [found[row] for row in rows.tolist()]
-    made, answers = embed_tables({"queries": [q for q, _ in chosen], "corpus": [rest for _, rest in chosen]}, model)
-    check_vectors(made, "query")
-    check_widths(collection.corpus, made)
+    texts = {"queries": [query for query, _ in chosen], "corpus": [rest for _, rest in chosen]}
+    new_queries, new_documents = embed_tables(texts, model)
+    check_vectors(new_queries, "query")
+    check_widths(collection.corpus, new_queries)
     queries = len(collection.queries) + np.arange(len(rows))
     documents = len(collection.corpus) + np.arange(len(rows))
     train = collection.qrels.get("train")
-    asked = Qrels(queries, documents, np.ones(len(rows)))
-    judged = asked if train is None else Qrels.joined([train, asked])
+    new_train = Qrels(queries, documents, np.ones(len(rows)))
     return dataclasses.replace(
         collection,
-        corpus=np.concatenate([collection.corpus, answers]),
-        queries=np.concatenate([collection.queries, made]),
+        corpus=np.concatenate([collection.corpus, new_documents]),
+        queries=np.concatenate([collection.queries, new_queries]),
         corpus_ids=[*collection.corpus_ids, *(f"{collection.corpus_ids[row]}#rest" for row in rows)],
         query_ids=[*collection.query_ids, *(f"{collection.corpus_ids[row]}#query" for row in rows)],
-        qrels={**collection.qrels, "train": judged},
+        qrels={**collection.qrels, "train": new_train if train is None else Qrels.joined([train, new_train])},
         own_document=np.concatenate([collection.own_document, rows]),
         titles=[*collection.titles, *([""] * len(rows))],
-        texts=[*collection.texts, *(rest for _, rest in chosen)],
+        texts=[*collection.texts, *texts["corpus"]],
     )

@@ -1,1 +1,1 @@
-"""Hand a compressor on: models that load anywhere, the Hugging Face Hub, serving, and model cards."""
+"""Share a compressor: export to plain models, the Hugging Face Hub, checks of serving, and model cards."""

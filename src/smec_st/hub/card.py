@@ -1,9 +1,9 @@
-"""Model cards, written from what a compressor knows of itself and what was measured."""
+"""Write model cards from what a compressor records about itself and from measurements."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +31,17 @@ def write_card(
     license: str | None = None,
     base: str | None = None,
 ) -> None:
-    """Write ``README.md``, and the plot when there is something to plot.
+    """Write ``README.md`` into a folder, and the plot if there are measurements.
 
     Args:
-        compressor: What the card is about.
-        folder: Of the finished model or compressor.
-        repo_id: Its name on the Hub, or a path: what a reader is told to load.
-        dim: The one size that the folder serves; all by default.
-        head_only: Whether it holds the compressor without its backbone.
+        compressor: The compressor that the card describes.
+        folder: Folder of the finished model or compressor.
+        repo_id: Name on the Hub, or a path; the card tells readers to load this.
+        dim: The only size that the folder serves; None if it serves all.
+        head_only: Whether the folder holds the compressor without its backbone.
         evidence: Measurements.
         license: The Hub's short name of the licence, such as ``apache-2.0``.
-        base: The backbone's name, where the compressor does not know it.
+        base: Name of the backbone, used if the compressor does not record it.
     """
     if evidence is not None:
         plot_quality(evidence.rows, folder / PLOT)
@@ -62,18 +62,19 @@ def model_card(
     license: str | None = None,
     base: str | None = None,
 ) -> str:
-    """The text of the card; see :func:`write_card`."""
+    """Return the text of the card; see :func:`write_card`."""
     from huggingface_hub import ModelCard
 
-    base = public_name((compressor.info.get("backbone") or {}).get("model") or base)
+    backbone = compressor.info.get("backbone") or {}
+    base = public_name(backbone.get("model") or base)
     sizes = (dim,) if dim is not None else compressor.dims if head_only else compressor.nested_dims
     is_nested = len(sizes) > 1 and (compressor.is_nested or not head_only)
     values = {
-        "title": f"{base.rsplit('/')[-1]} in {_listed(sizes)} dimensions",
+        "title": _title(base, sizes),
         "summary": _summary(compressor, base, sizes, evidence),
         "repo_id": repo_id,
         "base": base,
-        "base_revision": (compressor.info.get("backbone") or {}).get("revision"),
+        "base_revision": backbone.get("revision"),
         "head_only": head_only,
         "has_compressor": folder is not None and (folder / "compressor").is_dir(),
         "size_of_files": _size_of(folder),
@@ -87,10 +88,10 @@ def model_card(
         "is_nested": is_nested,
         "nested": "yes: every size is a prefix of the widest" if is_nested else _not_nested(sizes),
         "fingerprint": compressor.fingerprint,
-        "similarity": (compressor.info.get("backbone") or {}).get("similarity") or "cosine",
-        "prompts": _prompts(compressor),
+        "similarity": backbone.get("similarity") or "cosine",
+        "prompts": _prompts(backbone.get("prompts") or {}),
         "training": _training(compressor, evidence),
-        "measured_on": f"on {evidence.collection} only" if evidence else "by no one yet",
+        "measured_on": f"measured on {evidence.collection} only" if evidence else "not measured",
         "version": __version__,
         **_measured(evidence, compressor),
     }
@@ -102,7 +103,7 @@ def model_card(
 
 
 def public_name(model: str | None) -> str:
-    """A backbone's id, or the last part of its path: a card tells nothing of the machine it was made on."""
+    """Return a backbone's id, or the last part of its path, so that a card reveals no local folders."""
     if model is None:
         return "the backbone"
     return model if REPO_ID.fullmatch(model) and not Path(model).exists() else Path(model).name
@@ -128,7 +129,7 @@ def _metadata(
         license=license,
         pipeline_tag="sentence-similarity",
         tags=[*tags, *(["matryoshka"] if len(sizes) > 1 else [])],
-        model_name=f"{base.rsplit('/')[-1]} in {_listed(sizes)} dimensions" if evidence else None,
+        model_name=_title(base, sizes) if evidence else None,
         eval_results=_results(compressor, evidence, sizes) if evidence else None,
     )
 
@@ -152,11 +153,11 @@ def _results(compressor: Compressor, evidence: Evidence, sizes: Sequence[int]) -
     ]
 
 
-# -- what was measured ------------------------------------------------------------------------------------------------
+# -- measurements -----------------------------------------------------------------------------------------------------
 
 
 def ours(compressor: Compressor, rows: Sequence[Row]) -> list[Row]:
-    """The compressor's own rows among those of a report."""
+    """Return those rows of a report that measure the compressor itself, not a baseline."""
     return [row for row in rows if row.method == compressor.info.get("method")]
 
 
@@ -189,19 +190,19 @@ def _difference(row: Row) -> str:
 
 
 def lossless_sentence(compressor: Compressor, rows: Sequence[Row]) -> str:
-    """How many times smaller the vectors may be before the score falls below the original's."""
+    """Say how many times smaller the vectors can be before the score falls below the original's."""
     original = next((row for row in rows if row.method == "original"), None)
     own = ours(compressor, rows)
     if original is None or not own:
         return ""
     name = label_of(METRIC)
-    fine = [row for row in own if row.metrics[METRIC] >= original.metrics[METRIC]]
-    if not fine:
+    lossless = [row for row in own if row.metrics[METRIC] >= original.metrics[METRIC]]
+    if not lossless:
         return f"No size reaches the original's {name} of {original.metrics[METRIC]:.3f}."
-    sentence = f"Lossless to {_times(fine, original)}: {name} is not below the original's."
+    sentence = f"Lossless to {_times(lossless, original)}: {name} is not below the original's."
     if all("original_low" in row.extra for row in own):
-        sure = [row for row in own if row.extra["original_low"] >= 0]
-        sentence += f" With 95 % confidence: {_times(sure, original)}." if sure else " With 95 % confidence: no size."
+        confident = [row for row in own if row.extra["original_low"] >= 0]
+        sentence += f" With 95 % confidence: {_times(confident, original) if confident else 'no size'}."
     return sentence
 
 
@@ -211,7 +212,7 @@ def _times(rows: Sequence[Row], original: Row) -> str:
 
 
 def plot_quality(rows: Sequence[Row], path: Path) -> None:
-    """Quality by numbers per vector, and by bytes."""
+    """Plot quality against numbers per vector and against bytes per vector."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -226,6 +227,10 @@ def plot_quality(rows: Sequence[Row], path: Path) -> None:
 
 
 # -- sentences --------------------------------------------------------------------------------------------------------
+
+
+def _title(base: str, sizes: Sequence[int]) -> str:
+    return f"{base.rsplit('/')[-1]} in {_listed(sizes)} dimensions"
 
 
 def _summary(compressor: Compressor, base: str, sizes: Sequence[int], evidence: Evidence | None) -> str:
@@ -265,8 +270,7 @@ def _activation_note(compressor: Compressor) -> str:
     return f", with {', '.join(sorted(used))} between the layers" if used else ""
 
 
-def _prompts(compressor: Compressor) -> str:
-    prompts = (compressor.info.get("backbone") or {}).get("prompts") or {}
+def _prompts(prompts: Mapping[str, str]) -> str:
     return ", ".join(f"{name}: `{text}`" for name, text in prompts.items() if text) or "none"
 
 

@@ -1,8 +1,8 @@
-"""Decoder language models as backbones, the LLM2Vec way: attention in both directions, mean pooling, LoRA adapters.
+"""Turn decoder language models into backbones as LLM2Vec does: bidirectional attention, mean pooling, LoRA adapters.
 
 BehnamGhader et al., *LLM2Vec: Large Language Models Are Secretly Powerful Text Encoders*, COLM 2024,
-https://arxiv.org/abs/2404.05961. transformers 5.2 and later turn the causal mask off by ``is_causal: false`` in the
-config, so the result is an ordinary model: no remote code.
+https://arxiv.org/abs/2404.05961. transformers 5.2 and later turn the causal mask off if the config says
+``is_causal: false``, so the result is an ordinary model without remote code.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ def decoder_backbone(
     prompts: Mapping[str, str] | None = None,
     device: str | None = None,
 ) -> SentenceTransformer:
-    """A decoder as a text encoder: both directions, mean pooling, unit length.
+    """Load a decoder as a text encoder with bidirectional attention, mean pooling, and vectors of unit length.
 
     Args:
-        model: Causal language model, id or folder; its output head is not used.
-        adapters: LoRA adapters, ids or folders, applied in order. LLM2Vec has two: masked next token prediction, then
-            contrastive training.
-        merge: Merge the adapters into the weights: one model, which every server reads. False keeps the one adapter as
-            a reference to ``model``: an export is then a few MB, needs ``peft`` where it is loaded, and is not for
-            vLLM or TEI. The ``config.json`` of ``model`` must then state ``is_causal`` (true or false): where it does
-            not, transformers 5 ignores the setting that a reference brings along.
-        max_seq_length: Tokens read of each text.
-        dtype: Of the weights: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        prompts: Instruction in front of each text, by name; ``query`` and ``document`` are the usual names.
-        device: Where it runs.
+        model: Id or folder of a causal language model; its output head is not used.
+        adapters: Ids or folders of LoRA adapters, applied in order. LLM2Vec has two: masked next token prediction,
+            then contrastive training.
+        merge: Merge the adapters into the weights, which gives one model that every server reads. False keeps a single
+            adapter as a reference to ``model``: an export then has a few MB, needs ``peft`` where it is loaded, and
+            does not work with vLLM or TEI. The ``config.json`` of ``model`` must then contain ``is_causal`` (true or
+            false), because otherwise transformers 5 ignores the setting that comes with the reference.
+        max_seq_length: Number of tokens read from each text.
+        dtype: Type of the weights: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        prompts: Instructions prepended to texts, by name, usually ``query`` and ``document``.
+        device: Device to load the model on.
 
     Raises:
         DataError: If the model cannot be loaded, its attention stays causal, or the adapters do not fit ``merge``.
@@ -53,8 +53,8 @@ def decoder_backbone(
     if not merge and len(adapters) != 1:
         raise DataError(f"without merging there must be one adapter, got {len(adapters)}; merge them.")
     options: dict[str, Any] = {"model_kwargs": {"dtype": dtype}, "config_kwargs": {"is_causal": False}}
+    name = str(model if merge else adapters[0])
     try:
-        name = str(model if merge else adapters[0])
         transformer = Transformer(name, max_seq_length=max_seq_length, **options)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"cannot load the model {model}: {one_line(error)}") from error
@@ -69,13 +69,14 @@ def decoder_backbone(
     if transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
-    made = SentenceTransformer(modules=[transformer, pooling, Normalize()], prompts=dict(prompts or {}), device=device)
-    if not looks_both_ways(made):
+    modules = [transformer, pooling, Normalize()]
+    encoder = SentenceTransformer(modules=modules, prompts=dict(prompts or {}), device=device)
+    if not looks_both_ways(encoder):
         raise DataError(
             f"{model} stays causal: its architecture does not know `is_causal: false`, or transformers is old."
         )
-    made.model_card_data.base_model = str(model)
-    return made
+    encoder.model_card_data.base_model = str(model)
+    return encoder
 
 
 def _merged(backbone: Any, adapters: Sequence[str | Path]) -> Any:
@@ -92,7 +93,7 @@ def _merged(backbone: Any, adapters: Sequence[str | Path]) -> Any:
 
 
 def looks_both_ways(model: SentenceTransformer) -> bool:
-    """Whether the first token's vector depends on the last token."""
+    """Return whether attention is bidirectional: the first token's vector depends on the last token."""
     import torch
 
     backbone: Any = model[0]

@@ -1,4 +1,4 @@
-"""What the Hub answers, in one line that says what to do."""
+"""Turn errors of the Hub client into one line that says what to do."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass a token"
 
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Inside, errors of the Hub client become :class:`~smec_st.data.DataError`; others pass."""
+    """Raise errors of the Hub client as :class:`~smec_st.data.DataError` within this context; others pass."""
     try:
         yield
     except Exception as error:
-        told = explain(error, repo_id, revision)
-        if told is None:
+        message = explain(error, repo_id, revision)
+        if message is None:
             raise
-        raise DataError(told) from error
+        raise DataError(message) from error
 
 
 def explain(error: BaseException, repo_id: str, revision: str | None = None) -> str | None:
-    """One line for an error of the Hub client, or None for any other error.
+    """Explain an error of the Hub client in one line; return None for any other error.
 
     Args:
-        error: What was raised; of an upload thread's error, its cause is read.
-        repo_id: The repository it was about.
-        revision: The revision asked for, if any.
+        error: The error that was raised. For an error of an upload thread, its cause is explained.
+        repo_id: The repository that was accessed.
+        revision: The requested revision, if any.
     """
     from huggingface_hub import constants, errors
 
@@ -37,9 +37,9 @@ def explain(error: BaseException, repo_id: str, revision: str | None = None) -> 
         return explain(error.__cause__, repo_id, revision)
     page = f"{constants.ENDPOINT}/{repo_id}"
     if isinstance(error, errors.HFValidationError):
-        return f"{repo_id!r} is no repository id: {one_line(error)}"
+        return f"{repo_id!r} is not a repository id: {one_line(error)}"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"cannot ask the Hub about {repo_id}: HF_HUB_OFFLINE is set."
+        return f"cannot look up {repo_id} on the Hub: HF_HUB_OFFLINE is set."
     if isinstance(error, errors.GatedRepoError):
         return f"{repo_id} is gated: ask for access at {page}, then {LOG_IN}."
     if isinstance(error, errors.RevisionNotFoundError):
@@ -47,10 +47,10 @@ def explain(error: BaseException, repo_id: str, revision: str | None = None) -> 
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"there is no model {repo_id} at {constants.ENDPOINT}, or it is private; if so, {LOG_IN}."
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{repo_id} is not in the local cache and the Hub could not be asked: {one_line(error)}"
+        return f"{repo_id} is not in the local cache and the Hub could not be reached: {one_line(error)}"
     if isinstance(error, errors.HfHubHTTPError):
         return _by_status(error.response.status_code, error, repo_id)
-    transport = errors.HfHubHTTPError.__mro__[1]  # HTTPError of the HTTP library that the client was built on
+    transport = errors.HfHubHTTPError.__mro__[1]  # HTTPError of requests or httpx, whichever the client was built on
     if isinstance(error, transport):
         return f"cannot reach {constants.ENDPOINT}: {one_line(error) or type(error).__name__}"
     return None
@@ -61,7 +61,7 @@ def _by_status(status: int, error: BaseException, repo_id: str) -> str:
     known = {
         401: f"the Hub does not accept this token; {LOG_IN}.",
         403: f"this token may not write to {owner}: it needs the write permission for {repo_id}.",
-        409: f"{repo_id}: what was to be created exists already.",
-        412: f"{repo_id} was changed by someone else meanwhile; look at it and push again.",
+        409: f"{repo_id}: a repository, branch or tag to be created exists already.",
+        412: f"{repo_id} was changed by someone else in the meantime; check it and push again.",
     }
     return known.get(status) or f"the Hub refused ({status}): {one_line(error)}"

@@ -1,4 +1,4 @@
-"""What was measured of a compressor, kept beside it for its model card."""
+"""Measurements of a compressor, saved next to it for its model card."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ FILE = "evidence.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Scores by size, and where they come from.
+    """Scores by size, and how they were measured.
 
     Attributes:
-        rows: One per method and size; ``original`` among them. ``extra`` may hold ``original_difference``,
-            ``original_low`` and ``original_high``: the mean difference to the original and its 95 % interval over the
-            test queries.
+        rows: One per method and size, including the method ``original``. ``extra`` may hold ``original_difference``,
+            ``original_low`` and ``original_high``: the mean difference to the original and its 95 % confidence
+            interval over the test queries.
         collection: Name of the collection.
-        dataset: Its id on the Hub, if it is there.
-        split: What was scored.
-        queries: How many queries were scored.
-        documents: How many documents were searched.
+        dataset: Id of the collection on the Hub, if it is there.
+        split: The split that was scored.
+        queries: Number of queries that were scored.
+        documents: Number of documents that were searched.
         data_license: Licence of the training data, in words.
         source: Where the data comes from.
-        command: The command that made the figures.
-        versions: Library to version.
+        command: The command that measured the scores.
+        versions: Versions of the libraries used, by name.
     """
 
     rows: Sequence[Row]
@@ -53,7 +53,7 @@ class Evidence:
 
     @classmethod
     def load(cls, folder: str | Path) -> Evidence | None:
-        """What lies beside a compressor: ``evidence.json``, or the ``report.json`` of its fit; None for neither.
+        """Read ``evidence.json`` or the ``report.json`` of a fit from a compressor's folder; None if neither exists.
 
         Raises:
             DataError: If the file is damaged.

@@ -1,7 +1,7 @@
 """Attach a compressor to its backbone as stock modules, and save the result as a model that loads anywhere.
 
-Module types are written under their names of before sentence-transformers 5.4, which every release since 5.2, and
-servers that know a fixed list of names, still read. Loading needs neither this package nor a flag.
+Modules are saved under the names that they had before sentence-transformers 5.4. Every release since 5.2 reads these
+names, and so do servers that know a fixed list of names. Loading needs neither this package nor a flag.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from sentence_transformers.base.modules import Dense, Normalize
 from torch import nn
 
 from smec_st.data import DataError
-from smec_st.files import new_folder
+from smec_st.files import new_folder, read_json, write_json
 from smec_st.hub.card import write_card
 from smec_st.hub.load import INSIDE
+from smec_st.hub.serving import LEGACY
 from smec_st.modules.adapter import ACTIVATIONS
 from smec_st.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
-LEGACY = "sentence_transformers.models."
-_LEGACY_NAMES = ("Transformer", "Pooling", "Normalize", "Dense")
 _POOLING_MODES = {
     "cls": "cls_token",
     "max": "max_tokens",
@@ -57,7 +56,7 @@ def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | 
         dense.append(module)
     modules = list(backbone)
     if not isinstance(modules[-1], Normalize) and any(layer.activation for layer in layers):
-        dense.insert(0, Normalize())  # the map was fitted on unit vectors, and a hidden layer does not ignore length
+        dense.insert(0, Normalize())  # maps are fitted on unit vectors, and a hidden layer depends on length
     result = SentenceTransformer(
         modules=[*modules, *dense, Normalize()],
         prompts=dict(backbone.prompts or {}),
@@ -65,8 +64,8 @@ def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | 
         similarity_fn_name=backbone.similarity_fn_name,
         device=str(backbone.device),
     )
-    known = (compressor.info.get("backbone") or {}).get("model")
-    result.model_card_data.base_model = known or backbone_record(backbone)["model"]
+    recorded = (compressor.info.get("backbone") or {}).get("model")
+    result.model_card_data.base_model = recorded or backbone_record(backbone)["model"]
     return result
 
 
@@ -95,37 +94,37 @@ def export(
 
 
 def write_legacy_layout(folder: Path) -> None:
-    """Rewrite ``modules.json`` and the module configs to what sentence-transformers 5.2 wrote.
+    """Rewrite ``modules.json`` and the module configs in the form that sentence-transformers 5.2 wrote.
 
     Raises:
-        DataError: If a module has no counterpart there.
+        DataError: If a pooling mode has no counterpart there.
     """
     path = folder / "modules.json"
     modules: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     for module in modules:
         name = module["type"].rpartition(".")[2]
-        if not module["type"].startswith("sentence_transformers.") or name not in _LEGACY_NAMES:
-            continue  # an image or other backbone: it needs the release that knows it anyway
+        if not module["type"].startswith("sentence_transformers.") or name not in _LEGACY_CONFIGS:
+            continue  # backbones of other kinds, such as images, need the release that introduced them anyway
         module["type"] = LEGACY + name
-        module.pop("kwargs", None) if not module.get("kwargs") else None
+        if not module.get("kwargs"):
+            module.pop("kwargs", None)
         _LEGACY_CONFIGS[name](folder / module["path"])
-    path.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    write_json(path, modules)
 
 
 def _legacy_transformer(folder: Path) -> None:
     path = folder / "sentence_bert_config.json"
-    config = _read(path)
+    config = read_json(path)
     if config.get("transformer_task") not in (None, "feature-extraction"):
         return
     length = config.get("max_seq_length")
     if length is None:
-        tokenizer = _read(folder / "tokenizer_config.json")
-        length = tokenizer.get("model_max_length")
-    _write(path, {"max_seq_length": length, "do_lower_case": bool(config.get("do_lower_case", False))})
+        length = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    write_json(path, {"max_seq_length": length, "do_lower_case": bool(config.get("do_lower_case", False))})
 
 
 def _legacy_pooling(folder: Path) -> None:
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "pooling_mode" not in config:
         return
     mode = config["pooling_mode"]
@@ -135,10 +134,8 @@ def _legacy_pooling(folder: Path) -> None:
         raise DataError(f"pooling mode {unknown[0]!r} has no form that sentence-transformers 5.2 reads.")
     flags = {f"pooling_mode_{legacy}": name in modes for name, legacy in _POOLING_MODES.items()}
     width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
-    _write(
-        folder / "config.json",
-        {"word_embedding_dimension": width, **flags, "include_prompt": config.get("include_prompt", True)},
-    )
+    legacy_config = {"word_embedding_dimension": width, **flags, "include_prompt": config.get("include_prompt", True)}
+    write_json(folder / "config.json", legacy_config)
 
 
 def _legacy_normalize(folder: Path) -> None:
@@ -147,11 +144,11 @@ def _legacy_normalize(folder: Path) -> None:
 
 
 def _legacy_dense(folder: Path) -> None:
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     for name in ("module_input_name", "module_output_name"):
         if config.get(name) == "sentence_embedding":
             del config[name]
-    _write(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
 _LEGACY_CONFIGS = {
@@ -163,33 +160,27 @@ _LEGACY_CONFIGS = {
 
 
 def _keep_attention(folder: Path, model: SentenceTransformer) -> None:
-    """A decoder made to look both ways must do so after loading: in releases that can, and never silently in others.
+    """Make sure that a decoder with bidirectional attention keeps it when it is loaded.
 
-    A merged backbone says ``is_causal`` in its own config. One kept as a PEFT reference takes its config from the base
-    model, so the change goes where sentence-transformers passes settings on to that config.
+    The config of a merged backbone says ``is_causal: false``. A backbone kept as a PEFT reference gets its config from
+    the base model, so the setting is written where sentence-transformers passes settings on to that config. Releases
+    that would ignore it refuse to load the model.
     """
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     if getattr(config, "is_causal", None) is not False:
         return
     if (folder / "adapter_config.json").is_file():
-        settings = _read(folder / "sentence_bert_config.json")
-        _write(folder / "sentence_bert_config.json", {**settings, "config_args": {"is_causal": False}})
+        path = folder / "sentence_bert_config.json"
+        write_json(path, {**read_json(path), "config_args": {"is_causal": False}})
     path = folder / "config_sentence_transformers.json"
     reason = "Older releases ignore `is_causal: false` and give other vectors."
-    _write(path, {**_read(path), "requirements": {"transformers": {"specifier": ">=5.2", "reason": reason}}})
+    write_json(path, {**read_json(path), "requirements": {"transformers": {"specifier": ">=5.2", "reason": reason}}})
 
 
 def _mark_matryoshka(folder: Path, compressor: Compressor, dim: int | None) -> None:
-    """Tell servers which sizes may be asked for; only true of a nested map."""
+    """List the sizes of a nested map in ``config.json``, where servers look up which sizes a client may request."""
     path = folder / "config.json"
     if dim is not None or len(compressor.nested_dims) < 2 or not path.is_file():
         return
-    _write(path, {**_read(path), "is_matryoshka": True, "matryoshka_dimensions": sorted(compressor.nested_dims)})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _write(path: Path, config: dict[str, Any]) -> None:
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    sizes = {"is_matryoshka": True, "matryoshka_dimensions": sorted(compressor.nested_dims)}
+    write_json(path, {**read_json(path), **sizes})

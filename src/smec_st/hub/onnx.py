@@ -1,4 +1,4 @@
-"""The whole model, backbone and folded head, as one ONNX graph: for servers and browsers that have no torch."""
+"""Export backbone and compressor as one ONNX graph, for servers and browsers without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TOKENS, VECTOR = "last_hidden_state", "sentence_embedding"
 
 
-class _Whole(nn.Module):
-    """Token ids to token vectors and the finished, unit-length vector."""
+class _WholeModel(nn.Module):
+    """Maps token ids to token vectors and to the compressed vector of unit length."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class _Whole(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``(batch, sequence)`` ids to ``(batch, sequence, width)`` and ``(batch, dim)``."""
-        more: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
+        """Map ids ``(batch, sequence)`` to ``(batch, sequence, width)`` and ``(batch, dim)``."""
+        types: dict[str, Any] = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        tokens = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
         features = {"token_embeddings": tokens, "attention_mask": attention_mask, "input_ids": input_ids}
         for module in self.rest:
             features = module(features)
@@ -44,13 +44,13 @@ class _Whole(nn.Module):
 
 
 def write_onnx(model: SentenceTransformer, folder: Path) -> Path:
-    """Write ``onnx/model.onnx`` into an exported model's folder.
+    """Write ``onnx/model.onnx`` into the folder of an exported model.
 
-    Inputs are what the tokenizer gives, ``(batch, sequence)`` of int64. Outputs are ``last_hidden_state``, which
-    sentence-transformers' own ONNX backend and TEI read, and ``sentence_embedding``, which is the compressed vector.
+    The inputs are those that the tokenizer gives, ``(batch, sequence)`` int64. The outputs are ``last_hidden_state``,
+    which the ONNX backends of sentence-transformers and TEI read, and ``sentence_embedding``, the compressed vector.
 
     Raises:
-        DataError: If the extra ``onnx`` is missing, or the backbone is not a text model.
+        DataError: If the packages of the extra ``onnx`` are missing, or the model does not read text.
     """
     try:
         import onnx  # noqa: F401
@@ -62,11 +62,11 @@ def write_onnx(model: SentenceTransformer, folder: Path) -> Path:
         raise DataError("only models that read text are exported to ONNX.")
     sample = model.preprocess(["two words", "one more text than that"])
     names = [name for name in INPUTS if name in sample]
-    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=_longest(model))
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=int(model.max_seq_length or 512))
     path = folder / FILE
     path.parent.mkdir()
-    whole: Any = _Whole(modules).eval().cpu()
-    with warnings.catch_warnings(), _silence():
+    whole: Any = _WholeModel(modules).eval().cpu()
+    with warnings.catch_warnings(), _quiet_exporter():
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
             whole,
@@ -81,13 +81,9 @@ def write_onnx(model: SentenceTransformer, folder: Path) -> Path:
     return path
 
 
-def _longest(model: SentenceTransformer) -> int:
-    return int(model.max_seq_length or 512)
-
-
 @contextlib.contextmanager
-def _silence() -> Any:
-    """The exporter tells of every pass that it makes."""
+def _quiet_exporter() -> Iterator[None]:
+    """Hide the messages in which the exporter reports every pass over the graph."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

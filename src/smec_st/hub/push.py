@@ -1,12 +1,11 @@
-"""Publish a compressor on the Hugging Face Hub: folded into its backbone, or by itself.
+"""Publish a compressor on the Hugging Face Hub: as a model with its backbone, or alone.
 
-The model is written on this machine first. Each revision is then one commit, and the main branch moves last, so that
-readers see the old model or the new one. What a failed push created is taken back, and the error says what remains.
+All files are written locally first. Each revision is then one commit, and the main branch moves last, so that readers
+see either the old model or the new one. A failed push removes what it created, and its error says what remains.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
-from smec_st.hub.card import REPO_ID
+from smec_st.files import read_json
+from smec_st.hub.card import REPO_ID, write_card
 from smec_st.hub.errors import LOG_IN, explain, hub_errors
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smec_st.hub.evidence import Evidence
 
 PER_SIZE = ("branches", "tags")
-# What an earlier push may have left that would change how the model is read.
+# Files of an earlier push that would change how the model is read; stale ones are deleted.
 _OURS = re.compile(r"(\d+_\w+|compressor|onnx)/.*|(model|adapter|compressor)[^/]*\.(safetensors|json)|modules\.json")
 _ALWAYS_THERE = {".gitattributes"}
 
@@ -60,8 +60,8 @@ def push(
         raise DataError(f"pushing to {repo_id} needs a token: {LOG_IN}.")
     api = HfApi(token=token)
     with hub_errors(repo_id, revision):
-        repo_id = _whole_id(api, repo_id)
-        known = _look(api, repo_id, private, overwrite)
+        repo_id = _full_id(api, repo_id)
+        exists = _check_repository(api, repo_id, private, overwrite)
 
     backbone = load_model(model) if isinstance(model, str) else model
     base = model if isinstance(model, str) else None
@@ -71,16 +71,16 @@ def push(
         return folder
 
     with tempfile.TemporaryDirectory(prefix="smec-st-push-") as work:
-        whole = write(Path(work, "main"), dim)
+        main = write(Path(work, "main"), dim)
         publication = _Publication(api, repo_id, overwrite, message or f"Add {compressor!r}")
-        with publication.taken_back_on_error():
-            if not known:
+        with publication.undone_on_error():
+            if not exists:
                 publication.create(private)
             for size in compressor.dims if per_size else ():
                 folder = write(Path(work, f"dim-{size}"), size)
                 publication.put(folder, folder.name, as_tag=per_size == "tags")
-                shutil.rmtree(folder)  # it holds the backbone once more
-            return publication.put(whole, revision or "main")
+                shutil.rmtree(folder)  # it contains a copy of the backbone
+            return publication.put(main, revision or "main")
 
 
 def write_repository(
@@ -94,20 +94,19 @@ def write_repository(
     license: str | None = None,
     base: str | None = None,
 ) -> None:
-    """The files of one revision: the exported model, or the compressor alone with a card.
+    """Write the files of one revision: the exported model or the compressor alone, with a model card.
 
     Args:
-        compressor: What to publish.
+        compressor: The compressor to publish.
         folder: New folder.
-        repo_id: Its name on the Hub, for the card.
-        model: The backbone; None for a head-only repository.
-        dim: The one size to hold; all by default.
+        repo_id: Name on the Hub, for the card.
+        model: The backbone; None to write the compressor alone.
+        dim: The only size to include; all by default.
         evidence: Measurements for the card.
         license: Short name of the licence, for the card.
-        base: The backbone's id, where it is known better than the model does.
+        base: Id of the backbone, used instead of the name that the model records.
     """
     from smec_st.data.embedding import backbone_record
-    from smec_st.hub.card import write_card
 
     if model is not None:
         compressor.export(model, folder, dim)
@@ -121,18 +120,15 @@ def write_repository(
 
 
 def _check_reference(folder: Path) -> None:
-    """An adapter that refers to a folder on this machine would be of no use to others."""
+    """Refuse an adapter whose base model is a folder of this machine, because others could not load it."""
     path = folder / "adapter_config.json"
-    if path.is_file():
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not REPO_ID.fullmatch(str(base)) or Path(str(base)).exists():
-            raise DataError(
-                f"the adapter refers to {base!r}, which is not on the Hub; merge it, or name the base's id."
-            )
+    base = read_json(path).get("base_model_name_or_path")
+    if path.is_file() and (not REPO_ID.fullmatch(str(base)) or Path(str(base)).exists()):
+        raise DataError(f"the adapter refers to {base!r}, which is not on the Hub; merge it, or name the base's id.")
 
 
 def only_this(compressor: Compressor, dim: int | None) -> Compressor:
-    """The compressor with one size alone; itself for None."""
+    """Return a compressor that has only the size ``dim``; the compressor itself for None."""
     if dim is None:
         return compressor
     try:
@@ -142,12 +138,16 @@ def only_this(compressor: Compressor, dim: int | None) -> Compressor:
     return type(compressor)([(compressor.map_for(dim), (dim,))], compressor.info)
 
 
-def _whole_id(api: HfApi, repo_id: str) -> str:
+def _full_id(api: HfApi, repo_id: str) -> str:
     return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
 
 
-def _look(api: HfApi, repo_id: str, private: bool | None, overwrite: bool) -> bool:
-    """Whether the repository exists; refuse what would surprise its owner, before any work is done."""
+def _check_repository(api: HfApi, repo_id: str, private: bool | None, overwrite: bool) -> bool:
+    """Return whether the repository exists.
+
+    Raises:
+        DataError: If it has files and ``overwrite`` is False, or is public although ``private`` is True.
+    """
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -164,7 +164,7 @@ def _look(api: HfApi, repo_id: str, private: bool | None, overwrite: bool) -> bo
 
 @dataclass
 class _Publication:
-    """What has been done on the Hub so far, so that it can be taken back."""
+    """One push to a repository; it records what it creates, so that this can be removed if the push fails."""
 
     api: HfApi
     repo_id: str
@@ -173,14 +173,14 @@ class _Publication:
     has_created: bool = False
     new_branches: list[str] = field(default_factory=list)
     new_tags: list[str] = field(default_factory=list)
-    moved: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
 
     def create(self, private: bool | None) -> None:
         self.api.create_repo(self.repo_id, private=private)
         self.has_created = True
 
     def put(self, folder: Path, revision: str, as_tag: bool = False) -> str:
-        """Make a branch, or a tag, hold the folder's files; the commit's address."""
+        """Commit the folder's files to a branch, or under a tag, and return the address of the commit."""
         branch = f"{revision}-draft" if as_tag else revision
         is_new = branch != "main" and self._branch(branch)
         address, commit = self._commit(folder, branch)
@@ -190,10 +190,11 @@ class _Publication:
             if is_new:
                 self.new_branches.remove(branch)
         elif not is_new:
-            self.moved.append(revision)
+            self.updated.append(revision)
         return address
 
     def _branch(self, name: str) -> bool:
+        """Create a branch unless it exists; return whether it was created."""
         refs = self.api.list_repo_refs(self.repo_id)
         if name in {branch.name for branch in refs.branches}:
             return False
@@ -204,12 +205,13 @@ class _Publication:
     def _tag(self, name: str, commit: str) -> None:
         if self.overwrite and name in {tag.name for tag in self.api.list_repo_refs(self.repo_id).tags}:
             self.api.delete_tag(self.repo_id, tag=name)
-            self.moved.append(name)
+            self.updated.append(name)
         else:
             self.new_tags.append(name)
         self.api.create_tag(self.repo_id, tag=name, revision=commit)
 
     def _commit(self, folder: Path, branch: str) -> tuple[str, str]:
+        """Commit the folder's files to a branch; return the address and the id of the commit."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         info = self.api.model_info(self.repo_id, revision=branch)
@@ -224,36 +226,37 @@ class _Publication:
         return str(done.commit_url), str(done.oid)
 
     @contextmanager
-    def taken_back_on_error(self) -> Iterator[None]:
+    def undone_on_error(self) -> Iterator[None]:
+        """Remove what the push created if an error is raised in this context, and say in the error what remains."""
         try:
             yield
         except BaseException as error:
-            remains = self._take_back()
+            remains = self._undo()
             if not isinstance(error, Exception):
                 raise
             cause = error.__cause__ or error
-            told = explain(error, self.repo_id) or f"{type(cause).__name__}: {one_line(cause)}"
-            raise DataError(f"push to {self.repo_id} failed: {told.rstrip('.')}. {remains}") from error
+            message = explain(error, self.repo_id) or f"{type(cause).__name__}: {one_line(cause)}"
+            raise DataError(f"push to {self.repo_id} failed: {message.rstrip('.')}. {remains}") from error
 
-    def _take_back(self) -> str:
-        """Remove what is new; say in a sentence what is there now."""
+    def _undo(self) -> str:
+        """Remove what the push created, and return a sentence that says what remains."""
         left: list[str] = []
         try:
             if self.has_created:
                 self.api.delete_repo(self.repo_id, missing_ok=True)
-                return "The repository made for it was removed again."
+                return "The new repository was removed again."
             left += [*self.new_branches, *self.new_tags]
             for branch in self.new_branches:
                 self.api.delete_branch(self.repo_id, branch=branch)
                 left.remove(branch)
-            there = {tag.name for tag in self.api.list_repo_refs(self.repo_id).tags}
+            existing = {tag.name for tag in self.api.list_repo_refs(self.repo_id).tags}
             for tag in self.new_tags:
-                if tag in there:
+                if tag in existing:
                     self.api.delete_tag(self.repo_id, tag=tag)
                 left.remove(tag)
         except Exception:
             kind = "the repository" if self.has_created else ", ".join(left)
-            return f"What was made for it could not be removed and is incomplete; delete on the Hub: {kind}."
-        if self.moved:
-            return f"Only {', '.join(self.moved)} hold the new files; push again."
+            return f"What the push created is incomplete and could not be removed; delete it on the Hub: {kind}."
+        if self.updated:
+            return f"Only {', '.join(self.updated)} hold the new files; push again."
         return "Nothing on the Hub has changed."

@@ -1,7 +1,7 @@
-"""Read an exported model the way servers do, from its files alone, without sentence-transformers.
+"""Reference readers that read an exported model as servers do: from its files, without sentence-transformers.
 
-Each reader follows one server's rules as its source states them: which names in ``modules.json`` it knows, which
-activations, what it leaves out, and when it cuts. They are slow, plain, and there to compare with.
+Each reader follows the source code of one server: which names in ``modules.json`` and which activations it knows, what
+it ignores, and when it truncates. They are simple and slow, for comparison only.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data import DataError, unit_rows
+from smec_st.data import DataError, read_safetensors, unit_rows
+from smec_st.files import read_json
 
-LEGACY = "sentence_transformers.models."
+LEGACY = "sentence_transformers.models."  # module names before sentence-transformers 5.4
 KNOWN_NAMES = tuple(LEGACY + name for name in ("Transformer", "Pooling", "Dense", "Normalize"))
 TEI_ACTIVATIONS = ("torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh")
 POOLINGS = {
@@ -29,7 +30,7 @@ Tokens = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Parts:
-    """What a server takes from the files.
+    """The parts of a model that servers read from its files.
 
     Attributes:
         pooling: ``cls``, ``mean`` or ``last``.
@@ -41,10 +42,11 @@ class Parts:
 
 
 def read_parts(folder: Path) -> Parts:
-    """Read ``modules.json`` and what it names.
+    """Read ``modules.json`` and the modules that it names.
 
     Raises:
-        DataError: If a server with a closed list of names could not read it: it would serve uncompressed vectors.
+        DataError: If a server that knows a fixed list of names could not read them, and would serve uncompressed
+            vectors.
     """
     if (folder / "adapter_config.json").is_file():
         raise DataError("the backbone is kept as a PEFT reference, which servers do not resolve; merge the adapters.")
@@ -67,48 +69,47 @@ def read_parts(folder: Path) -> Parts:
 
 
 def _dense(folder: Path) -> tuple[np.ndarray, str]:
-    from smec_st.data import read_safetensors
-
     config = _json(folder / "config.json")
     if config.get("bias"):
-        raise DataError(f"{folder.name} has a bias, which our maps never have.")
+        raise DataError(f"{folder.name} has a bias, which a compressor never has.")
     weight = read_safetensors(folder / "model.safetensors", ["linear.weight"])["linear.weight"]
     return weight.astype(np.float32), str(config["activation_function"])
 
 
 def token_vectors(folder: Path, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The backbone's output: ``(n, length, width)``, and which tokens count, ``(n, length)``."""
+    """Return the backbone's output, ``(n, length, width)``, and its attention mask, ``(n, length)``."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    limits = _json(folder / "sentence_bert_config.json") if (folder / "sentence_bert_config.json").is_file() else {}
+    length = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     model = AutoModel.from_pretrained(folder, dtype="auto").eval()
-    inputs = tokenizer(
-        list(texts), padding=True, truncation=True, max_length=limits.get("max_seq_length"), return_tensors="pt"
-    )
+    inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
     with torch.inference_mode():
         tokens = model(**inputs).last_hidden_state
     return tokens.float().numpy(), inputs["attention_mask"].numpy()
 
 
 def pool(tokens: np.ndarray, mask: np.ndarray, mode: str) -> np.ndarray:
-    """``(n, length, width)`` to ``(n, width)``."""
+    """Pool token vectors, ``(n, length, width) -> (n, width)``."""
     if mode == "mean":
         weights = mask[:, :, None] / mask.sum(axis=1)[:, None, None]
         return np.asarray((tokens * weights).sum(axis=1), dtype=np.float32)
-    place = mask.argmax(axis=1) if mode == "cls" else mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
-    return np.asarray(tokens[np.arange(len(tokens)), place], dtype=np.float32)
+    position = mask.argmax(axis=1) if mode == "cls" else mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+    return np.asarray(tokens[np.arange(len(tokens)), position], dtype=np.float32)
 
 
 def as_tei(folder: Path, tokens: Tokens) -> np.ndarray:
-    """text-embeddings-inference: pooled, every Dense in turn, and normalised at the end; ``(n, dim)``.
+    """Embed as text-embeddings-inference does: pool, apply every Dense module, and normalise at the end; ``(n, dim)``.
 
-    It reads no Normalize between modules, and knows few activations.
+    It ignores Normalize modules between the others, and knows few activations.
 
     Args:
-        folder: Of the model.
-        tokens: Gives :func:`token_vectors` of the texts.
+        folder: Folder of the model.
+        tokens: Returns :func:`token_vectors` of the texts.
+
+    Raises:
+        DataError: If it could not read the model.
     """
     parts = read_parts(folder)
     for _, activation in parts.dense:
@@ -118,9 +119,17 @@ def as_tei(folder: Path, tokens: Tokens) -> np.ndarray:
 
 
 def as_vllm(folder: Path, tokens: Tokens, dim: int) -> np.ndarray:
-    """vLLM: pooled, every Dense in turn, cut to ``dimensions``, and only then normalised; ``(n, dim)``.
+    """Embed as vLLM does: pool, apply every Dense module, truncate to ``dim``, and then normalise; ``(n, dim)``.
 
-    A request for ``dimensions`` is refused unless the root config says which there are.
+    vLLM refuses requests for ``dimensions`` that the model's ``config.json`` does not list.
+
+    Args:
+        folder: Folder of the model.
+        tokens: Returns :func:`token_vectors` of the texts.
+        dim: The ``dimensions`` of the request.
+
+    Raises:
+        DataError: If it could not read the model, or would refuse the request.
     """
     parts = read_parts(folder)
     vectors = _projected(parts, pool(*tokens(), parts.pooling))
@@ -133,7 +142,7 @@ def as_vllm(folder: Path, tokens: Tokens, dim: int) -> np.ndarray:
 
 
 def as_onnx(folder: Path, texts: Sequence[str]) -> np.ndarray:
-    """ONNX Runtime on ``onnx/model.onnx``, with the tokenizer of the folder; ``(n, dim)``."""
+    """Embed with ONNX Runtime, ``onnx/model.onnx`` and the tokenizer of the folder; ``(n, dim)``."""
     from transformers import AutoTokenizer
 
     from smec_st.hub.onnx import FILE, VECTOR
@@ -153,12 +162,12 @@ def _projected(parts: Parts, vectors: np.ndarray) -> np.ndarray:
     import torch
 
     for weight, activation in parts.dense:
-        kind = getattr(torch.nn, activation.rpartition(".")[2])()
-        vectors = kind(torch.from_numpy(vectors @ weight.T)).numpy()
+        activate = getattr(torch.nn, activation.rpartition(".")[2])()
+        vectors = activate(torch.from_numpy(vectors @ weight.T)).numpy()
     return vectors
 
 
 def _json(path: Path) -> Any:
     if not path.is_file():
-        raise DataError(f"{path.name} is missing; this is no exported sentence-transformers model.")
+        raise DataError(f"{path.name} is missing; this is not an exported sentence-transformers model.")
     return json.loads(path.read_text(encoding="utf-8"))

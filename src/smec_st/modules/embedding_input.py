@@ -1,4 +1,4 @@
-"""The first module of a model that has no backbone: it takes vectors where others take text."""
+"""The first module of a model without a backbone: its inputs are vectors instead of texts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from torch import Tensor
 
 
 class EmbeddingInput(InputModule):
-    """Feed cached backbone vectors to the modules behind it.
+    """Pass cached backbone vectors to the modules that follow.
 
     Args:
         dim: Width ``D`` of the vectors.
+
+    Raises:
+        ValueError: If ``dim`` is below 1.
     """
 
     config_keys = ["dim"]
@@ -27,16 +30,20 @@ class EmbeddingInput(InputModule):
 
     @property
     def modalities(self) -> list[str]:
-        """One-dimensional arrays are typed "audio" by sentence-transformers."""
+        """``["audio"]``, because sentence-transformers takes one-dimensional arrays for audio."""
         return ["audio"]
 
     @property
     def max_seq_length(self) -> None:
-        """Vectors have no length in tokens."""
+        """None: vectors have no length in tokens."""
         return None
 
     def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Stack vectors: a list of ``(D,)`` rows or an ``(n, D)`` array becomes ``(n, D)`` float32."""
+        """Convert a list of ``(D,)`` rows or an ``(n, D)`` array to an ``(n, D)`` float32 tensor.
+
+        Raises:
+            ValueError: If the vectors are not ``dim`` wide.
+        """
         if not isinstance(inputs, Tensor):
             inputs = torch.stack([torch.as_tensor(row, dtype=torch.float32) for row in inputs])
         rows = inputs.float()
@@ -45,11 +52,11 @@ class EmbeddingInput(InputModule):
         return {"sentence_embedding": rows}
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """Pass the vectors on in a new dict, so that a second forward on the same features starts afresh."""
+        """Return a copy of the dict, so that later modules do not change the input of a second forward pass."""
         return dict(features)
 
     def get_embedding_dimension(self) -> int:
-        """Width ``D``."""
+        """Return the width ``D``."""
         return self.dim
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:

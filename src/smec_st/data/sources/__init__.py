@@ -1,4 +1,4 @@
-"""Vectors as the one thing that is needed: every place they may be kept in, read in place and in batches."""
+"""Read vectors from every supported file, dataset, index or database, in place and in batches."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import numpy as np
 
 from smec_st.data.errors import DataError
 from smec_st.data.safetensors import read_safetensors
-from smec_st.data.sources.batch import Batch, VectorSource, spoken
+from smec_st.data.sources.batch import Batch, VectorSource
 from smec_st.data.sources.columns import of_dataset, open_dataset, open_parquet
 from smec_st.data.sources.indexes import open_faiss, open_milvus
 from smec_st.data.sources.lines import open_csv, open_json, open_jsonl
-from smec_st.data.sources.tables import Table, open_npy, open_safetensors
+from smec_st.data.sources.tables import ArrayVectors, map_npy, open_npy, open_safetensors
 
 __all__ = [
     "Batch",
-    "Table",
     "VectorSource",
     "find_table",
     "load_tables",
@@ -25,7 +24,6 @@ __all__ = [
     "of_dataset",
     "open_vectors",
     "read_all",
-    "spoken",
 ]
 
 READERS: dict[str, Callable[[Path, str | None], VectorSource]] = {
@@ -42,16 +40,17 @@ READERS: dict[str, Callable[[Path, str | None], VectorSource]] = {
 
 
 def open_vectors(path: str | Path, column: str | None = None) -> VectorSource:
-    """Open vectors where they are.
+    """Open a source of vectors without reading all of it.
 
     Args:
-        path: A file: ``.npy``, ``.safetensors``, ``.parquet``, ``.jsonl``, ``.json`` (also an embedding API's answers
-            as they came), ``.csv``, ``.tsv``, or a FAISS index (``.faiss``, ``.index``). A folder of parquet files, or
-            one that ``datasets`` saved. ``URI#COLLECTION`` for Milvus or a Milvus Lite file.
-        column: Which tensor, column or field holds the vectors; needed when there are several.
+        path: A file: ``.npy``, ``.safetensors``, ``.parquet``, ``.jsonl``, ``.json`` (also the unchanged answers of an
+            embedding API), ``.csv``, ``.tsv``, or a FAISS index (``.faiss``, ``.index``). Or a folder: of parquet
+            files, or saved by ``datasets``. Or ``URI#COLLECTION`` for Milvus or a Milvus Lite file.
+        column: Name of the tensor, column or field that holds the vectors; required if there are several.
 
     Raises:
-        DataError: If it is missing, broken, of another kind, or it is unclear what is meant.
+        DataError: If the source is missing, broken, of an unknown kind, or has several vector columns and none is
+            named.
     """
     if "#" in str(path) and not Path(path).exists():
         return open_milvus(str(path), column)
@@ -67,13 +66,13 @@ def open_vectors(path: str | Path, column: str | None = None) -> VectorSource:
         raise DataError(f"no such file: {path}")
     if path.suffix not in READERS:
         known = ", ".join(READERS)
-        raise DataError(f"{path}: vectors are read from files ending in {known}, not {path.suffix or 'this'}.")
+        raise DataError(f"{path}: vectors are read from files ending in {known}, got {path.suffix or 'no ending'}.")
     return READERS[path.suffix](path, column)
 
 
 def read_all(source: VectorSource) -> tuple[np.ndarray, list[str] | None]:
-    """All rows of a source, a table as it is (a memory map stays one), and their ids."""
-    if isinstance(source, Table):
+    """Return all rows of a source and their ids. An array is returned as it is: a memory map is not read."""
+    if isinstance(source, ArrayVectors):
         return source.array, source.ids
     parts = list(source.batches())
     if not parts:
@@ -83,11 +82,11 @@ def read_all(source: VectorSource) -> tuple[np.ndarray, list[str] | None]:
 
 
 def load_vectors(path: str | Path, name: str | None = None) -> np.ndarray:
-    """Read one table of vectors from any place that :func:`open_vectors` knows.
+    """Read all vectors of a source.
 
     Args:
         path: See :func:`open_vectors`. A ``.npy`` file is memory-mapped; pickled arrays are refused.
-        name: Which tensor, column or field; needed when there are several.
+        name: Name of the tensor, column or field; required if there are several.
 
     Returns:
         ``(N, D)``, in the type of the file.
@@ -97,25 +96,22 @@ def load_vectors(path: str | Path, name: str | None = None) -> np.ndarray:
     """
     path = Path(path) if "#" not in str(path) else path
     if isinstance(path, Path) and path.is_file() and path.suffix == ".npy":
-        from smec_st.data.sources.tables import map_npy
-
-        return map_npy(path)  # of any shape; who asks for vectors checks them
+        return map_npy(path)  # of any shape and type; the caller checks them
     rows, _ = read_all(open_vectors(path, name))
     return np.array(rows) if isinstance(path, Path) and path.suffix == ".safetensors" else rows
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    """The file of vectors called ``name`` in a folder, or a folder of parquet files or a dataset of that name."""
+    """Find the vector file ``name`` in a folder, or the subfolder ``name`` with parquet files or a dataset."""
     found = [folder / f"{name}{suffix}" for suffix in READERS if (folder / f"{name}{suffix}").is_file()]
-    if (folder / name).is_dir() and any((folder / name).glob("*.parquet")):
-        found.append(folder / name)
-    if (folder / name / "dataset_info.json").is_file():
-        found.append(folder / name)
+    subfolder = folder / name
+    if any(subfolder.glob("*.parquet")) or (subfolder / "dataset_info.json").is_file():
+        found.append(subfolder)
     return found[0] if found else None
 
 
 def load_tables(path: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """The named tables of a collection: a safetensors file with these tensors, or a folder with a file each."""
+    """Read the named tables of a collection: tensors of one safetensors file, or one file each in a folder."""
     if path.is_dir():
         return [load_vectors(find_table(path, name) or path / f"{name}.npy") for name in names]
     if not path.is_file():

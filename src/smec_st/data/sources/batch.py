@@ -1,31 +1,31 @@
-"""What every source of vectors looks like: known width, rows in a fixed order, read a batch at a time."""
+"""The interface of every source of vectors: a known width, and rows in a fixed order, read in batches."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line
+from smec_st.data.errors import DataError, one_line, some
 
-#: Under this name files carry what they say of themselves, as JSON.
+#: Metadata key under which files store a JSON record of the model that made their vectors.
 RECORD = "smec_st"
-#: What a source may say of the model that made its vectors.
-SPOKEN = ("model", "revision", "prompt", "prompts", "fingerprint")
+#: Metadata keys that are read as parts of such a record.
+RECORD_KEYS = ("model", "revision", "prompt", "prompts", "fingerprint")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Neighbouring rows of a source.
+    """Consecutive rows of a source.
 
     Attributes:
         start: Number of the first row.
         rows: ``(n, D)``, any float type.
-        ids: Ids of the rows, where the source has some.
+        ids: Ids of the rows, or None if the source has none.
     """
 
     start: int
@@ -34,11 +34,11 @@ class Batch:
 
 
 class VectorSource(Protocol):
-    """Vectors where they are; nothing is read before it is asked for."""
+    """An open source of vectors; rows are read only when a batch is requested."""
 
     @property
     def name(self) -> str:
-        """Path or address, for messages."""
+        """Path or address, for error messages."""
         ...
 
     @property
@@ -48,33 +48,56 @@ class VectorSource(Protocol):
 
     @property
     def rows(self) -> int | None:
-        """How many; None where only reading all of it would tell."""
+        """Number of rows, ``N``; None if it is unknown until all of the source is read."""
         ...
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What the source says of the model that made the vectors; empty when it says nothing."""
+        """What the source says about the model that made the vectors; empty if it says nothing."""
         ...
 
     @property
     def state(self) -> str:
-        """Changes when the vectors may have changed: sizes and times of files."""
+        """A text that changes when the vectors may have changed: file sizes and modification times."""
         ...
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
-        """Rows from number ``start`` on, at most ``size`` at a time, always in the same order."""
+        """Yield the rows from number ``start`` on, at most ``size`` at a time, always in the same order."""
         ...
 
 
 def file_state(*paths: Path) -> str:
-    """Sizes and times of files."""
+    """Return names, sizes and modification times of files as text."""
     return json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths])
 
 
-def spoken(metadata: Mapping[Any, Any] | None) -> dict[str, Any]:
-    """The model's record in a file's metadata: JSON under :data:`RECORD`, or plain entries such as ``model``."""
+def choose_column(found: Sequence[str], wanted: str | None, name: str, kinds: str, kind: str = "one") -> str:
+    """Return the column, field or tensor that holds the vectors: the wanted one, or the only one.
+
+    Args:
+        found: Names of those that can hold vectors.
+        wanted: The name that the user gave, if any.
+        name: What error messages call the source.
+        kinds: What error messages call those that were found, such as "tensors".
+        kind: What error messages call one of them.
+
+    Raises:
+        DataError: If there is none, the wanted one is missing, or there are several and none was named.
+    """
+    if wanted is None and len(found) == 1:
+        return found[0]
+    if wanted is not None and wanted in found:
+        return wanted
+    if not found:
+        raise DataError(f"{name} has no {kinds}.")
+    hint = f"say which {kind} is meant" if wanted is None else f"{wanted} is not among them"
+    raise DataError(f"{name} has the {kinds} {some(found, 6)}; {hint}.")
+
+
+def metadata_record(metadata: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """Read the model's record from metadata: JSON under :data:`RECORD`, or plain entries such as ``model``."""
     text = {_text(key): _text(value) for key, value in (metadata or {}).items()}
-    found: dict[str, Any] = {name: text[name] for name in SPOKEN if text.get(name)}
+    found: dict[str, Any] = {name: text[name] for name in RECORD_KEYS if text.get(name)}
     if RECORD in text:
         try:
             found.update(json.loads(text[RECORD]))
@@ -83,8 +106,8 @@ def spoken(metadata: Mapping[Any, Any] | None) -> dict[str, Any]:
     return found
 
 
-def beside(path: Path) -> dict[str, Any]:
-    """The record in ``PATH.json``, for formats without metadata of their own; empty when there is none."""
+def sidecar_record(path: Path) -> dict[str, Any]:
+    """Read the model's record from ``PATH.json``, for formats without metadata; empty if there is no such file."""
     note = path.with_name(path.name + ".json")
     if not note.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Vectors in a column: parquet files, folders of them, and saved Hugging Face datasets."""
+"""Read vectors from a column of parquet files or of a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
-from smec_st.data.sources.batch import Batch, file_state, spoken
+from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,18 +19,18 @@ ID_NAMES = ("id", "_id", "ids", "doc_id", "custom_id")
 
 
 @dataclass(frozen=True)
-class Columns:
-    """A column of lists of floats, and perhaps one of ids.
+class ColumnVectors:
+    """A column of lists of floats, and optionally one of ids.
 
     Attributes:
-        name: For messages.
-        column: Of the vectors.
-        id_column: Of the ids, or None.
-        width: ``D``.
-        rows: ``N``.
-        record: What the schema's metadata says of the model.
+        name: Path, for error messages.
+        column: Name of the vector column.
+        id_column: Name of the id column, or None.
+        width: Numbers per vector, ``D``.
+        rows: Number of rows, ``N``.
+        record: What the schema's metadata say about the model.
         state: See :class:`~smec_st.data.VectorSource`.
-        read: ``(columns, batch size, first row)`` to record batches.
+        read: Yields record batches for (column names, batch size, first row).
     """
 
     name: str
@@ -52,8 +52,8 @@ class Columns:
             start += len(rows)
 
 
-def open_parquet(path: Path, column: str | None = None) -> Columns:
-    """A ``.parquet`` file, or all those of a folder in the order of their names."""
+def open_parquet(path: Path, column: str | None = None) -> ColumnVectors:
+    """Open a ``.parquet`` file, or all those of a folder, sorted by name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -86,8 +86,8 @@ def open_parquet(path: Path, column: str | None = None) -> Columns:
     return _columns(str(path), schema, column, rows, file_state(*paths), read)
 
 
-def open_dataset(path: Path, column: str | None = None) -> Columns:
-    """A folder that ``datasets.Dataset.save_to_disk`` wrote; ``SPLIT/COLUMN`` names both where there are splits."""
+def open_dataset(path: Path, column: str | None = None) -> ColumnVectors:
+    """Open a folder that ``Dataset.save_to_disk`` wrote; if it has splits, ``column`` is ``SPLIT/COLUMN``."""
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -104,8 +104,8 @@ def open_dataset(path: Path, column: str | None = None) -> Columns:
     return of_dataset(found, column, str(path), file_state(*sorted(path.rglob("*.arrow"))))
 
 
-def of_dataset(dataset: Any, column: str | None = None, name: str = "the dataset", state: str = "") -> Columns:
-    """The same of a ``datasets.Dataset`` in memory."""
+def of_dataset(dataset: Any, column: str | None = None, name: str = "the dataset", state: str = "") -> ColumnVectors:
+    """Open a ``datasets.Dataset``."""
     schema = dataset.features.arrow_schema
 
     def read(columns: list[str], size: int, start: int) -> Iterator[pa.RecordBatch]:
@@ -125,7 +125,7 @@ def _columns(
     rows: int,
     state: str,
     read: Callable[[list[str], int, int], Iterator[pa.RecordBatch]],
-) -> Columns:
+) -> ColumnVectors:
     column = _vector_column(name, schema, column or None)
     if rows == 0:
         raise DataError(f"{name} has no rows.")
@@ -134,7 +134,7 @@ def _columns(
     width = len(first[0].as_py() or ())
     if width == 0:
         raise DataError(f"{name}, column {column}: row 0 holds no vector.")
-    return Columns(name, column, id_column, width, rows, spoken(schema.metadata), state, read)
+    return ColumnVectors(name, column, id_column, width, rows, metadata_record(schema.metadata), state, read)
 
 
 def _vector_column(name: str, schema: pa.Schema, column: str | None) -> str:
@@ -144,22 +144,21 @@ def _vector_column(name: str, schema: pa.Schema, column: str | None) -> str:
         is_list = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
         return bool(is_list and kinds.is_floating(kind.value_type))
 
-    found = [field.name for field in schema if holds_vectors(field.type)]
-    if column is None and len(found) == 1:
-        return str(found[0])
-    if column is None or column not in found:
-        wanted = "say which column is meant" if column is None else f"{column} is none of them"
-        raise DataError(f"{name}: columns of vectors (lists of floats) are {some(found) or 'missing'}; {wanted}.")
-    return column
+    found = [str(field.name) for field in schema if holds_vectors(field.type)]
+    return choose_column(found, column, name, "columns of vectors (lists of floats)", "column")
 
 
 def list_rows(column: pa.Array, width: int, what: str, start: int) -> np.ndarray:
-    """A column of lists as a table, without a copy; an error names the row that has another length."""
+    """Return a column of lists as an array ``(n, D)`` without copying it.
+
+    Raises:
+        DataError: If a row is missing, incomplete, or of another width.
+    """
     import pyarrow.types as kinds
 
     if column.null_count:
-        empty = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]
-        raise DataError(f"{what}: row {start + empty} holds no vector.")
+        first = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]
+        raise DataError(f"{what}: row {start + first} holds no vector.")
     if not kinds.is_fixed_size_list(column.type):
         lengths = column.value_lengths().to_numpy(zero_copy_only=False)
         wrong = np.flatnonzero(lengths != width)

@@ -1,7 +1,8 @@
-"""Vectors in an index, read in place: FAISS files and Milvus collections."""
+"""Read vectors from FAISS index files and Milvus collections."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,20 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
-from smec_st.data.sources.batch import Batch, beside, file_state
+from smec_st.data.sources.batch import Batch, choose_column, file_state, sidecar_record
 
 
 @dataclass(frozen=True)
 class FaissVectors:
-    """Vectors of a FAISS index, as far as it keeps them: a compressing index gives what its codes stand for.
+    """The vectors of a FAISS index. A compressing index gives the decoded vectors, not the originals.
 
     Attributes:
-        name: For messages.
-        index: The index, memory-mapped where its kind allows.
-        ids: Ids in the order of the rows, where it has some.
-        record: From ``NAME.json`` beside it.
+        name: Path, for error messages.
+        index: The index, memory-mapped if its kind allows it.
+        ids: Ids in row order, or None.
+        record: The record in ``NAME.json`` next to the file.
         state: See :class:`~smec_st.data.VectorSource`.
-        owner: The index that was read, kept alive.
+        owner: The outer index, which owns the memory of ``index`` and must stay alive.
     """
 
     name: str
@@ -35,12 +36,12 @@ class FaissVectors:
 
     @property
     def width(self) -> int:
-        """``D``."""
+        """Numbers per vector, ``D``."""
         return int(self.index.d)
 
     @property
     def rows(self) -> int:
-        """``N``."""
+        """Number of vectors, ``N``."""
         return int(self.index.ntotal)
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
@@ -56,7 +57,7 @@ class FaissVectors:
 
 
 def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
-    """A file that ``faiss.write_index`` wrote."""
+    """Open a file that ``faiss.write_index`` wrote."""
     try:
         import faiss
     except ImportError as error:
@@ -67,7 +68,7 @@ def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
         raise DataError(f"{path} is not a readable FAISS index: {one_line(error)}") from error
-    ids, owner = None, index  # the outer index owns the inner one
+    ids, owner = None, index
     if isinstance(index, faiss.IndexIDMap):
         ids = faiss.vector_to_array(index.id_map)
         index = faiss.downcast_index(index.index)
@@ -75,24 +76,24 @@ def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
         index.make_direct_map()
     if index.ntotal == 0:
         raise DataError(f"{path} is an empty index.")
-    return FaissVectors(str(path), index, ids, beside(path), file_state(path), owner)
+    return FaissVectors(str(path), index, ids, sidecar_record(path), file_state(path), owner)
 
 
 @dataclass(frozen=True)
 class MilvusVectors:
-    """Vectors of a Milvus collection, by rising primary key.
+    """The vectors of a Milvus collection, in ascending order of their primary keys.
 
     Attributes:
-        name: Address and collection.
-        client: Open client.
+        name: Address and collection, for error messages.
+        client: The open client.
         collection: Name of the collection.
-        column: Its vector field.
-        key: Its primary key.
-        kind: Type of the vectors.
-        width: ``D``.
-        rows: ``N``, of the collection's statistics.
-        record: From the collection's description, when that is JSON; of a Milvus Lite file, which keeps none, from
-            ``FILE.json`` beside it.
+        column: Name of the vector field.
+        key: Name of the primary key.
+        kind: Type of the vector field.
+        width: Numbers per vector, ``D``.
+        rows: Number of vectors according to the collection's statistics.
+        record: The collection's description, if it is JSON. Milvus Lite stores no description, so the record of a
+            file is read from ``FILE.json`` next to it.
     """
 
     name: str
@@ -107,7 +108,7 @@ class MilvusVectors:
 
     @property
     def state(self) -> str:
-        """Name and count; Milvus gives no better sign of change."""
+        """Name and row count; Milvus offers no better sign of a change."""
         return f"{self.name} {self.rows}"
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
@@ -127,7 +128,7 @@ class MilvusVectors:
             pages.close()
 
     def row(self, value: Any) -> np.ndarray:
-        """A vector as pymilvus gives it, ``(D,)`` float32 for the half types."""
+        """Convert a vector from the form that pymilvus returns, ``(D,)`` float32."""
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
             value = value[0]
         if isinstance(value, bytes):
@@ -138,9 +139,7 @@ class MilvusVectors:
 
 
 def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
-    """``URI#COLLECTION``: a Milvus Lite file (``docs.db#docs``) or a server (``http://host:19530#docs``)."""
-    import json
-
+    """Open ``URI#COLLECTION``: a Milvus Lite file (``docs.db#docs``) or a server (``http://host:19530#docs``)."""
     try:
         from pymilvus import DataType, MilvusClient, MilvusException
     except ImportError as error:
@@ -153,24 +152,22 @@ def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
         names = client.list_collections()
         if collection not in names:
             raise DataError(f"{uri} has no collection {collection}; it has {some(sorted(names)) or 'none'}.")
-        about = client.describe_collection(collection)
+        description = client.describe_collection(collection)
         client.load_collection(collection)
         rows = client.get_collection_stats(collection).get("row_count")
     except MilvusException as error:
         raise DataError(f"cannot read {address}: {one_line(error)}") from error
     kinds = {DataType.FLOAT_VECTOR, DataType.FLOAT16_VECTOR, DataType.BFLOAT16_VECTOR}
-    fields = {field["name"]: field for field in about["fields"]}
+    fields = {field["name"]: field for field in description["fields"]}
     found = [name for name, field in fields.items() if field["type"] in kinds]
-    if column is None and len(found) == 1:
-        column = found[0]
-    if column is None or column not in found:
-        raise DataError(f"{address}: fields of float vectors are {some(found) or 'missing'}; say which one is meant.")
+    column = choose_column(found, column, address, "fields of float vectors")
     key = next(name for name, field in fields.items() if field.get("is_primary"))
     try:
-        record = json.loads(about.get("description") or "{}")
+        record = json.loads(description.get("description") or "{}")
     except ValueError:
         record = {}
     kind = DataType(fields[column]["type"]).name
     width = int(fields[column]["params"]["dim"])
-    known = {**(record if isinstance(record, dict) else {}), **({} if "://" in uri else beside(Path(uri)))}
-    return MilvusVectors(address, client, collection, column, key, kind, width, rows and int(rows), known)
+    record = record if isinstance(record, dict) else {}
+    record |= {} if "://" in uri else sidecar_record(Path(uri))
+    return MilvusVectors(address, client, collection, column, key, kind, width, rows and int(rows), record)

@@ -1,4 +1,4 @@
-"""Vectors as text: JSON lines, CSV, and the answers of embedding APIs as they came."""
+"""Read vectors from text files: JSON lines, CSV, and the unchanged answers of embedding APIs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.errors import DataError, one_line
-from smec_st.data.sources.batch import Batch, beside, file_state
+from smec_st.data.sources.batch import Batch, file_state, sidecar_record
 
 VECTOR_NAMES = ("embedding", "vector", "embeddings", "values")
 ID_NAMES = ("id", "_id", "custom_id")
@@ -24,7 +24,7 @@ ID_NAMES = ("id", "_id", "custom_id")
 
 @dataclass(frozen=True)
 class Item:
-    """One vector of a text file: ``where`` names its line."""
+    """One vector of a text file, not parsed yet; ``where`` names its line in error messages."""
 
     vector: Any
     id: str | None
@@ -33,14 +33,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Vectors in a text file, parsed as they are read.
+class TextVectors:
+    """The vectors of a text file, which is parsed as it is read.
 
     Attributes:
-        name: For messages.
-        items: Reads the file anew.
-        width: ``D``, of the first vector.
-        record: The model that the first line names, or a file beside it.
+        name: Path, for error messages.
+        items: Starts reading the file from the beginning.
+        width: Numbers in the first vector, ``D``.
+        record: The model that the first line names, and the record in ``NAME.json`` next to the file.
         state: See :class:`~smec_st.data.VectorSource`.
         has_ids: Whether the first line has an id.
     """
@@ -54,7 +54,7 @@ class Lines:
 
     @property
     def rows(self) -> None:
-        """Only reading all of it would tell."""
+        """None, because only reading the whole file would tell."""
         return None
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
@@ -79,21 +79,21 @@ class Lines:
 
     def _id(self, item: Item) -> str:
         if item.id is None:
-            raise DataError(f"{item.where}: lacks an id, and others have one.")
+            raise DataError(f"{item.where}: lacks an id, but the first vector has one.")
         return item.id
 
 
-def open_jsonl(path: Path, column: str | None = None) -> Lines:
-    """JSON lines. A line is a vector; an object that holds one; or an answer of an embedding API.
+def open_jsonl(path: Path, column: str | None = None) -> TextVectors:
+    """Open JSON lines. A line is a vector, an object that holds one, or an answer of an embedding API.
 
-    Known answers: OpenAI's ``{"object": "list", "data": [...], "model": ...}``, single items of its ``data``, and the
-    lines of its batch output; embeddings as numbers or as base64.
+    These answers are recognised: OpenAI's ``{"object": "list", "data": [...], "model": ...}``, single items of its
+    ``data``, and the lines of its batch output. Embeddings may be numbers or base64.
     """
     return _lines(path, partial(_json_lines, path, column))
 
 
-def open_json(path: Path, column: str | None = None) -> Lines:
-    """One JSON file: a list of what :func:`open_jsonl` takes as lines, or one answer of an API."""
+def open_json(path: Path, column: str | None = None) -> TextVectors:
+    """Open a JSON file: a list of what :func:`open_jsonl` accepts as lines, or one answer of an API."""
 
     def items() -> Iterator[Item]:
         try:
@@ -107,8 +107,11 @@ def open_json(path: Path, column: str | None = None) -> Lines:
     return _lines(path, items)
 
 
-def open_csv(path: Path, column: str | None = None) -> Lines:
-    """CSV of floats, a vector a line; a header is known by its words, and a column of ids by its name."""
+def open_csv(path: Path, column: str | None = None) -> TextVectors:
+    """Open a CSV file of floats, one vector per line.
+
+    The first line is a header if its last cell is not a number. A header may name a column of ids.
+    """
     delimiter = "\t" if path.suffix == ".tsv" else ","
 
     def items() -> Iterator[Item]:
@@ -127,7 +130,7 @@ def open_csv(path: Path, column: str | None = None) -> Lines:
 
 
 def parse_vector(item: Item) -> np.ndarray:
-    """The numbers of an item, ``(D,)`` float32."""
+    """Return the numbers of an item, ``(D,)`` float32; raise :class:`DataError` if it holds anything else."""
     try:
         if isinstance(item.vector, str):
             return np.frombuffer(base64.b64decode(item.vector, validate=True), dtype="<f4")
@@ -139,15 +142,15 @@ def parse_vector(item: Item) -> np.ndarray:
     return row.astype(np.float32)
 
 
-def _lines(path: Path, items: Callable[[], Iterator[Item]]) -> Lines:
+def _lines(path: Path, items: Callable[[], Iterator[Item]]) -> TextVectors:
     try:
         first = next(items(), None)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not readable: {one_line(error)}") from error
     if first is None:
         raise DataError(f"{path} has no rows.")
-    record = {**({"model": first.model} if first.model else {}), **beside(path)}
-    return Lines(str(path), items, len(parse_vector(first)), record, file_state(path), first.id is not None)
+    record = {**({"model": first.model} if first.model else {}), **sidecar_record(path)}
+    return TextVectors(str(path), items, len(parse_vector(first)), record, file_state(path), first.id is not None)
 
 
 def _json_lines(path: Path, column: str | None) -> Iterator[Item]:
@@ -163,7 +166,7 @@ def _json_lines(path: Path, column: str | None) -> Iterator[Item]:
 
 
 def _values(value: Any, column: str | None, where: str, model: str | None = None, key: Any = None) -> Iterator[Item]:
-    """The vectors in one value, an API's answer unwrapped."""
+    """Yield the vectors in one JSON value; the answer of an API may hold many."""
     if isinstance(value, list):
         yield Item(value, None if key is None else str(key), model, where)
         return

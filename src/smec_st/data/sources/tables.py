@@ -1,4 +1,4 @@
-"""Arrays on disk: ``.npy`` and ``.safetensors``, memory-mapped."""
+"""Read vectors from arrays on disk, ``.npy`` and ``.safetensors``, as memory maps."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line, some
+from smec_st.data.errors import DataError, one_line
 from smec_st.data.safetensors import Safetensors
-from smec_st.data.sources.batch import Batch, beside, file_state, spoken
+from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
 
 
 @dataclass(frozen=True)
-class Table:
-    """An array, in memory or mapped.
+class ArrayVectors:
+    """The vectors of an array, in memory or memory-mapped.
 
     Attributes:
-        name: For messages.
+        name: Path, for error messages.
         array: ``(N, D)``.
-        record: What is known of the model.
+        record: What is known about the model.
         state: See :class:`~smec_st.data.VectorSource`.
-        ids: Ids of the rows.
+        ids: Ids of the rows, or None.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Table:
 
     @property
     def width(self) -> int:
-        """``D``."""
+        """Numbers per vector, ``D``."""
         return int(self.array.shape[1])
 
     @property
     def rows(self) -> int:
-        """``N``."""
+        """Number of vectors, ``N``."""
         return len(self.array)
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
@@ -56,13 +56,13 @@ class Table:
             yield Batch(first, self.array[first:last], None if self.ids is None else self.ids[first:last])
 
 
-def open_npy(path: Path, column: str | None = None) -> Table:
-    """A ``.npy`` file; pickled arrays are refused. A record may stand beside it as ``NAME.npy.json``."""
-    return Table(str(path), map_npy(path), beside(path), file_state(path))
+def open_npy(path: Path, column: str | None = None) -> ArrayVectors:
+    """Open a ``.npy`` file, with an optional record in ``NAME.npy.json``; pickled arrays are refused."""
+    return ArrayVectors(str(path), map_npy(path), sidecar_record(path), file_state(path))
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """The array of a ``.npy`` file as a memory map."""
+    """Return the array of a ``.npy`` file as a memory map."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
@@ -70,16 +70,8 @@ def map_npy(path: Path) -> np.ndarray:
         raise DataError(f"{path} is not a readable .npy file: {one_line(error)}") from error
 
 
-def open_safetensors(path: Path, column: str | None = None) -> Table:
-    """One tensor of a ``.safetensors`` file, named when there are several."""
+def open_safetensors(path: Path, column: str | None = None) -> ArrayVectors:
+    """Open one tensor of a ``.safetensors`` file; ``column`` names it if there are several."""
     file = Safetensors.open(path)
-    return Table(str(path), file.tensor(pick_tensor(file, column)), spoken(file.metadata), file_state(path))
-
-
-def pick_tensor(file: Safetensors, name: str | None) -> str:
-    """The tensor meant; a :class:`DataError` when that is unclear."""
-    if name is None and len(file.entries) != 1:
-        raise DataError(f"{file.path} holds {some(sorted(file.entries), 6)}; say which one is meant.")
-    if name is not None and name not in file.entries:
-        raise DataError(f"{file.path} lacks the tensor {name}; it holds {some(sorted(file.entries), 6)}.")
-    return name or next(iter(file.entries))
+    tensor = file.tensor(choose_column(sorted(file.entries), column, str(path), "tensors"))
+    return ArrayVectors(str(path), tensor, metadata_record(file.metadata), file_state(path))
