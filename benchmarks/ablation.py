@@ -57,7 +57,7 @@ def fit_and_score(
     )
     own = None if collection.own_document is None else collection.own_document[held_out.query_rows]
     queries = collection.queries[held_out.query_rows]
-    local = Qrels(np.searchsorted(held_out.query_rows, held_out.queries), held_out.documents, held_out.grades)
+    local = held_out.renumbered()
     scores = {}
     for dim in compressor.dims:
         small = compressor.transform(collection.corpus, dim), compressor.transform(queries, dim)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from smec_st.data import EncodedTable, VectorTable
+from smec_st.data import EncodedTable, Table
 from smec_st.modules import EmbeddingInput, LiveBackbone
 
 PREFIX = "backbone."  # how names of its tensors begin
@@ -26,7 +26,7 @@ class BackboneInTraining:
         ValueError: If the table is no :class:`~smec_st.data.EncodedTable`.
     """
 
-    def __init__(self, model: SentenceTransformer, table: VectorTable) -> None:
+    def __init__(self, model: SentenceTransformer, table: Table) -> None:
         if not isinstance(table, EncodedTable):
             raise ValueError("A backbone trains on texts or images: `table` must be an EncodedTable of it.")
         assert isinstance(model[0], LiveBackbone)
@@ -34,7 +34,7 @@ class BackboneInTraining:
         self._trained = [name for name, parameter in self._backbone.named_parameters() if parameter.requires_grad]
 
     @classmethod
-    def of(cls, model: SentenceTransformer, table: VectorTable) -> BackboneInTraining | None:
+    def of(cls, model: SentenceTransformer, table: Table) -> BackboneInTraining | None:
         """None where the model begins with finished vectors."""
         return cls(model, table) if isinstance(model[0], LiveBackbone) else None
 

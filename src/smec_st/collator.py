@@ -9,7 +9,7 @@ import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
-from smec_st.data import EncodedTable, VectorTable
+from smec_st.data import EncodedTable, Table
 
 
 @dataclass
@@ -21,7 +21,7 @@ class VectorCollator(SentenceTransformerDataCollator):
         live: Whether a backbone trains: then what it takes comes in place of vectors.
     """
 
-    table: VectorTable | None = None
+    table: Table | None = None
     live: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:

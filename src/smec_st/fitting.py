@@ -22,7 +22,7 @@ from smec_st.config import (
     WIDEST,
     FitConfig,
 )
-from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.data import DataError, Qrels, Table
 from smec_st.recipe import Fitted, Maps, fit_stages, fit_untrained
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
@@ -76,7 +76,7 @@ def resolve_config(settings: Mapping[str, Any], width: int) -> FitConfig:
 
 def fit_maps(
     method: str,
-    table: VectorTable,
+    table: Table,
     train: Qrels | None,
     dev: Qrels | None,
     config: FitConfig,
@@ -118,7 +118,7 @@ def fit_maps(
 def _info_of(
     method: str,
     config: FitConfig,
-    table: VectorTable,
+    table: Table,
     train: Qrels | None,
     decisions: Sequence[Decision],
     reports: Sequence[StageReport],
@@ -139,7 +139,7 @@ def _info_of(
 class _Run:
     """Fits of one collection with one set of settings."""
 
-    table: VectorTable
+    table: Table
     config: FitConfig
     unlabelled_queries: np.ndarray | None
     work_dir: Path | None
@@ -186,7 +186,7 @@ class _Run:
         return first_unbeaten({name: np.concatenate(parts) for name, parts in scores.items()}, what)
 
 
-def _folds(table: VectorTable, train: Qrels, dev: Qrels | None, seed: int) -> Iterator[tuple[Qrels, Qrels]]:
+def _folds(table: Table, train: Qrels, dev: Qrels | None, seed: int) -> Iterator[tuple[Qrels, Qrels]]:
     """What to train on and what to score, fold by fold, until enough queries have been held out.
 
     A dev split, which is never trained on, comes first. Of the others every second one shares no relevant document
@@ -213,7 +213,7 @@ def _some_queries(qrels: Qrels, seed: int) -> Qrels:
     return qrels.of_queries(rows[:MOST_QUERIES])
 
 
-def _leading_axes(table: VectorTable, most: int) -> tuple[VectorTable, np.ndarray | None]:
+def _leading_axes(table: Table, most: int) -> tuple[Table, np.ndarray | None]:
     """Wide vectors turned to their leading axes, and the turn ``(k, D)``; None where vectors are not wide.
 
     All but :data:`~smec_st.config.LEFT_OUT` of the energy is kept, in at most :data:`~smec_st.config.WIDEST` numbers,
@@ -236,7 +236,7 @@ def _leading_axes(table: VectorTable, most: int) -> tuple[VectorTable, np.ndarra
 
 def extend_maps(
     maps: Maps,
-    table: VectorTable,
+    table: Table,
     train: Qrels | None,
     dev: Qrels | None,
     config: FitConfig,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.config import MOST_HIDDEN, PAIRS_PER_QUERY, FitConfig
-from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.data import DataError, Qrels, Table
 from smec_st.folding import FoldedMap, Layer
 from smec_st.quiet import quiet_libraries
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
@@ -36,7 +36,7 @@ class Fitted:
     reports: tuple[StageReport, ...] = ()
 
 
-def fit_untrained(method: str, table: VectorTable, dims: Sequence[int]) -> Fitted:
+def fit_untrained(method: str, table: Table, dims: Sequence[int]) -> Fitted:
     """``truncate``, uncentred ``pca``, or the ``start`` of training, as a map like any other."""
     import torch
 
@@ -54,7 +54,7 @@ def fit_untrained(method: str, table: VectorTable, dims: Sequence[int]) -> Fitte
 
 
 def fit_stages(
-    table: VectorTable,
+    table: Table,
     qrels: Qrels | None,
     config: FitConfig,
     *,
@@ -210,7 +210,7 @@ def _finished_modules(base: FoldedMap) -> tuple[Any, Any]:
     return adapter, selection
 
 
-def _check_corpus(table: VectorTable, config: FitConfig) -> None:
+def _check_corpus(table: Table, config: FitConfig) -> None:
     needed = config.top_k + 1
     if table.corpus_size < needed:
         raise DataError(
@@ -220,7 +220,7 @@ def _check_corpus(table: VectorTable, config: FitConfig) -> None:
 
 
 def _training_rows(
-    table: VectorTable, qrels: Qrels | None, unlabelled_queries: np.ndarray | None, config: FitConfig
+    table: Table, qrels: Qrels | None, unlabelled_queries: np.ndarray | None, config: FitConfig
 ) -> dict[str, np.ndarray]:
     """Columns of the training dataset, as row ids: relevant pairs, or without labels the queries or the documents."""
     if qrels is not None:

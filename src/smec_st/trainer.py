@@ -24,7 +24,7 @@ from smec_st.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallbac
 from smec_st.choice import first_unbeaten
 from smec_st.collator import VectorCollator
 from smec_st.config import NARROW_HIDDEN
-from smec_st.data import VectorTable
+from smec_st.data import Table
 from smec_st.functional import leftover_axes
 from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
@@ -74,7 +74,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         model: SentenceTransformer,
         args: SequentialTrainingArguments,
         *,
-        table: VectorTable,
+        table: Table,
         loss: SMECLoss,
         stages: tuple[Stage, ...] | None = None,
         distinct: bool = True,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.baselines.interface import TrainingData, Transform
-from smec_st.data import DataError, Qrels, unit_rows
+from smec_st.data import DataError, unit_rows
 from smec_st.losses import Relevance
 from smec_st.metrics import evaluate_retrieval
 
@@ -109,11 +109,7 @@ class DevScore:
         self._corpus = table[torch.from_numpy(rows)].numpy()
         self._queries = table[torch.from_numpy(table.query_ids(asked))].numpy()
         self._own = np.where(own >= 0, np.searchsorted(rows, own), -1)
-        self._qrels = Qrels(
-            np.searchsorted(asked, dev.pairs[:, 0]),
-            np.searchsorted(rows, dev.pairs[:, 1]),
-            dev.grades[dev.grades > 0],
-        )
+        self._qrels = dev.renumbered(rows)
 
     def __call__(self, transform: Transform) -> float:
         """The score of a transform ``(vectors, dim) -> (n, dim)``."""

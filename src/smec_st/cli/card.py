@@ -71,7 +71,6 @@ def measure(compressor: Compressor, collection: Collection, split: str = "test")
 
     from smec_st import baselines
     from smec_st.compare.statistics import paired_interval
-    from smec_st.data import Qrels
     from smec_st.evaluation.report import Row
     from smec_st.evaluation.sweep import METRICS
     from smec_st.hub.card import METRIC
@@ -80,7 +79,7 @@ def measure(compressor: Compressor, collection: Collection, split: str = "test")
 
     qrels = collection.judged(split)
     judged = qrels.query_rows
-    local = Qrels(np.searchsorted(judged, qrels.pairs[:, 0]), qrels.pairs[:, 1], qrels.grades[qrels.grades > 0])
+    local = qrels.renumbered()
     own = None if collection.own_document is None else collection.own_document[judged]
     methods = {
         "original": baselines.original,

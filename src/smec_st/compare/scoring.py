@@ -64,9 +64,7 @@ class Yardstick:
         return cls(
             corpus=corpus,
             queries=queries,
-            qrels=Qrels(
-                np.searchsorted(rows, judged.pairs[:, 0]), judged.pairs[:, 1], judged.grades[judged.grades > 0]
-            ),
+            qrels=judged.renumbered(),
             own=own,
             nearest=_search(corpus, queries, NEIGHBORS, own),
             sample=sample,

@@ -9,18 +9,14 @@ import numpy as np
 
 from smec_st.data.errors import DataError
 from smec_st.data.own import as_own_document
+from smec_st.data.table import Table
 from smec_st.data.vectors import as_numpy, unit_rows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-    # Trainers, losses and evaluators still annotate their table as VectorTable. Until they say Table, type checkers
-    # must believe that an EncodedTable is a VectorTable. At run time it is not.
-    from smec_st.data.table import VectorTable as Table
     from smec_st.data.vectors import ArrayLike
-else:
-    from smec_st.data.table import Table
 
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # encode_document uses the first of these that a model has
 

@@ -18,7 +18,7 @@ from smec_st.metrics import evaluate_retrieval
 from smec_st.modules import LiveBackbone
 
 if TYPE_CHECKING:
-    from smec_st.data import Collection, VectorTable
+    from smec_st.data import Collection, Table
 
 
 class DimensionSweepEvaluator(BaseEvaluator):
@@ -80,9 +80,7 @@ class DimensionSweepEvaluator(BaseEvaluator):
             self.queries: Any = asked.only(judged)
         else:
             self.queries = asked[judged] if hasattr(asked, "shape") else [asked[row] for row in judged.tolist()]
-        self.qrels = Qrels(
-            np.searchsorted(judged, qrels.pairs[:, 0]), qrels.pairs[:, 1], qrels.grades[qrels.grades > 0]
-        )
+        self.qrels = qrels.renumbered()
         self.own_document = None if own_document is None else np.asarray(own_document)[judged]
         self.dims = None if dims is None else tuple(sorted(set(dims), reverse=True))
         self.metrics, self.main, self.name, self.nested = tuple(metrics), main, name, nested
@@ -99,7 +97,7 @@ class DimensionSweepEvaluator(BaseEvaluator):
 
     @classmethod
     def from_table(
-        cls, table: VectorTable, qrels: Qrels, dims: Sequence[int] | None = None, **settings: Any
+        cls, table: Table, qrels: Qrels, dims: Sequence[int] | None = None, **settings: Any
     ) -> DimensionSweepEvaluator:
         """Over the vectors of a table, read through it; ``qrels`` numbers queries from 0.
 
@@ -174,7 +172,7 @@ class DimensionSweepEvaluator(BaseEvaluator):
 class _Rows:
     """Some rows of a table, read as they are sliced."""
 
-    def __init__(self, table: VectorTable, ids: np.ndarray) -> None:
+    def __init__(self, table: Table, ids: np.ndarray) -> None:
         self._table, self._ids, self.shape = table, ids, (len(ids), table.width)
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from smec_st.data import Qrels, VectorTable, unit_rows
+from smec_st.data import Qrels, Table, unit_rows
 from smec_st.metrics import evaluate_retrieval
 
 
@@ -26,7 +26,7 @@ class HeldOutEvaluator(BaseEvaluator):
     """
 
     def __init__(
-        self, table: VectorTable, qrels: Qrels, name: str = "held_out", max_corpus: int = 200_000, seed: int = 0
+        self, table: Table, qrels: Qrels, name: str = "held_out", max_corpus: int = 200_000, seed: int = 0
     ) -> None:
         super().__init__()
         self.name = name
@@ -36,11 +36,7 @@ class HeldOutEvaluator(BaseEvaluator):
             drawn = np.random.default_rng(seed).permutation(table.corpus_size)[:max_corpus]
             rows = np.union1d(drawn, qrels.pairs[:, 1])
         queries = qrels.query_rows
-        self._qrels = Qrels(
-            np.searchsorted(queries, qrels.pairs[:, 0]),
-            np.searchsorted(rows, qrels.pairs[:, 1]),
-            qrels.grades[qrels.grades > 0],
-        )
+        self._qrels = qrels.renumbered(rows)
         own = table.own(torch.from_numpy(table.query_ids(queries))).numpy()
         at = np.searchsorted(rows, own)
         self._own = np.where(np.isin(own, rows), at, -1)

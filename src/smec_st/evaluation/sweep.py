@@ -40,7 +40,7 @@ def sweep(
         Rows, methods in the order given, sizes falling.
     """
     judged = qrels.query_rows
-    local = Qrels(np.searchsorted(judged, qrels.pairs[:, 0]), qrels.pairs[:, 1], qrels.grades[qrels.grades > 0])
+    local = qrels.renumbered()
     asked = queries[judged]
     own = None if own_document is None else own_document[judged]
     rows: list[Row] = []

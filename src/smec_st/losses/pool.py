@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from smec_st.config import LossSettings
-from smec_st.data import VectorTable
+from smec_st.data import Table
 from smec_st.losses.ranks import any_rank, gather_rows, world_size
 from smec_st.losses.relevance import Relevance
 from smec_st.memory import EMPTY, SelectableCrossBatchMemory
@@ -27,7 +27,7 @@ class CandidatePool:
 
     def __init__(
         self,
-        table: VectorTable | None,
+        table: Table | None,
         relevance: Relevance | None,
         memory: SelectableCrossBatchMemory | None,
         settings: LossSettings,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from smec_st.data import Qrels, VectorTable
+from smec_st.data import Qrels, Table
 
 
 class Relevance(nn.Module):
-    """Judgements by row id of a :class:`~smec_st.data.VectorTable`, as compressed sparse rows.
+    """Judgements by row id of a :class:`~smec_st.data.Table`, as compressed sparse rows.
 
     Args:
         qrels: Judgements; only grades above 0 are kept.
@@ -20,7 +20,7 @@ class Relevance(nn.Module):
     documents: Tensor
     grades: Tensor
 
-    def __init__(self, qrels: Qrels, table: VectorTable) -> None:
+    def __init__(self, qrels: Qrels, table: Table) -> None:
         super().__init__()
         relevant = qrels.grades > 0
         rows = torch.from_numpy(table.query_ids(qrels.queries[relevant]))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smec_st.data import VectorTable
+from smec_st.data import Table
 from smec_st.functional import linear_link, unit
 from smec_st.losses.relevance import Relevance
 
@@ -29,7 +29,7 @@ class Shadows:
         seed: Seeds which document stands in.
     """
 
-    def __init__(self, table: VectorTable | None, relevance: Relevance | None, seed: int) -> None:
+    def __init__(self, table: Table | None, relevance: Relevance | None, seed: int) -> None:
         self.table, self.relevance, self.seed = table, relevance, seed
 
     @cached_property

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.config import LossSettings
-from smec_st.data import VectorTable
+from smec_st.data import Table
 from smec_st.functional import NEVER, alignment_l1, nested_cosines, rank_loss, spread, unit
 from smec_st.losses.nested import Comparison, nested_loss
 from smec_st.losses.pool import CandidatePool
@@ -88,7 +88,7 @@ class SMECLoss(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        table: VectorTable | None = None,
+        table: Table | None = None,
         relevance: Relevance | None = None,
         memory: SelectableCrossBatchMemory | None = None,
         settings: LossSettings | None = None,
@@ -109,7 +109,7 @@ class SMECLoss(nn.Module):
 
     # -- what the trainer calls ---------------------------------------------------------------------------------------
 
-    def read_from(self, table: VectorTable | None) -> None:
+    def read_from(self, table: Table | None) -> None:
         """Train the stages to come on another table of the same rows."""
         self._pool = CandidatePool(table, self.relevance, self.memory, self.settings)
         self._shadows = Shadows(table, self.relevance, self.settings.seed)

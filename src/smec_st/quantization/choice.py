@@ -62,11 +62,7 @@ class Judge:
             ids = table.query_ids(judged)
             own = table.own(torch.from_numpy(ids)).numpy()
             own = np.where(np.isin(own, rows), np.searchsorted(rows, own), -1)
-            local = Qrels(
-                np.searchsorted(judged, dev.pairs[:, 0]),
-                np.searchsorted(rows, dev.pairs[:, 1]),
-                dev.grades[dev.grades > 0],
-            )
+            local = dev.renumbered(rows)
         others = np.arange(table.corpus_size, len(table)) if table.query_size else rows
         others = others[sample_rows(len(others), seed, ASKING_ROWS)]
         corpus, queries, asking = (table[torch.from_numpy(part)].numpy() for part in (rows, ids, others))
