@@ -112,6 +112,23 @@ def test_qrels_without_own_drop_each_query_with_its_document(qrels):
     assert len(kept) == 4
 
 
+@pytest.mark.parametrize("corpus_rows", [None, [0, 2], [0, 1, 2, 3]])
+def test_qrels_renumbered_name_the_same_pairs_by_position(qrels, corpus_rows):
+    if corpus_rows == [0, 2]:
+        qrels = qrels.of_queries([2, 3])
+    part = qrels.renumbered(None if corpus_rows is None else np.array(corpus_rows))
+    rows = range(4) if corpus_rows is None else corpus_rows
+    named = [[qrels.query_rows[query], rows[document]] for query, document in part.pairs.tolist()]
+    assert named == qrels.pairs.tolist()
+    assert part.grades.tolist() == qrels.grades[qrels.grades > 0].tolist()
+    assert part.query_rows.tolist() == list(range(len(qrels.query_rows)))
+
+
+def test_qrels_renumbered_refuse_to_lose_a_relevant_document(qrels):
+    with pytest.raises(ValueError, match="`corpus_rows` must hold every relevant document"):
+        qrels.renumbered(np.array([0, 1, 3]))
+
+
 def test_qrels_relevant_by_query_equals_a_plain_loop(rng):
     drawn = rng.permutation(30 * 40)[:500]
     qrels = Qrels(drawn // 40, drawn % 40, rng.integers(0, 3, 500))

@@ -6,7 +6,8 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
-from smec_st.data import DataError, VectorTable, as_numpy, check_vectors, load_vectors, unit_rows
+from smec_st.data import DataError, EncodedTable, VectorTable, as_numpy, check_vectors, load_vectors, unit_rows
+from tiny_models import tiny_bert
 
 
 @pytest.fixture
@@ -221,3 +222,15 @@ def test_vector_table_without_own_documents_knows_its_documents_only(vectors):
 def test_vector_table_rejects_own_documents_that_do_not_fit(vectors):
     with pytest.raises(DataError, match="own documents name row 6; there are 6 documents"):
         VectorTable(vectors, vectors[:1], np.array([6]))
+
+
+def test_encoded_table_numbers_rows_as_a_vector_table_does_and_is_none(tmp_path, vectors):
+    backbone = tiny_bert(tmp_path)
+    encoded = EncodedTable(backbone, ["a", "b", "c"], ["b", "d"], np.array([1, -1]))
+    plain = VectorTable(vectors[:3], vectors[:2], np.array([1, -1]))
+    assert not isinstance(encoded, VectorTable)
+    assert (len(encoded), encoded.corpus_size, encoded.query_size) == (len(plain), 3, 2)
+    assert encoded.own(torch.arange(5)).tolist() == plain.own(torch.arange(5)).tolist()
+    assert encoded.query_ids(np.array([1, 0])).tolist() == plain.query_ids(np.array([1, 0])).tolist()
+    assert encoded[torch.arange(5)].shape == (5, encoded.width)
+    assert encoded.distance_moved == plain.distance_moved == 0

@@ -1,4 +1,4 @@
-"""Vectors, judgements and collections. Everything a user can get wrong here raises :class:`DataError`, in one line."""
+"""Vectors, relevance judgements and collections. Unusable input raises :class:`DataError` with a one-line message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smec_st.data.qrels import Qrels, as_qrels
 from smec_st.data.safetensors import read_safetensors
 from smec_st.data.sources import Batch, VectorSource, load_vectors, open_vectors
 from smec_st.data.synthetic import add_synthetic_queries
-from smec_st.data.table import VectorTable
+from smec_st.data.table import Table, VectorTable
 from smec_st.data.vectors import as_numpy, check_vectors, unit_rows
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "EncodedTable",
     "NumberedPairs",
     "Qrels",
+    "Table",
     "VectorSource",
     "VectorTable",
     "add_synthetic_queries",

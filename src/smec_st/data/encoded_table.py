@@ -1,4 +1,4 @@
-"""Vectors of texts and images that a backbone gives, made when they are first asked for."""
+"""A table of texts or images that a backbone encodes when their vectors are first needed."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ import numpy as np
 
 from smec_st.data.errors import DataError
 from smec_st.data.own import as_own_document
-from smec_st.data.table import VectorTable
 from smec_st.data.vectors import as_numpy, unit_rows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the first that a model has, as in encode_document
+    # Trainers, losses and evaluators still annotate their table as VectorTable. Until they say Table, type checkers
+    # must believe that an EncodedTable is a VectorTable. At run time it is not.
+    from smec_st.data.table import VectorTable as Table
+    from smec_st.data.vectors import ArrayLike
+else:
+    from smec_st.data.table import Table
+
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # encode_document uses the first of these that a model has
 
 
-class EncodedTable(VectorTable):
-    """A :class:`VectorTable` of items instead of vectors: each is encoded once, on the fly, and remembered.
+class EncodedTable(Table):
+    """A :class:`~smec_st.data.Table` of texts or images, each encoded when it is first read and then cached.
 
     Queries go through ``encode_query`` and documents through ``encode_document``, so that prompts, ``Router`` routes
-    and modalities are those of serving.
+    and modalities are the same as in serving.
 
     Args:
-        backbone: The model; :meth:`forget` what is remembered when it changes.
-        corpus: Documents: texts, images, whatever the model takes.
+        backbone: The model. Call :meth:`forget` after its weights change.
+        corpus: Documents: texts, images, or whatever else the model takes.
         queries: Queries, or None.
-        own_document: As for :class:`VectorTable`.
-        batch_size: Items encoded at a time.
+        own_document: As for :class:`~smec_st.data.VectorTable`.
+        batch_size: Number of items encoded at a time.
     """
 
     def __init__(
@@ -38,7 +44,7 @@ class EncodedTable(VectorTable):
         backbone: SentenceTransformer,
         corpus: Sequence[Any],
         queries: Sequence[Any] | None = None,
-        own_document: Any | None = None,
+        own_document: ArrayLike | None = None,
         batch_size: int = 32,
     ) -> None:
         import torch
@@ -55,7 +61,7 @@ class EncodedTable(VectorTable):
         self.is_encoded = np.zeros(len(self), dtype=bool)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Vectors of these row ids. ``(n,) int64 -> (n, D)`` float32, unit norm."""
+        """See :class:`~smec_st.data.Table`."""
         import torch
 
         ids = rows.cpu().numpy()
@@ -66,7 +72,7 @@ class EncodedTable(VectorTable):
             (queries, self.backbone.encode_query),
         ):
             if len(part):
-                # Always float32, unit norm, and all the numbers: a serving size or type must not shrink training data.
+                # A truncation that the model was loaded with is for serving; training needs the full width.
                 with self.backbone.truncate_embeddings(None):
                     vectors = encode(self.items(part), batch_size=self.batch_size, show_progress_bar=False)
                 self._vectors[part] = self._checked(as_numpy(vectors), part)
@@ -74,11 +80,15 @@ class EncodedTable(VectorTable):
         return torch.from_numpy(self._vectors[ids])
 
     def forget(self) -> None:
-        """Encode everything anew: the backbone has changed."""
+        """Drop the cached vectors, because the backbone has changed."""
         self.is_encoded[:] = False
 
+    def own(self, rows: Tensor) -> Tensor:
+        """See :class:`~smec_st.data.Table`."""
+        return self._own[rows]
+
     def inputs(self, rows: Tensor, side: str) -> dict[str, Any]:
-        """What the backbone's ``forward`` takes for these rows, all of one side: "query" or "document"."""
+        """Return the inputs of the backbone's ``forward`` for rows of one side, "query" or "document"."""
         prompts = self.backbone.prompts or {}
         names = ("query",) if side == "query" else DOCUMENT_PROMPTS
         prompt = next((prompts[name] for name in names if name in prompts), None)
@@ -86,12 +96,12 @@ class EncodedTable(VectorTable):
         return {**features, "task": side}
 
     def items(self, ids: np.ndarray) -> list[Any]:
-        """The texts or images of these row ids."""
+        """Return the texts or images of these rows."""
         corpus, queries = self._items
         return [corpus[i] if i < self.corpus_size else queries[i - self.corpus_size] for i in ids.tolist()]
 
     def _checked(self, vectors: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Unit rows; an item whose vector has no direction is named."""
+        """Return unit rows; raise :class:`DataError` for an item whose vector has no direction."""
         good = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
         if not good.all():
             row = int(ids[np.flatnonzero(~good)[0]])

@@ -1,17 +1,24 @@
-"""A query's own document: the corpus row that is the query itself, which no search may return."""
+"""A query's own document: the document that is the same item as the query, which searches leave out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from smec_st.data.errors import DataError
 
+if TYPE_CHECKING:
+    from smec_st.data.vectors import ArrayLike
 
-def as_own_document(own_document: Any | None, query_size: int, corpus_size: int) -> np.ndarray:
-    """Own document rows ``(Q,)`` int64, checked; None means that no query has one (all -1)."""
+
+def as_own_document(own_document: ArrayLike | None, query_size: int, corpus_size: int) -> np.ndarray:
+    """Return own-document rows as a checked int64 array, ``(Q,)``; None becomes -1 (no own document) for every query.
+
+    Raises:
+        DataError: If there is not one whole number per query, or a number is not a corpus row or -1.
+    """
     if own_document is None:
         return np.full(query_size, -1, dtype=np.int64)
     own = np.asarray(own_document)
@@ -27,22 +34,22 @@ def as_own_document(own_document: Any | None, query_size: int, corpus_size: int)
 
 
 def find_own_documents(
-    corpus_ids: Sequence[str], query_ids: Sequence[str], same: Callable[[int, int], bool]
+    corpus_ids: Sequence[str], query_ids: Sequence[str], is_same: Callable[[int, int], bool]
 ) -> np.ndarray:
-    """Documents that carry a query's id and are the same item; an equal id alone may be chance.
+    """Find each query's own document: it has the query's id and is the same item.
 
     Args:
         corpus_ids: Document ids.
         query_ids: Query ids.
-        same: Whether (document row, query row) are the same item.
+        is_same: Tells whether a document row and a query row are the same item. Equal ids alone may be a coincidence.
 
     Returns:
-        Document row of each query, -1 for none, ``(Q,)`` int64.
+        The document's row for each query, -1 for none, ``(Q,)`` int64.
     """
     document_row = {identifier: row for row, identifier in enumerate(corpus_ids)}
     own = np.full(len(query_ids), -1, dtype=np.int64)
     for query, identifier in enumerate(query_ids):
         document = document_row.get(identifier)
-        if document is not None and same(document, query):
+        if document is not None and is_same(document, query):
             own[query] = document
     return own

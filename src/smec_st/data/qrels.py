@@ -1,31 +1,38 @@
-"""Judgements by row number."""
+"""Relevance judgements that name queries and documents by row number."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smec_st.data.errors import DataError, some
 from smec_st.data.vectors import as_numpy
 
-#: Fewer held-out queries say nothing.
+if TYPE_CHECKING:
+    from smec_st.data.vectors import ArrayLike
+
+#: Smallest number of validation queries; the mean over fewer is too noisy to choose by.
 MIN_HELD_OUT = 20
 
 
 @dataclass(frozen=True)
 class Qrels:
-    """Judgements in row numbers: document ``documents[j]`` has ``grades[j]`` for query ``queries[j]``.
+    """Relevance judgements: document ``documents[j]`` has the grade ``grades[j]`` for query ``queries[j]``.
 
-    Sorted by query, then document. Grade 0 means judged and not relevant.
+    The constructor sorts the judgements by query, then by document, and drops exact repeats. Grade 0 means that the
+    document was judged and is not relevant.
 
-    Attributes:
-        queries: Query rows, counted from 0, ``(J,)`` int64.
+    Args:
+        queries: Query rows, numbered from 0, ``(J,)`` int64.
         documents: Corpus rows, ``(J,)`` int64.
-        grades: Relevance, whole numbers, at least 0, ``(J,)`` float32.
+        grades: Relevance grades: whole numbers, at least 0, ``(J,)`` float32.
+
+    Raises:
+        DataError: If a grade is not a whole number of 0 or more, or a pair is judged twice with different grades.
     """
 
     queries: np.ndarray
@@ -52,7 +59,13 @@ class Qrels:
     def from_dict(
         cls, qrels: Mapping[Any, Mapping[Any, float]], query_ids: Sequence[Any], corpus_ids: Sequence[Any]
     ) -> Qrels:
-        """From ``{query id: {document id: grade}}``; the order of the two lists of ids gives the rows."""
+        """Build judgements from ``{query id: {document id: grade}}``.
+
+        Args:
+            qrels: The judgements by id.
+            query_ids: Ids of all queries, in row order.
+            corpus_ids: Ids of all documents, in row order.
+        """
         triples = ((query, document, grade) for query, grades in qrels.items() for document, grade in grades.items())
         return cls.from_triples(triples, query_ids, corpus_ids, "qrels")
 
@@ -60,7 +73,11 @@ class Qrels:
     def from_triples(
         cls, triples: Iterable[tuple[Any, Any, float]], query_ids: Sequence[Any], corpus_ids: Sequence[Any], what: str
     ) -> Qrels:
-        """From (query id, document id, grade); ``what`` names the source in messages."""
+        """Build judgements from (query id, document id, grade); error messages call the source ``what``.
+
+        Raises:
+            DataError: If ids repeat, or a judgement names an id that is not in the lists.
+        """
         query_row = {identifier: row for row, identifier in enumerate(query_ids)}
         document_row = {identifier: row for row, identifier in enumerate(corpus_ids)}
         if len(query_row) != len(query_ids) or len(document_row) != len(corpus_ids):
@@ -79,23 +96,23 @@ class Qrels:
 
     @classmethod
     def joined(cls, parts: Iterable[Qrels]) -> Qrels:
-        """The judgements of all parts."""
+        """Combine the judgements of several parts."""
         columns = zip(*((part.queries, part.documents, part.grades) for part in parts), strict=True)
         return cls(*(np.concatenate(column) for column in columns))
 
     @cached_property
     def pairs(self) -> np.ndarray:
-        """Relevant pairs (query row, document row), ``(P, 2)`` int64."""
+        """The relevant pairs (query row, document row), ``(P, 2)`` int64."""
         relevant = self.grades > 0
         return np.stack([self.queries[relevant], self.documents[relevant]], axis=1)
 
     @property
     def query_rows(self) -> np.ndarray:
-        """Queries with a relevant document, rising, ``(Q,)``."""
+        """Rows of the queries that have a relevant document, ascending, ``(Q,)``."""
         return np.unique(self.pairs[:, 0])
 
     def relevant_by_query(self) -> dict[int, dict[int, float]]:
-        """Relevant documents of each query that has one: ``{query row: {document row: grade}}``, rising rows."""
+        """Group the relevant documents by query: ``{query row: {document row: grade}}``, rows ascending."""
         relevant = self.grades > 0
         rows, starts = np.unique(self.queries[relevant], return_index=True)
         documents, grades = self.documents[relevant].tolist(), self.grades[relevant].tolist()
@@ -106,24 +123,42 @@ class Qrels:
         }
 
     def of_queries(self, rows: Iterable[int]) -> Qrels:
-        """The judgements of these queries only."""
-        keep = np.isin(self.queries, np.fromiter(rows, dtype=np.int64))
-        return Qrels(self.queries[keep], self.documents[keep], self.grades[keep])
+        """Return only the judgements of the queries with these rows."""
+        return self._where(np.isin(self.queries, np.fromiter(rows, dtype=np.int64)))
 
     def without_own(self, own_document: np.ndarray) -> Qrels:
-        """Without the pairs of a query and its own document, which no search may return.
+        """Drop the judgements of a query on its own document, which searches leave out.
 
         Args:
-            own_document: Document row of each query, -1 for none, ``(Q,)``.
+            own_document: Row of each query's own document, -1 for none, ``(Q,)``.
         """
-        keep = own_document[self.queries] != self.documents
-        return Qrels(self.queries[keep], self.documents[keep], self.grades[keep])
+        return self._where(own_document[self.queries] != self.documents)
+
+    def renumbered(self, corpus_rows: np.ndarray | None = None) -> Qrels:
+        """Return the relevant judgements with row numbers for searching a part of the collection.
+
+        Each query gets its position in :attr:`query_rows` as its row. Judgements of grade 0 are dropped.
+
+        Args:
+            corpus_rows: Rows of the documents that are searched, ascending, ``(n,)``. Each document gets its position
+                in this array as its row. None searches the whole corpus, and keeps the document rows.
+
+        Raises:
+            ValueError: If a relevant document is not among ``corpus_rows``.
+        """
+        queries, documents = self.pairs.T
+        if corpus_rows is not None:
+            if not np.isin(documents, corpus_rows).all():
+                raise ValueError("`corpus_rows` must hold every relevant document.")
+            documents = np.searchsorted(corpus_rows, documents)
+        return Qrels(np.searchsorted(self.query_rows, queries), documents, self.grades[self.grades > 0])
 
     def split(self, share: float, seed: int) -> tuple[Qrels, Qrels]:
-        """Two parts by query: the first keeps about ``1 - share`` of the queries, the second holds ``share`` out.
+        """Split by query: about ``1 - share`` of the queries go to the first part, ``share`` to the second.
 
-        Queries that share a relevant document stay together: no held-out document was trained on. Where they all hang
-        together (classes), queries are drawn one by one.
+        Queries that share a relevant document stay in one part, so that no relevant document of the second part is
+        relevant in the first. This is impossible where most queries are connected through shared documents, as with
+        class labels; queries are then drawn one by one.
         """
         rows, groups = self.query_rows, self._groups()
         wanted = round(len(rows) * share)
@@ -141,10 +176,13 @@ class Qrels:
         is_held = np.isin(groups, drawn[fits])
         return self.of_queries(rows[~is_held]), self.of_queries(rows[is_held])
 
-    def _groups(self) -> np.ndarray:
-        """For each of :attr:`query_rows`, which group it is in; queries with a relevant document in common share one.
+    def _where(self, keep: np.ndarray) -> Qrels:
+        return Qrels(self.queries[keep], self.documents[keep], self.grades[keep])
 
-        ``(Q,)``, numbered in the order in which they come.
+    def _groups(self) -> np.ndarray:
+        """Return the group of each of :attr:`query_rows`, ``(Q,)``.
+
+        Queries with a relevant document in common are in one group. Groups are numbered by first appearance.
         """
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components
@@ -160,13 +198,15 @@ class Qrels:
         return order[numbers]
 
     def hold_out(self, share: float, seed: int) -> tuple[Qrels, Qrels | None]:
-        """What to train on, and what to choose by: about ``share`` of the queries, at least :data:`MIN_HELD_OUT`.
+        """Split into training and validation queries; about ``share`` of the queries are for validation.
 
-        Queries to come ask for documents that training has seen and for others, nobody knows how often. So half of
-        those held out share no relevant document with the rest (:meth:`split`), and half are drawn one by one.
+        At least :data:`MIN_HELD_OUT` queries are held out. Future queries will ask for documents that training has
+        seen and for others, in unknown proportion. Half of the held-out queries therefore share no relevant document
+        with the rest (see :meth:`split`), and the other half are drawn one by one.
 
         Returns:
-            The rest and the held-out part; all and None when that part would be more than half.
+            The training part and the validation part. When validation would take more than half of the queries, all
+            judgements and None.
         """
         queries = len(self.query_rows)
         if queries < 2 * MIN_HELD_OUT:
@@ -178,10 +218,10 @@ class Qrels:
         return self.of_queries(self.query_rows[~is_held]), self.of_queries(self.query_rows[is_held])
 
     def folds(self, count: int, seed: int) -> tuple[Qrels, ...]:
-        """All queries in ``count`` parts, each to be held out in turn, half of them as in :meth:`hold_out`.
+        """Split the queries into ``count`` cross-validation folds.
 
-        The queries of the first half of the parts share no relevant document with those of the second half, nor, as
-        far as that can be, with each other's.
+        Folds in the first half share no relevant document with the second half, nor, as far as possible, with one
+        another. The queries of the second half are drawn one by one; compare :meth:`hold_out`.
         """
         apart = count // 2
         drawn, left = self.split(apart / count, seed)
@@ -193,8 +233,17 @@ class Qrels:
         return (*parts, left, *(drawn.of_queries(part) for part in np.array_split(rows, count - apart)))
 
 
-def as_qrels(qrels: Any, query_size: int, corpus_size: int) -> Qrels:
-    """Judgements by row in any accepted form, checked against the numbers of queries and documents."""
+def as_qrels(qrels: Qrels | Mapping[int, Mapping[int, float]] | ArrayLike, query_size: int, corpus_size: int) -> Qrels:
+    """Convert judgements by row to :class:`Qrels` and check the row numbers.
+
+    Args:
+        qrels: Finished judgements, ``{query row: {document row: grade}}``, or relevant pairs ``(P, 2)`` of rows.
+        query_size: Number of queries.
+        corpus_size: Number of documents.
+
+    Raises:
+        DataError: If pairs have another shape, or a row does not exist.
+    """
     if isinstance(qrels, Qrels):
         result = qrels
     elif isinstance(qrels, Mapping):

@@ -1,59 +1,96 @@
-"""Corpus and queries under one row numbering, for training."""
+"""Vectors of corpus and queries under one row numbering, for training."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from smec_st.data.own import as_own_document
-from smec_st.data.vectors import as_vectors, check_vectors, check_widths, release, unit_rows
+from smec_st.data.vectors import as_numpy, as_vectors, check_vectors, check_widths, release, unit_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from smec_st.data.vectors import ArrayLike
 
-ROWS_BETWEEN_RELEASES = 1 << 13  # each may map 64 KiB around it into this process
+
+ROWS_BETWEEN_RELEASES = 1 << 13  # every row read from a memory map can keep 64 KiB around it mapped
 
 
-class VectorTable:
-    """Corpus and queries under one row numbering: documents are rows ``0 .. N-1``, queries ``N .. N+Q-1``.
+class Table(Protocol):
+    """What trainers, losses and evaluators need: documents are rows ``0 .. N-1``, queries rows ``N .. N+Q-1``.
 
-    Rows come out as float32 of length 1. Tables up to ``in_memory_bytes`` are kept that way; larger ones stay where
-    they are (a memory map stays on disk) and are converted as they are read.
+    Attributes:
+        width: Numbers per vector, ``D``.
+        corpus_size: Number of documents, ``N``.
+        query_size: Number of queries, ``Q``.
+    """
+
+    width: int
+    corpus_size: int
+    query_size: int
+
+    def __len__(self) -> int:
+        return self.corpus_size + self.query_size
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return the vectors of these rows as float32 of length 1, ``(n,) int64 -> (n, D)``."""
+        ...
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Return the document that is the same item as each of these rows, ``(n,) int64 -> (n,) int64``.
+
+        For a document it is the document itself; for a query its own document, or -1 for none.
+        """
+        ...
+
+    def query_ids(self, query_rows: np.ndarray) -> np.ndarray:
+        """Convert query rows numbered from 0 to rows of this table."""
+        return np.asarray(query_rows) + self.corpus_size
+
+    @property
+    def distance_moved(self) -> float:
+        """How far the vectors were moved from the given ones; part of the settings that a resumed run must share."""
+        return 0.0
+
+
+class VectorTable(Table):
+    """A :class:`Table` of finished vectors.
+
+    Tables of up to ``in_memory_bytes`` are normalised once and kept in memory. Larger ones stay where they are (a
+    memory map stays on disk), and rows are normalised as they are read.
 
     Args:
         corpus: ``(N, D)``, any float type.
         queries: ``(Q, D)`` or None.
-        own_document: Document row of each query that is itself a document, -1 for the others, ``(Q,)``; None for none.
+        own_document: Row of the document that is the same item as the query, -1 for none, ``(Q,)``; None if no query
+            has one.
         in_memory_bytes: Largest float32 table to hold in memory.
-        check: Whether to read all vectors once and refuse what has no direction. False trusts tables that were checked
-            before: rows of zeros then stay zeros, and are like nothing.
+        check: Whether to read all vectors once and refuse those without a direction. False trusts that they were
+            checked before; rows of zeros then stay zeros, and have similarity 0 to everything.
     """
 
     _weight: Tensor | None = None
 
     def __init__(
         self,
-        corpus: Any,
-        queries: Any | None = None,
-        own_document: Any | None = None,
+        corpus: ArrayLike,
+        queries: ArrayLike | None = None,
+        own_document: ArrayLike | None = None,
         in_memory_bytes: int = 2 << 30,
         check: bool = True,
     ) -> None:
         import torch
 
-        sound = check_vectors if check else as_vectors
-        corpus = sound(corpus, "corpus")
-        parts = [corpus]
-        if queries is not None and len(queries):
-            queries = sound(queries, "query")
-            check_widths(corpus, queries)
-            parts.append(queries)
-        self.width = int(corpus.shape[1])
-        self.corpus_size = len(corpus)
-        self.query_size = len(queries) if len(parts) == 2 and queries is not None else 0
+        read = check_vectors if check else as_vectors
+        parts = [read(corpus, "corpus")]
+        if queries is not None and len(as_numpy(queries)):
+            parts.append(read(queries, "query"))
+            check_widths(*parts)
+        self.width = int(parts[0].shape[1])
+        self.corpus_size, self.query_size = len(parts[0]), sum(map(len, parts[1:]))
         own = as_own_document(own_document, self.query_size, self.corpus_size)
         self._own = torch.from_numpy(np.concatenate([np.arange(self.corpus_size), own]))
         self._parts = parts
@@ -62,11 +99,11 @@ class VectorTable:
         if len(self) * self.width * 4 <= in_memory_bytes:
             self._table = torch.from_numpy(_unit_table(parts, self.width))
 
-    def __len__(self) -> int:
-        return self.corpus_size + self.query_size
-
     def moved(self, weight: Tensor) -> VectorTable:
-        """The same rows after a linear map ``(D, D)``, at length 1 again; mapped as they are read."""
+        """Return this table with a linear map ``(D, D)`` applied to its rows, which are then normalised again.
+
+        Rows are mapped as they are read.
+        """
         if weight.shape != (self.width, self.width):
             raise ValueError(f"`weight` must be ({self.width}, {self.width}), got {tuple(weight.shape)}.")
         table = copy.copy(self)
@@ -75,13 +112,13 @@ class VectorTable:
 
     @property
     def distance_moved(self) -> float:
-        """How far that map is from doing nothing (Frobenius norm), to tell one table from another."""
+        """Frobenius distance of the map of :meth:`moved` from the identity; 0 without one."""
         import torch
 
         return 0.0 if self._weight is None else float((self._weight - torch.eye(self.width)).norm())
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """Vectors of these row ids. ``(n,) int64 -> (n, D)`` float32, unit norm."""
+        """See :class:`Table`."""
         import torch
 
         vectors = self._read(rows)
@@ -96,10 +133,10 @@ class VectorTable:
             return self._table[rows]
         ids = rows.numpy()
         out = np.empty((len(ids), self.width), dtype=np.float32)
-        document = ids < self.corpus_size
-        out[document] = self._parts[0][ids[document]]
+        is_document = ids < self.corpus_size
+        out[is_document] = self._parts[0][ids[is_document]]
         if self.query_size:
-            out[~document] = self._parts[1][ids[~document] - self.corpus_size]
+            out[~is_document] = self._parts[1][ids[~is_document] - self.corpus_size]
         self._read_since_release += len(ids)
         if self._read_since_release > ROWS_BETWEEN_RELEASES:
             self._read_since_release = 0
@@ -108,7 +145,7 @@ class VectorTable:
         return torch.from_numpy(unit_rows(out))
 
     def documents(self) -> np.ndarray:
-        """The corpus as it was given, or unit rows where the table is in memory; moved where it was. ``(N, D)``."""
+        """Return the corpus, ``(N, D)``: unit rows if the table is in memory or was moved, otherwise as given."""
         if self._weight is not None:
             import torch
 
@@ -116,19 +153,12 @@ class VectorTable:
         return self._parts[0] if self._table is None else self._table[: self.corpus_size].numpy()
 
     def own(self, rows: Tensor) -> Tensor:
-        """The document that is the same item as each of these rows: itself, a query's own document, or -1.
-
-        ``(n,) int64 -> (n,) int64``.
-        """
+        """See :class:`Table`."""
         return self._own[rows]
-
-    def query_ids(self, query_rows: np.ndarray) -> np.ndarray:
-        """Row ids in this table of queries numbered from 0."""
-        return np.asarray(query_rows) + self.corpus_size
 
 
 def _unit_table(parts: list[np.ndarray], width: int, chunk: int = 16384) -> np.ndarray:
-    """All rows at length 1 in one float32 table, made in chunks, so that working copies stay small."""
+    """Return all rows as unit vectors in one float32 table, built in chunks to keep working copies small."""
     table = np.empty((sum(map(len, parts)), width), dtype=np.float32)
     at = 0
     for part in parts:
