@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.baselines.interface import TrainingData, Transform
-from smec_st.data import DataError, Qrels, unit_rows
+from smec_st.data import DataError, unit_rows
 from smec_st.losses import Relevance
 from smec_st.metrics import evaluate_retrieval
 
@@ -103,8 +103,8 @@ class DevScore:
             raise ValueError("`data.dev` must hold judgements to compute a score, got None.")
         rng = np.random.default_rng(seed)
         dev = data.dev.of_queries(rng.permutation(data.dev.query_rows)[:max_queries])
-        table, query_rows = data.table, dev.query_rows
-        query_ids = torch.from_numpy(table.query_ids(query_rows))
+        table = data.table
+        query_ids = torch.from_numpy(table.query_ids(dev.query_rows))
         own = table.own(query_ids).numpy()
         sampled = rng.permutation(table.corpus_size)[:max_corpus]
         rows = np.unique(np.concatenate([sampled, dev.pairs[:, 1], own[own >= 0]]))
@@ -112,11 +112,7 @@ class DevScore:
         self._corpus = table[torch.from_numpy(rows)].numpy()
         self._queries = table[query_ids].numpy()
         self._own_document = np.where(own >= 0, np.searchsorted(rows, own), -1)
-        self._qrels = Qrels(
-            np.searchsorted(query_rows, dev.pairs[:, 0]),
-            np.searchsorted(rows, dev.pairs[:, 1]),
-            dev.grades[dev.grades > 0],
-        )
+        self._qrels = dev.renumbered(rows)
 
     def __call__(self, transform: Transform) -> float:
         """Score a transform that maps ``(vectors, dim)`` to ``(n, dim)``."""
