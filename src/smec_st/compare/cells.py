@@ -140,7 +140,7 @@ class Result:
             "learned_from_labels": self.learned_from_labels,
             "fit_seconds": round(self.fit_seconds, 3),
             "score_seconds": round(self.score_seconds, 3),
-            "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
+            "versions": versions(),
             "sizes": [
                 {
                     "dim": scores.size.dim,
@@ -151,7 +151,7 @@ class Result:
                 for scores in self.sizes
             ],
         }
-        write_text(path, json.dumps(record, indent=1, default=str) + "\n")
+        write_object(path, record)
 
     @classmethod
     def load(cls, cell: Cell, out: Path) -> Result:
@@ -168,6 +168,16 @@ class Result:
             sizes.append(SizeScores(size, values, {k: v for k, v in entry.items() if k not in known}))
         fields = ("fit_seconds", "score_seconds", "learned_from_labels", "split")
         return cls(tuple(sizes), **{name: record[name] for name in fields})
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    return {package: importlib.metadata.version(package) for package in VERSIONS}
+
+
+def write_object(path: Path, content: Any) -> None:
+    """Write a JSON file. It appears only when it is complete."""
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def _tensor_name(size: Size, metric: str) -> str:

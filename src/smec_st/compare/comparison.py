@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smec_st.baselines import Method
-from smec_st.compare.cells import VERSIONS, Cell, Result, Source, fingerprint
+from smec_st.compare.cells import Cell, Result, Source, fingerprint, versions, write_object
 from smec_st.compare.document import markdown_report
 from smec_st.compare.plots import plot_by_bytes, plot_by_size, plot_proxy, plot_small_multiples
 from smec_st.compare.proxy import Correlation, Recommendation, correlations, recommendations
@@ -180,13 +178,13 @@ def _write(comparison: Comparison, planned: Plan) -> None:
     write_csv(rows, out / "report.csv")
     report = markdown_report(rows, comparison.lossless, comparison.failed, planned.reference)
     write_text(out / "report.md", report)
-    _write_object(out / "lossless.json", [entry.to_dict() for entry in comparison.lossless])
+    write_object(out / "lossless.json", [entry.to_dict() for entry in comparison.lossless])
     proxies = {
         "correlations": [entry.to_dict() for entry in comparison.correlations],
         "recommended": [entry.to_dict() for entry in comparison.recommended],
     }
-    _write_object(out / "proxy.json", proxies)
-    _write_object(out / "run.json", _record(planned))
+    write_object(out / "proxy.json", proxies)
+    write_object(out / "run.json", _record(planned))
     plot_by_size(rows, out / "report.png", planned.reference)
     plot_by_bytes(rows, out / "by_bytes.png", planned.reference)
     plot_small_multiples(rows, out / "small_multiples.png", planned.reference)
@@ -205,9 +203,5 @@ def _record(planned: Plan) -> dict[str, Any]:
         "missing": [
             f"{cell.collection}, {cell.name}, seed {cell.seed}" for cell in cells if not cell.is_done(planned.out)
         ],
-        "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
+        "versions": versions(),
     }
-
-
-def _write_object(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, default=str) + "\n")

@@ -8,9 +8,9 @@ import numpy as np
 
 from smec_st.baselines import Encoder, Size
 from smec_st.data import Collection, DataError, Qrels, unit_rows
+from smec_st.evaluation.sweep import METRICS
 from smec_st.metrics import PerQuery, exact_search, leave_out, neighbour_overlap, score_rankings
 
-METRICS = ("ndcg@10", "recall@100", "mrr@10")
 OVERLAP = "overlap@10"
 DISTANCES = ("topk_distance", "pair_distance", "document_overlap@10")
 
