@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 
 from smec_st import Compressor, load_collection
-from smec_st.cli.card import measure
 from smec_st.config import read_settings
 from smec_st.data import join_collections
+from smec_st.evaluation.scoring import measure
 from smec_st.files import new_folder
 from smec_st.hub.card import write_card
 

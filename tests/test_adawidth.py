@@ -8,7 +8,7 @@ import torch
 
 from conftest import make_vectors
 from smec_st.baselines import Size, TrainingData, pca, truncate
-from smec_st.baselines.adawidth import AdaWidth, Unlabelled, householder
+from smec_st.baselines.adawidth import AdaWidth, UnlabelledPools, householder
 from smec_st.baselines.training import DevScore
 from smec_st.data import Qrels, VectorTable, unit_rows
 from smec_st.functional import NEVER, alignment_kl, alignment_l1, contrastive_loss, unit
@@ -151,19 +151,19 @@ def test_full_width_alone_keeps_all_inner_products(data):
 def test_unlabelled_pools_ask_with_the_training_queries_and_mark_a_query_that_is_a_document(rng):
     table = VectorTable(rng.normal(size=(5, 3)), rng.normal(size=(4, 3)), own_document=[-1, 2, -1, -1])
     data = TrainingData(table, None, None, np.array([1, 3]))
-    pool = Unlabelled(data, 8, 8, seed=0).next()
+    pool = UnlabelledPools(data, 8, 8, seed=0).next()
     assert sorted(pool.query_rows.tolist()) == [6, 8]
     assert sorted(pool.document_rows.tolist()) == [0, 1, 2, 3, 4]
-    marked = torch.nonzero(pool.same).tolist()
+    marked = torch.nonzero(pool.excluded).tolist()
     assert [(int(pool.query_rows[i]), int(pool.document_rows[j])) for i, j in marked] == [(6, 2)]
     assert pool.grades.abs().max() == 0
 
 
 def test_unlabelled_pools_ask_with_documents_when_there_are_no_queries(rng):
     data = TrainingData(VectorTable(rng.normal(size=(5, 3))), None, None, np.zeros(0, int))
-    pool = Unlabelled(data, 8, 8, seed=0).next()
+    pool = UnlabelledPools(data, 8, 8, seed=0).next()
     assert sorted(pool.query_rows.tolist()) == [0, 1, 2, 3, 4]
-    assert pool.same.sum() == 5
+    assert pool.excluded.sum() == 5
 
 
 @pytest.mark.parametrize("reflections", [0, 1, 7])

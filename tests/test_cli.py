@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from smec_st.cli import run
 from smec_st.cli.fit import _work_dir
+from smec_st.cli.options import load_table
 from smec_st.compressor import Compressor
 
 QUICK = "steps: 8\nselection_steps: 4\nbatch_size: 16\ncheckpoint_steps: 3\n"
@@ -146,6 +147,14 @@ def test_analyze_refuses_sizes_where_there_is_no_choice(small_collection, tmp_pa
     folder = small_collection()
     source = ["--data", str(folder), "--vectors", str(folder / "vectors.safetensors")]
     fails(capsys, ["analyze", "gradients", *source, "--dims", "8", "--out", str(tmp_path / "x")], "leave --dims out")
+
+
+def test_load_table_reads_the_only_tensor_or_the_named_one(tmp_path):
+    one, other = np.ones((2, 3), dtype=np.float32), np.zeros((4, 3), dtype=np.float32)
+    save_file({"anything": one}, tmp_path / "one.safetensors")
+    save_file({"corpus": one, "queries": other}, tmp_path / "two.safetensors")
+    assert load_table(tmp_path / "one.safetensors", "queries").shape == (2, 3)
+    assert load_table(tmp_path / "two.safetensors", "queries").shape == (4, 3)
 
 
 # -- input that cannot be used ----------------------------------------------------------------------------------------

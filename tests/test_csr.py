@@ -9,7 +9,7 @@ import torch
 
 from conftest import make_vectors
 from smec_st.baselines import Size, TrainingData
-from smec_st.baselines.csr import CSR, Alone, Contrastive, entries, scaled
+from smec_st.baselines.csr import CSR, Contrastive, SelfPairs, scaled, size_of_code
 from smec_st.baselines.training import DevScore
 from smec_st.data import Qrels, VectorTable, unit_rows
 
@@ -60,11 +60,11 @@ def naive_code(encoder, row, kept):
     ],
 )
 def test_entries_fit_into_the_bytes_of_the_floats(dim, hidden, kept, size):
-    assert entries(dim, hidden) == Size(kept, size)
+    assert size_of_code(dim, hidden) == Size(kept, size)
 
 
 def test_sizes_come_by_falling_bytes(encoder):
-    assert encoder.sizes == (entries(8, HIDDEN), entries(4, HIDDEN))
+    assert encoder.sizes == (size_of_code(8, HIDDEN), size_of_code(4, HIDDEN))
 
 
 def test_codes_equal_a_loop(data, encoder):
@@ -165,11 +165,11 @@ def test_csr_depends_on_the_seed_alone(data, labels):
 
 def test_unlabelled_batches_hold_documents_and_training_queries_as_their_own_partners(rng):
     table = VectorTable(rng.normal(size=(5, 3)), rng.normal(size=(4, 3)))
-    pool = Alone(TrainingData(table, None, None, np.array([1, 3])), 16, seed=0).next()
+    pool = SelfPairs(TrainingData(table, None, None, np.array([1, 3])), 16, seed=0).next()
     assert sorted(pool.query_rows.tolist()) == [0, 1, 2, 3, 4, 6, 8]
     assert torch.equal(pool.query_rows, pool.document_rows)
     assert torch.equal(pool.grades, torch.eye(7))
-    assert not pool.same.any()
+    assert not pool.excluded.any()
 
 
 def test_one_row_is_encoded_as_among_others(data, encoder):

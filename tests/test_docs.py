@@ -45,7 +45,7 @@ LAYERS = [
         "overlap",
         "sampler",
     },
-    {"losses", "folding", "baselines", "evaluation"},
+    {"losses", "folding", "baselines"},
     {
         "trainer",
         "callbacks",
@@ -57,6 +57,7 @@ LAYERS = [
         "classes",
         "hub",
         "compressor",
+        "evaluation",
         "text",
         "quantization",
         "onnx_export",

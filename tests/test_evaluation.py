@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from smec_st import Compressor
 from smec_st.baselines import original, truncate
-from smec_st.data import Qrels, VectorTable, unit_rows
+from smec_st.data import Collection, Qrels, VectorTable, unit_rows
 from smec_st.evaluation import HeldOutEvaluator, sweep
+from smec_st.evaluation.scoring import measure, score_compressor
 from smec_st.metrics import evaluate_retrieval
 from smec_st.modules import EmbeddingInput
 
@@ -33,6 +35,18 @@ def test_sweep_leaves_own_documents_out_at_every_size(collection):
         expected = evaluate_retrieval(*cut, qrels, own_document=own)
         assert row.metrics == {metric: values.mean() for metric, values in expected.items()}
         assert row.metrics != {metric: values.mean() for metric, values in evaluate_retrieval(*cut, qrels).items()}
+
+
+def test_a_compressor_is_scored_itself_even_if_its_method_is_a_baseline(collection):
+    corpus, queries, own, qrels = collection
+    data = Collection("toy", corpus, queries, [], [], {"test": qrels}, own)
+    compressor = Compressor.fit(corpus[:20], dims=(8, 4), method="pca")  # other axes than those of the whole corpus
+    for rows in (score_compressor(compressor, data), measure(compressor, data).rows):
+        for row in rows[-2:]:
+            vectors = (compressor.transform(table, row.dim) for table in (corpus, queries))
+            expected = evaluate_retrieval(*vectors, qrels, own_document=own)
+            assert row.method == "pca"
+            assert row.metrics == pytest.approx({metric: values.mean() for metric, values in expected.items()})
 
 
 @pytest.mark.parametrize("max_corpus", [1000, 5])

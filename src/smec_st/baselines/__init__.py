@@ -1,4 +1,4 @@
-"""The methods of the field behind one interface, for a fair comparison; :mod:`smec_st.compare` runs them."""
+"""Published compression methods behind one interface; :mod:`smec_st.compare` runs and compares them."""
 
 from __future__ import annotations
 

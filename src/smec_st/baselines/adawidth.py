@@ -10,23 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smec_st.baselines.interface import FloatEncoder, TrainingData
-from smec_st.baselines.training import Batches, Pool, Pools, dev_score, train
+from smec_st.baselines.interface import FloatEncoder, TrainingData, prefix_encoder
+from smec_st.baselines.projections import principal_axes
+from smec_st.baselines.training import Batches, Pool, Pools, prefix_score, train
 from smec_st.data import unit_rows
-from smec_st.functional import NEVER, alignment_kl, alignment_l1, contrastive_loss, leftover_axes, second_moment, unit
+from smec_st.functional import NEVER, alignment_kl, alignment_l1, contrastive_loss, unit
 
 
 def householder(x: Tensor, vectors: Tensor) -> Tensor:
-    """Reflect rows at hyperplanes, one after the other: ``x (I - 2 v_1 v_1^T) ... (I - 2 v_F v_F^T)``.
+    """Reflect rows across hyperplanes, one after the other: ``x (I - 2 v_1 v_1^T) ... (I - 2 v_F v_F^T)``.
 
-    The product is orthogonal whatever the vectors are, so inner products of full width never change.
+    The product of reflections is orthogonal for any vectors, so it keeps all inner products at full width.
 
     Args:
-        x: ``(n, D)``.
-        vectors: Normals of the hyperplanes, of any length but 0, ``(F, D)``.
+        x: Rows to reflect, ``(n, D)``.
+        vectors: Normals of the hyperplanes, of any length above 0, ``(F, D)``.
 
     Returns:
-        ``(n, D)``.
+        The reflected rows, ``(n, D)``.
     """
     for normal in unit(vectors):
         x = x - 2 * (x @ normal).unsqueeze(1) * normal
@@ -35,28 +36,29 @@ def householder(x: Tensor, vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AdaWidth:
-    """A rotation made of a few reflections, trained so that its prefixes rank well and keep the geometry.
+    """A product of a few reflections, trained so that its prefixes rank well and keep the geometry.
 
-    Read at second hand: a frozen backbone, eight Householder reflections, and a loss of three parts summed over the
-    widths: contrastive, score preservation, geometry preservation. Inferred: the form of the two preservations (KL of
-    the softmax over candidates, absolute change of similarity between documents), the equal weights, the start and
-    all numbers but the eight; start, temperature and learning rate were chosen on dev queries of SciFact and XQuAD-R.
-    The router that picks a width per query is left out: here every query has the same.
+    From secondary sources: a frozen backbone, eight Householder reflections, and a loss of three terms summed over the
+    widths: contrastive, score preservation, geometry preservation. Inferred: the form of the two preservation terms
+    (KL divergence of the softmax over candidates, absolute change of similarity between documents), the equal weights,
+    the initial axes, and all settings but the eight. Initial axes, temperature and learning rate were chosen on dev
+    queries of SciFact and XQuAD-R. The router that picks a width per query is left out: all queries have one width.
 
-    Without labels the contrastive part is 0 and the training queries, or documents where there are none, ask.
+    Without labels the contrastive term is 0, and the method trains on the training queries, or on documents when there
+    are none.
 
     Args:
-        reflections: ``F``, even, so that pairs of equal reflections begin as the identity.
-        start: What the reflections come on top of: ``identity`` (the prefixes begin as truncation) or ``principal``
-            (uncentred PCA).
+        reflections: Number of reflections ``F``; even, because they start as pairs that cancel out.
+        start: Axes that are applied before the reflections: ``identity`` (the prefixes start as truncation) or
+            ``principal`` (uncentred PCA).
         score: Weight of score preservation.
         geometry: Weight of geometry preservation.
-        tau: Temperature of the contrastive part and of score preservation.
+        tau: Temperature of the contrastive term and of score preservation.
         batch_size: Queries per step.
         pool: Further documents per step.
-        learning_rate: Of Adam.
-        steps: Steps at most.
-        patience: Of early stopping, on held-out nDCG@10.
+        learning_rate: Learning rate of Adam.
+        steps: Maximum number of steps.
+        patience: Steps without better held-out nDCG@10 before early stopping.
     """
 
     reflections: int = 8
@@ -83,11 +85,11 @@ class AdaWidth:
         table, width = data.table, data.table.width
         axes = torch.eye(width)
         if self.start == "principal":
-            axes = leftover_axes(second_moment(torch.from_numpy(data.corpus)), torch.zeros(0, width), width)
+            axes = torch.from_numpy(principal_axes(data.corpus))
         half = np.random.default_rng(seed).standard_normal((self.reflections // 2, width)).astype(np.float32)
         vectors = nn.Parameter(unit(torch.from_numpy(half)).repeat_interleave(2, dim=0))
         pools = (
-            Unlabelled(data, self.batch_size, self.pool, seed)
+            UnlabelledPools(data, self.batch_size, self.pool, seed)
             if data.train is None
             else Pools(data, self.batch_size, self.pool, seed, "AdaWidth")
         )
@@ -97,68 +99,69 @@ class AdaWidth:
             queries, documents = (
                 householder(table[rows] @ axes.T, vectors) for rows in (pool.query_rows, pool.document_rows)
             )
-            losses = [self._loss(queries, documents, pool.grades, pool.same, dim) for dim in dims]
+            losses = [self._loss(queries, documents, pool.grades, pool.excluded, dim) for dim in dims]
             return torch.stack(losses).sum()
 
         @torch.no_grad()
         def mapping(rows: np.ndarray) -> np.ndarray:
             return householder(torch.from_numpy(unit_rows(rows)) @ axes.T, vectors).numpy()
 
-        held_out = dev_score(data, dims)
         train(
             [vectors],
             step,
-            None if held_out is None else lambda: held_out.of_prefixes(mapping),
+            prefix_score(data, dims, mapping),
             steps=self.steps,
             learning_rate=self.learning_rate,
             patience=self.patience,
         )
-        return FloatEncoder(lambda rows, dim: unit_rows(mapping(rows)[:, :dim]), tuple(dims))
+        return prefix_encoder(mapping, dims)
 
-    def _loss(self, queries: Tensor, documents: Tensor, grades: Tensor, same: Tensor, dim: int) -> Tensor:
-        """The three parts at one width.
+    def _loss(self, queries: Tensor, documents: Tensor, grades: Tensor, excluded: Tensor, dim: int) -> Tensor:
+        """Add up the three terms at one width.
 
         Args:
-            queries: Rotated, full width, unit norm, ``(B, D)``.
-            documents: Likewise, ``(C, D)``.
-            grades: ``(B, C)``.
-            same: True where a document is the query itself, and takes no part, ``(B, C)``.
+            queries: Rotated queries at full width, unit norm, ``(B, D)``.
+            documents: Rotated documents at full width, unit norm, ``(C, D)``.
+            grades: Relevance grades, ``(B, C)``.
+            excluded: True where a document is the query itself and must be ignored, ``(B, C)``.
             dim: The width.
         """
         narrow = unit(documents[:, :dim])
         similarity = unit(queries[:, :dim]) @ narrow.T
         others = ~torch.eye(len(narrow), dtype=torch.bool)
-        contrastive = contrastive_loss(similarity.masked_fill(same, NEVER), grades, self.tau)
-        score = alignment_kl(similarity, queries @ documents.T, self.tau, ~same)
+        contrastive = contrastive_loss(similarity.masked_fill(excluded, NEVER), grades, self.tau)
+        score = alignment_kl(similarity, queries @ documents.T, self.tau, ~excluded)
         geometry = alignment_l1(narrow @ narrow.T, documents @ documents.T, others)
         return contrastive + self.score * score + self.geometry * geometry
 
 
-class Unlabelled:
-    """Training queries, or documents where there are none, beside documents; nothing is known to be relevant.
+class UnlabelledPools:
+    """Training queries, or documents when there are none, with random documents; no document is known to be relevant.
 
     Args:
-        data: Judgements are not read.
+        data: Training data; its judgements are not read.
         batch_size: Queries per step.
-        others: Documents per step.
-        seed: Of both orders.
+        extra_documents: Documents per step.
+        seed: Random seed of both orders.
     """
 
-    def __init__(self, data: TrainingData, batch_size: int, others: int, seed: int) -> None:
+    def __init__(self, data: TrainingData, batch_size: int, extra_documents: int, seed: int) -> None:
         self._table = data.table
-        self._asking = data.table.query_ids(data.queries) if len(data.queries) else np.arange(data.table.corpus_size)
-        self._batches = Batches(len(self._asking), batch_size, seed)
-        self._others = Batches(data.table.corpus_size, others, seed + 1)
+        self._query_ids = (
+            data.table.query_ids(data.queries) if len(data.queries) else np.arange(data.table.corpus_size)
+        )
+        self._batches = Batches(len(self._query_ids), batch_size, seed)
+        self._extra = Batches(data.table.corpus_size, extra_documents, seed + 1)
 
     def next(self) -> Pool:
-        """The next batch and its documents."""
-        query_rows = torch.from_numpy(self._asking[self._batches.next()])
-        document_rows = torch.from_numpy(self._others.next())
+        """Return the next batch and its documents."""
+        query_rows = torch.from_numpy(self._query_ids[self._batches.next()])
+        document_rows = torch.from_numpy(self._extra.next())
         return Pool(
             query_rows,
             document_rows,
             positives=0,
-            pair=torch.zeros(0, dtype=torch.int64),
+            positive=torch.zeros(0, dtype=torch.int64),
             grades=torch.zeros(len(query_rows), len(document_rows)),
-            same=document_rows == self._table.own(query_rows).unsqueeze(1),
+            excluded=document_rows == self._table.own(query_rows).unsqueeze(1),
         )

@@ -1,4 +1,4 @@
-"""CSR (Wen et al., ICML 2025, https://arxiv.org/abs/2503.01776): sparse codes of a wide autoencoder."""
+"""CSR (Wen et al., ICML 2025, https://arxiv.org/abs/2503.01776): sparse codes from a wide autoencoder."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CSR:
-    """A tied autoencoder that keeps the ``k`` largest of many more numbers than it reads.
+    """A tied autoencoder whose code is wider than its input, and which keeps only the ``k`` largest entries.
 
-    Autoencoder and loss, ``L_k + L_4k / 8 + beta L_aux + gamma L_contrastive``, are sentence-transformers' own. One
-    autoencoder serves all sizes; a size keeps as many entries as fit into its bytes, see :func:`entries`.
+    Autoencoder and loss, ``L_k + L_4k / 8 + beta L_aux + gamma L_contrastive``, are those of sentence-transformers.
+    One autoencoder serves all sizes; a size keeps as many entries as fit into its bytes, see :func:`size_of_code`.
 
     Published (paper and the authors' code for text retrieval): four times the width, ``k = 32``, auxiliary ``k`` a
     sixteenth of the wide layer, weights 1/32 and 0.1, temperature 0.2, batch 128; learning rate 4e-5 for ten epochs
-    of far larger data. Inferred: vectors are scaled to unit variance per number, without which the reconstruction
-    weighs nothing beside the other terms, and the learning rate; both were chosen on dev queries of
-    SciFact and XQuAD-R, as was one autoencoder in place of one per size. Documents drawn at
-    random join the batch as negatives; a document relevant to another query of the batch is no negative.
+    of far larger data. Chosen here, on dev queries of SciFact and XQuAD-R: the learning rate, one autoencoder instead
+    of one per size, and input scaled to unit variance per dimension, without which the reconstruction terms are
+    negligible. Random documents join the batch as negatives; a document that is relevant to another query of the batch
+    is not a negative.
 
-    Without labels each vector, query or document, is its own partner in the contrastive term, as in the authors' code.
+    Without labels each query or document is its own positive in the contrastive term, as in the authors' code.
 
     Args:
-        expansion: Width of the wide layer, as a multiple.
+        expansion: Width of the code as a multiple of the input's.
         k: Entries kept in training.
         beta: Weight of ``L_aux``.
         gamma: Weight of the contrastive term.
-        tau: Its temperature.
-        batch_size: Pairs per step, and further documents.
-        learning_rate: Of Adam.
-        steps: Steps at most.
-        patience: Of early stopping, on held-out nDCG@10.
+        tau: Temperature of the contrastive term.
+        batch_size: Pairs per step; the same number of further documents joins them.
+        learning_rate: Learning rate of Adam.
+        steps: Maximum number of steps.
+        patience: Steps without better held-out nDCG@10 before early stopping.
     """
 
     expansion: int = 4
@@ -73,19 +73,18 @@ class CSR:
             torch.manual_seed(seed)
             autoencoder = SparseAutoEncoder(width, hidden, k=min(self.k, hidden // 4), k_aux=max(1, hidden // 16))
         loss = CSRLoss(autoencoder, Contrastive(self.tau), beta=self.beta, gamma=self.gamma)
-        encoder = CSREncoder(autoencoder, tuple(entries(dim, hidden) for dim in sorted(dims, reverse=True)))
-        labelled = data.train is not None
+        encoder = CSREncoder(autoencoder, tuple(size_of_code(dim, hidden) for dim in sorted(dims, reverse=True)))
         pools = (
-            Pools(data, self.batch_size, self.batch_size, seed, "CSR")
-            if labelled
-            else Alone(data, self.batch_size, seed)
+            SelfPairs(data, self.batch_size, seed)
+            if data.train is None
+            else Pools(data, self.batch_size, self.batch_size, seed, "CSR")
         )
 
         def step(_: int) -> Tensor:
             pool = pools.next()
             rows = (pool.query_rows, pool.document_rows)
             sides = [{"sentence_embedding": scaled(data.table[side])} for side in rows]
-            terms: dict[str, Tensor] = loss(sides, pool.grades.masked_fill(pool.same, -1))
+            terms: dict[str, Tensor] = loss(sides, pool.grades.masked_fill(pool.excluded, -1))
             return torch.stack(list(terms.values())).sum()
 
         held_out = dev_score(data, [size.dim for size in encoder.sizes])
@@ -102,18 +101,20 @@ class CSR:
 
 @dataclass(frozen=True)
 class CSREncoder:
-    """Cosine of sparse codes, as the authors score them. Documents have 16-bit values, queries stay float.
+    """Encodes vectors as sparse codes that are compared by cosine, as the authors do.
+
+    The values of documents are rounded to 16 bits; queries stay float32.
 
     Args:
-        autoencoder: Trained.
-        sizes: Entries kept and their bytes, by falling bytes.
+        autoencoder: The trained autoencoder.
+        sizes: Number of entries and their bytes, in descending order of bytes.
     """
 
     autoencoder: SparseAutoEncoder
     sizes: tuple[Size, ...]
 
     def codes(self, vectors: np.ndarray, kept: int, chunk: int = 2048) -> np.ndarray:
-        """Codes of length 1 with so many entries that may differ from 0. ``(n, D) -> (n, hidden)`` float32."""
+        """Return codes of length 1 with at most ``kept`` non-zero entries. ``(n, D) -> (n, hidden)`` float32."""
         result = np.empty((len(vectors), self.autoencoder.hidden_dim), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(vectors), chunk):
@@ -123,16 +124,16 @@ class CSREncoder:
         return result
 
     def documents(self, vectors: np.ndarray, size: Size) -> np.ndarray:
-        """Codes with values as stored. ``(n, D) -> (n, hidden)`` float32."""
+        """Return codes with the stored, 16-bit values. ``(n, D) -> (n, hidden)`` float32."""
         return self.codes(vectors, size.dim).astype(np.float16).astype(np.float32)
 
     def queries(self, vectors: np.ndarray, size: Size) -> np.ndarray:
-        """Codes. ``(n, D) -> (n, hidden)`` float32."""
+        """Return codes. ``(n, D) -> (n, hidden)`` float32."""
         return self.codes(vectors, size.dim)
 
 
 class Contrastive(nn.Module):
-    """InfoNCE of the codes' cosine, in the form that ``CSRLoss`` calls.
+    """InfoNCE on the cosine of codes, with the interface that ``CSRLoss`` calls.
 
     Args:
         tau: Temperature.
@@ -143,28 +144,28 @@ class Contrastive(nn.Module):
         self.tau = tau
 
     def compute_loss_from_embeddings(self, embeddings: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """:func:`~smec_st.functional.contrastive_loss`.
+        """Compute :func:`~smec_st.functional.contrastive_loss`.
 
         Args:
             embeddings: Codes of queries ``(B, hidden)`` and of documents ``(C, hidden)``.
-            labels: Grades, -1 where a document takes no part, ``(B, C)``.
+            labels: Grades, -1 where a document is ignored, ``(B, C)``.
         """
         similarity = unit(embeddings[0]) @ unit(embeddings[1]).T
         return contrastive_loss(similarity.masked_fill(labels < 0, NEVER), labels.clamp_min(0), self.tau)
 
 
 def scaled(rows: Tensor) -> Tensor:
-    """Rows of length 1 to about unit variance per number. ``(n, D) -> (n, D)``."""
+    """Scale rows of length 1 to about unit variance per dimension. ``(n, D) -> (n, D)``."""
     return rows * math.sqrt(rows.shape[1])
 
 
-def entries(dim: int, hidden: int) -> Size:
-    """The largest code that takes no more bytes than ``dim`` float32 numbers.
+def size_of_code(dim: int, hidden: int) -> Size:
+    """Return the largest code that takes no more bytes than ``dim`` float32 numbers.
 
     An entry is a 16-bit value and its position, ``ceil(log2(hidden))`` bits.
 
     Args:
-        dim: Width of the vector of floats.
+        dim: Width of the float32 vector.
         hidden: Width of the code.
 
     Returns:
@@ -175,13 +176,13 @@ def entries(dim: int, hidden: int) -> Size:
     return Size(kept, -(-kept * bits // 8))
 
 
-class Alone:
-    """Documents and training queries in random order; each is its own and only partner.
+class SelfPairs:
+    """Documents and training queries in random order; each is its own and only positive.
 
     Args:
-        data: Judgements are not read.
+        data: Training data; its judgements are not read.
         batch_size: Vectors per step.
-        seed: Of the order.
+        seed: Random seed of the order.
     """
 
     def __init__(self, data: TrainingData, batch_size: int, seed: int) -> None:
@@ -189,8 +190,8 @@ class Alone:
         self._batches = Batches(len(self._rows), batch_size, seed)
 
     def next(self) -> Pool:
-        """The next batch, on both sides."""
+        """Return the next batch, as queries and as documents."""
         rows = torch.from_numpy(self._rows[self._batches.next()])
         count = len(rows)
-        same = torch.zeros(count, count, dtype=torch.bool)
-        return Pool(rows, rows, positives=count, pair=torch.arange(count), grades=torch.eye(count), same=same)
+        excluded = torch.zeros(count, count, dtype=torch.bool)
+        return Pool(rows, rows, count, torch.arange(count), torch.eye(count), excluded)

@@ -1,4 +1,4 @@
-"""DIVE (Zhao, 2026, https://arxiv.org/abs/2605.20689), rebuilt from its abstract and its author's other code."""
+"""DIVE (Zhao, 2026, https://arxiv.org/abs/2605.20689), reconstructed from its abstract and its author's other code."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smec_st.baselines.adaptor import Adaptor
+from smec_st.baselines.adaptor import Adaptor, similarities
 from smec_st.baselines.interface import FloatEncoder, TrainingData
-from smec_st.baselines.training import Pools, dev_score, train
+from smec_st.baselines.training import Pools, prefix_score, train
 from smec_st.functional import NEVER, unit
 
 
 @dataclass(frozen=True)
 class DIVE:
-    """A reconstruction, not the authors' code: neither that nor any hyper-parameter is public.
+    """A reconstruction of DIVE; neither its code nor its hyper-parameters are public.
 
-    From the abstract: a frozen backbone with a residual adapter, a hinge triplet loss that is silent once its margin
-    is met, and NT-Xent between several learned projections of the same vector. From the author's EGA and HOLE: the
-    adapter's form, the margin, ``tau``, ``lam``, AdamW with weight decay and cosine. Inferred: sizes are prefixes and
-    each has its triplet loss; hardest negative of the step's pool; four views of 128 numbers. On SciFact's dev queries
-    a weight of 0.1 was far better than HOLE's 0.5, so the rival has it.
+    From the abstract: a frozen backbone with a residual adapter, a hinge triplet loss that is 0 once its margin is
+    met, and NT-Xent between several learned projections of the same vector. From the author's EGA and HOLE: the form
+    of the adapter, the margin, ``tau``, ``lam``, AdamW with weight decay and a cosine schedule. Inferred: sizes are
+    prefixes, each with its own triplet loss; the hardest negative of the step's documents; four views of 128
+    dimensions. On SciFact's dev queries a weight of 0.1 was far better than HOLE's 0.5, so it is the default.
 
     Args:
-        margin: Of the triplet loss, in cosine distance (EGA: 0.2, HOLE: 0.3).
+        margin: Margin of the triplet loss, in cosine distance (EGA: 0.2, HOLE: 0.3).
         lam: Weight of NT-Xent (HOLE: 0.5).
-        tau: Its temperature.
-        views: Projections.
-        view_dim: Width of each.
+        tau: Temperature of NT-Xent.
+        views: Number of projections.
+        view_dim: Width of each projection.
         hidden: Width of the adapter's hidden layer.
         batch_size: Pairs per step.
-        pool: Further documents per step that negatives come from.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        steps: Steps at most.
-        patience: Of early stopping, on held-out nDCG@10.
+        pool: Further documents per step, as candidates for negatives.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        steps: Maximum number of steps.
+        patience: Steps without better held-out nDCG@10 before early stopping.
     """
 
     margin: float = 0.3
@@ -71,20 +71,19 @@ class DIVE:
         def step(_: int) -> Tensor:
             pool = pools.next()
             queries, documents = adaptor(table[pool.query_rows]), adaptor(table[pool.document_rows])
-            banned = (pool.grades > 0) | pool.same
+            excluded = (pool.grades > 0) | pool.excluded
             triplets = [
-                hinge_triplet_loss(unit(queries[:, :dim]) @ unit(documents[:, :dim]).T, pool.pair, banned, self.margin)
-                for dim in dims
+                hinge_triplet_loss(similarity, pool.positive, excluded, self.margin)
+                for similarity in similarities(queries, documents, dims)
             ]
             both = torch.cat([queries, documents[: pool.positives]])
             agreement = view_agreement([head(both) for head in heads], self.tau)
             return torch.stack(triplets).mean() + self.lam * agreement
 
-        held_out = dev_score(data, dims)
         train(
             [*adaptor.parameters(), *heads.parameters()],
             step,
-            None if held_out is None else lambda: held_out.of_prefixes(adaptor.map),
+            prefix_score(data, dims, adaptor.map),
             steps=self.steps,
             learning_rate=self.learning_rate,
             patience=self.patience,
@@ -94,22 +93,22 @@ class DIVE:
         return adaptor.encoder(dims)
 
 
-def hinge_triplet_loss(similarity: Tensor, own: Tensor, banned: Tensor, margin: float) -> Tensor:
+def hinge_triplet_loss(similarity: Tensor, positive: Tensor, excluded: Tensor, margin: float) -> Tensor:
     """``mean_i max(0, d(a_i, p_i) - d(a_i, n_i) + margin)`` with cosine distance and the hardest negative (EGA).
 
     Args:
         similarity: Cosine of anchors and candidates, ``(B, C)``.
-        own: Column of each anchor's positive, ``(B,)``.
-        banned: True where a candidate is no negative, ``(B, C)``.
-        margin: The loss, and its gradient, are 0 once the distance is met.
+        positive: Column of each anchor's positive, ``(B,)``.
+        excluded: True where a candidate is not a negative, ``(B, C)``.
+        margin: An anchor whose negative is farther away than its positive by this much has no loss and no gradient.
     """
-    positive = similarity.gather(1, own.unsqueeze(1)).squeeze(1)
-    negative = similarity.masked_fill(banned, NEVER).max(dim=1).values
-    return (negative - positive + margin).clamp_min(0).mean()
+    of_positive = similarity.gather(1, positive.unsqueeze(1)).squeeze(1)
+    of_negative = similarity.masked_fill(excluded, NEVER).max(dim=1).values
+    return (of_negative - of_positive + margin).clamp_min(0).mean()
 
 
 def view_agreement(views: Sequence[Tensor], tau: float) -> Tensor:
-    """Mean over pairs of views of NT-Xent: a row's two views are a pair, all other rows' views are negatives (HOLE).
+    """Average :func:`nt_xent` over all pairs of views (HOLE).
 
     Args:
         views: Projections of the same rows, ``[(B, h)]``.
@@ -119,7 +118,10 @@ def view_agreement(views: Sequence[Tensor], tau: float) -> Tensor:
 
 
 def nt_xent(one: Tensor, other: Tensor, tau: float) -> Tensor:
-    """NT-Xent (SimCLR, Chen et al., ICML 2020, Eq. 1) of two views ``(B, h)``."""
+    """Compute NT-Xent (SimCLR, Chen et al., ICML 2020, Eq. 1) of two views ``(B, h)``.
+
+    The two views of a row are a positive pair; the views of all other rows are negatives.
+    """
     rows = unit(torch.cat([one, other]))
     logits = (rows @ rows.T / tau).fill_diagonal_(NEVER)
     partner = torch.arange(len(rows)).roll(len(one))

@@ -1,4 +1,4 @@
-"""What every method of the field looks like here: settings, ``fit``, and an encoder of both sides."""
+"""The interface that every method implements: settings, ``fit``, and an encoder for queries and documents."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from smec_st.data import Qrels, VectorTable
+from smec_st.data import Qrels, VectorTable, unit_rows
 
 Transform = Callable[[np.ndarray, int], np.ndarray]
 
 
 class Size(NamedTuple):
-    """A size to score.
+    """A size at which an encoder is scored.
 
     Attributes:
-        dim: Numbers that a stored vector stands for.
-        bytes: Storage of one document; ``4 * dim`` for float32.
+        dim: Number of dimensions that a stored vector stands for.
+        bytes: Storage per document; ``4 * dim`` for float32.
     """
 
     dim: int
@@ -27,15 +27,15 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What every method is given, the same for all.
+    """The training data, the same for every method.
 
     Attributes:
         table: Corpus and queries.
         train: Training judgements; None to fit without labels.
-        dev: Judgements that settings and early stopping may look at; None when there are none.
-        queries: Rows of the training queries, which methods without labels may use as well, ``(Q,)``.
-        judged: What ``train`` and ``dev`` are shared out from, for a method that shares it out in its own way; None
-            where ``dev`` is a split of the collection.
+        dev: Validation judgements, for early stopping and the choice of settings; None when there are none.
+        queries: Rows of the training queries, which methods without labels may use too, ``(Q,)``.
+        judged: All judgements that ``train`` and ``dev`` were split from, for a method that makes its own split; None
+            when ``dev`` is a split of the collection.
     """
 
     table: VectorTable
@@ -46,31 +46,31 @@ class TrainingData:
 
     @property
     def corpus(self) -> np.ndarray:
-        """``(N, D)`` float32, unit norm."""
+        """Document vectors, ``(N, D)`` float32, unit norm."""
         import torch
 
         return self.table[torch.arange(self.table.corpus_size)].numpy()
 
 
 class Encoder(Protocol):
-    """A fitted method. Inner products of the two sides are the scores that documents are ranked by."""
+    """A fitted method. Documents are ranked by the inner product of the encoded query and document."""
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """What it can be scored at, by falling bytes."""
+        """The sizes it can be scored at, in descending order of bytes."""
         ...
 
     def documents(self, vectors: np.ndarray, size: Size) -> np.ndarray:
-        """Documents as search sees them: quantised ones decoded. ``(n, D) -> (n, w)`` float32."""
+        """Encode documents, and decode them if they are stored quantised. ``(n, D) -> (n, w)`` float32."""
         ...
 
     def queries(self, vectors: np.ndarray, size: Size) -> np.ndarray:
-        """Queries, of the same width. ``(n, D) -> (n, w)`` float32."""
+        """Encode queries to the same width as the documents. ``(n, D) -> (n, w)`` float32."""
         ...
 
 
 class Method(Protocol):
-    """A frozen dataclass whose fields are the method's settings; the defaults are the published ones."""
+    """A frozen dataclass whose fields are the method's settings; the defaults are the published values."""
 
     @property
     def is_random(self) -> bool:
@@ -88,16 +88,16 @@ class Method(Protocol):
         ...
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> Encoder:
-        """Fit for these sizes (float methods) or for the method's own byte budgets (quantisers)."""
+        """Fit an encoder for these sizes (float methods) or for the method's own sizes in bytes (quantisers)."""
         ...
 
 
 @dataclass(frozen=True)
 class FloatEncoder:
-    """An encoder that treats both sides alike and stores float32.
+    """An encoder that treats queries and documents alike and stores float32.
 
     Args:
-        transform: ``(vectors, dim) -> (n, dim)``, unit norm.
+        transform: Maps ``(vectors, dim)`` to ``(n, dim)``, unit norm.
         dims: Sizes, in any order.
     """
 
@@ -106,11 +106,16 @@ class FloatEncoder:
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """Four bytes a number."""
+        """The sizes in descending order, at four bytes per dimension."""
         return tuple(Size(dim, 4 * dim) for dim in sorted(self.dims, reverse=True))
 
     def documents(self, vectors: np.ndarray, size: Size) -> np.ndarray:
-        """``transform``."""
+        """Apply ``transform``."""
         return self.transform(vectors, size.dim)
 
     queries = documents
+
+
+def prefix_encoder(mapping: Callable[[np.ndarray], np.ndarray], dims: Sequence[int]) -> FloatEncoder:
+    """Return an encoder whose vector of size ``m`` is the first ``m`` outputs of ``mapping``, scaled to length 1."""
+    return FloatEncoder(lambda vectors, dim: unit_rows(mapping(vectors)[:, :dim]), tuple(dims))

@@ -12,38 +12,38 @@ from torch import Tensor
 
 from smec_st.baselines.adaptor import Adaptor, prefix_rank_loss, similarities
 from smec_st.baselines.interface import FloatEncoder, TrainingData
-from smec_st.baselines.training import Batches, Pools, dev_score, train
+from smec_st.baselines.training import Batches, Pools, prefix_score, train
 from smec_st.data import VectorTable
 from smec_st.functional import alignment_l1, reconstruction_l1
 
 
 @dataclass(frozen=True)
 class MatryoshkaAdaptor:
-    """A residual adaptor whose prefixes keep the full width's similarities, and with labels rank as well.
+    """A residual adaptor whose prefixes keep the similarities of the full width and, with labels, rank documents.
 
-    Unsupervised, Eq. (4): ``L_topk + alpha L_pair + beta L_rec``. Supervised: that first, then Eq. (6), which adds
-    ``gamma L_rank``. Losses are means (with the sums as printed ``L_pair`` dwarfs the rest) and are summed over the
-    sizes.
+    Unsupervised training minimises Eq. (4): ``L_topk + alpha L_pair + beta L_rec``. Supervised training starts from
+    its result and minimises Eq. (6), which adds ``gamma L_rank``. Losses are summed over the sizes; within a size they
+    are means, because with the printed sums ``L_pair`` dwarfs the other terms.
 
-    Published (Table 5): batch 128, Adam 1e-3, at most 5,000 iterations, patience 500, all weights 1. Not printed, and
-    chosen as public re-implementations do: one hidden layer, ``k = 10``. What early stopping looks at is not printed
-    either: here held-out nDCG@10 in the supervised stage, Eq. (4) on a tenth of the corpus in the unsupervised one.
-    The neighbours of Eq. (2) are those in the step's pool of documents, as the paper's are those of its corpus batch.
-    Collections of a few thousand documents need fewer steps: on SciFact's dev queries 1,000 unsupervised steps were
-    better than 2,500 at every size.
+    Published (Table 5): batch 128, Adam with learning rate 1e-3, at most 5,000 iterations, patience 500, all weights
+    1. Not printed, and taken from public re-implementations: one hidden layer, ``k = 10``. The criterion of early
+    stopping is not printed either: here it is held-out nDCG@10 in the supervised stage, and Eq. (4) on a tenth of the
+    corpus in the unsupervised one. The neighbours of Eq. (2) are searched among the documents of the step, as the
+    paper searches its corpus batch. Collections of a few thousand documents need fewer steps: on SciFact's dev queries
+    1,000 unsupervised steps were better than 2,500 at every size.
 
     Args:
         supervised: Add the second stage.
         alpha: Weight of ``L_pair``.
         beta: Weight of ``L_rec``.
         gamma: Weight of ``L_rank``.
-        k: Neighbours of ``L_topk``.
+        k: Number of neighbours in ``L_topk``.
         batch_size: Queries, and documents, per step.
-        pool: Further documents per step: candidates of ``L_rank`` and of the neighbours.
-        learning_rate: Of Adam.
-        steps: Steps of each stage, at most (published: 5,000).
-        patience: Of each stage.
-        hidden: Width of the hidden layer; None for the vectors' width.
+        pool: Further documents per step, as candidates of ``L_rank`` and as neighbours.
+        learning_rate: Learning rate of Adam.
+        steps: Maximum number of steps per stage (published: 5,000).
+        patience: Steps without improvement before early stopping, per stage.
+        hidden: Width of the hidden layer; None for the width of the vectors.
     """
 
     supervised: bool = True
@@ -62,12 +62,12 @@ class MatryoshkaAdaptor:
 
     @property
     def needs_labels(self) -> bool:
-        """Only the second stage does."""
+        """Whether the second stage, which needs judgements, is run."""
         return self.supervised
 
     @property
     def uses_labels(self) -> bool:
-        """The same."""
+        """Whether the second stage, which learns from judgements, is run."""
         return self.supervised
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
@@ -80,7 +80,7 @@ class MatryoshkaAdaptor:
 
     def _fit_unsupervised(self, adaptor: Adaptor, table: VectorTable, dims: Sequence[int], seed: int) -> None:
         order = np.random.default_rng(seed).permutation(table.corpus_size)
-        held = table[torch.from_numpy(order[: min(max(len(order) // 10, self.k + 1), 2000)])]
+        held_out = table[torch.from_numpy(order[: min(max(len(order) // 10, self.k + 1), 2000)])]
         rows = order[len(order) // 10 :]
         batches = Batches(len(rows), self.batch_size + self.pool, seed)
 
@@ -90,7 +90,7 @@ class MatryoshkaAdaptor:
 
         @torch.no_grad()
         def score() -> float:
-            return -float(self._unsupervised(adaptor, held, len(held), dims))
+            return -float(self._unsupervised(adaptor, held_out, len(held_out), dims))
 
         train(
             adaptor.parameters(),
@@ -104,35 +104,35 @@ class MatryoshkaAdaptor:
     def _fit_supervised(self, adaptor: Adaptor, data: TrainingData, dims: Sequence[int], seed: int) -> None:
         table = data.table
         pools = Pools(data, self.batch_size, self.pool, seed, "the supervised Matryoshka-Adaptor")
-        held_out = dev_score(data, dims)
 
         def step(_: int) -> Tensor:
             pool = pools.next()
-            documents, asked = table[pool.document_rows], table[pool.query_rows]
-            adapted, mapped = adaptor(documents), adaptor(asked)
-            ranking = prefix_rank_loss(mapped, adapted, pool.grades, pool.same, dims)
-            of_documents = self._distances(documents, adapted, documents, adapted, pool.positives, dims)
-            of_queries = self._distances(asked, mapped, documents, adapted, len(asked), dims)
+            queries, documents = table[pool.query_rows], table[pool.document_rows]
+            mapped_queries, mapped_documents = adaptor(queries), adaptor(documents)
+            ranking = prefix_rank_loss(mapped_queries, mapped_documents, pool.grades, pool.excluded, dims)
+            columns = (documents, mapped_documents)
+            of_documents = self._distances(documents, mapped_documents, *columns, pool.positives, dims)
+            of_queries = self._distances(queries, mapped_queries, *columns, len(queries), dims)
             return self.gamma * ranking + of_documents + of_queries
 
         train(
             adaptor.parameters(),
             step,
-            None if held_out is None else lambda: held_out.of_prefixes(adaptor.map),
+            prefix_score(data, dims, adaptor.map),
             steps=self.steps,
             learning_rate=self.learning_rate,
             patience=self.patience,
         )
 
     def _unsupervised(self, adaptor: Adaptor, documents: Tensor, count: int, dims: Sequence[int]) -> Tensor:
-        """Eq. (4) of the first ``count`` documents against all."""
+        """Compute Eq. (4) for the first ``count`` documents against all of them."""
         adapted = adaptor(documents)
         return self._distances(documents, adapted, documents, adapted, count, dims)
 
     def _distances(
         self, rows: Tensor, mapped: Tensor, columns: Tensor, mapped_columns: Tensor, count: int, dims: Sequence[int]
     ) -> Tensor:
-        """``L_topk + alpha L_pair + beta L_rec`` of the first ``count`` rows against the columns."""
+        """Compute ``L_topk + alpha L_pair + beta L_rec`` for the first ``count`` rows against the columns."""
         teacher = rows[:count] @ columns.T
         others = torch.ones_like(teacher, dtype=torch.bool)
         if rows is columns:

@@ -1,4 +1,4 @@
-"""Matryoshka representation learning (Kusupati et al., NeurIPS 2022) of a linear head, by sentence-transformers."""
+"""Matryoshka representation learning (Kusupati et al., NeurIPS 2022) with a linear head."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smec_st.baselines.interface import FloatEncoder, TrainingData
-from smec_st.baselines.training import Batches, dev_score, train
+from smec_st.baselines.interface import FloatEncoder, TrainingData, prefix_encoder
+from smec_st.baselines.projections import principal_axes
+from smec_st.baselines.training import Batches, prefix_score, train
 from smec_st.data import DataError, Qrels, unit_rows
-from smec_st.functional import leftover_axes, second_moment
 from smec_st.modules import EmbeddingInput
 
 
 @dataclass(frozen=True)
 class MRL:
-    """One linear map on the cached vectors, all sizes trained at once: ``MatryoshkaLoss`` over InfoNCE or CoSENT.
+    """A linear map on cached vectors, trained at all sizes at once: ``MatryoshkaLoss`` over InfoNCE or CoSENT.
 
-    The losses are sentence-transformers' own, with its own defaults: ``MultipleNegativesRankingLoss`` (scale 20,
-    negatives from the batch) and ``CoSENTLoss`` (scale 20) for graded pairs. A fixed backbone leaves the map, the
-    optimizer and its start open.
+    The losses are those of sentence-transformers with their default settings: ``MultipleNegativesRankingLoss`` (scale
+    20, negatives from the batch), and ``CoSENTLoss`` (scale 20) for graded pairs. The paper trains the backbone, so
+    the map, its initial weights and the optimizer are our choices.
 
     Args:
         loss: ``infonce``, or ``cosent`` for graded pairs (judged pairs with their grades, and as many random pairs
             with grade 0).
-        start: ``identity`` (truncation) or ``principal`` (uncentred PCA).
+        start: Initial weights: ``identity`` (truncation) or ``principal`` (uncentred PCA).
         batch_size: Pairs per step.
-        learning_rate: Of Adam, with a cosine schedule.
-        steps: Steps at most.
-        patience: Of early stopping, on held-out nDCG@10.
+        learning_rate: Learning rate of Adam, with a cosine schedule.
+        steps: Maximum number of steps.
+        patience: Steps without better held-out nDCG@10 before early stopping.
     """
 
     loss: str = "infonce"
@@ -57,7 +57,9 @@ class MRL:
         table, width = data.table, data.table.width
         head = Dense(width, width, bias=False, activation_function=nn.Identity())
         with torch.no_grad():
-            head.linear.weight.copy_(self._first_weight(data))
+            head.linear.weight.copy_(
+                torch.eye(width) if self.start == "identity" else torch.from_numpy(principal_axes(data.corpus))
+            )
         model = SentenceTransformer(modules=[EmbeddingInput(width), head], device="cpu")
         inner = losses.CoSENTLoss(model) if self.loss == "cosent" else losses.MultipleNegativesRankingLoss(model)
         matryoshka = losses.MatryoshkaLoss(model, inner, matryoshka_dims=sorted(dims, reverse=True))
@@ -66,7 +68,7 @@ class MRL:
 
         def step(_: int) -> Tensor:
             rows = batches.next()
-            if self.loss == "infonce":  # a document relevant to two of the batch's queries would be its own negative
+            if self.loss == "infonce":  # a document that is relevant to two queries would be its own negative
                 rows = rows[np.unique(pairs[rows, 1], return_index=True)[1]]
             sides = (table.query_ids(pairs[rows, 0]), pairs[rows, 1])
             features = [{"sentence_embedding": table[torch.from_numpy(side)]} for side in sides]
@@ -78,28 +80,21 @@ class MRL:
             mapped: np.ndarray = unit_rows(vectors) @ head.linear.weight.detach().numpy().T
             return mapped
 
-        held_out = dev_score(data, dims)
         train(
             model.parameters(),
             step,
-            None if held_out is None else lambda: held_out.of_prefixes(mapping),
+            prefix_score(data, dims, mapping),
             steps=self.steps,
             learning_rate=self.learning_rate,
             patience=self.patience,
             cosine=True,
         )
-        return FloatEncoder(lambda vectors, dim: unit_rows(mapping(vectors)[:, :dim]), tuple(dims))
-
-    def _first_weight(self, data: TrainingData) -> Tensor:
-        width = data.table.width
-        if self.start == "identity":
-            return torch.eye(width)
-        return leftover_axes(second_moment(torch.from_numpy(data.corpus)), torch.zeros(0, width), width)
+        return prefix_encoder(mapping, dims)
 
     def _pairs(self, train: Qrels, corpus_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs (query row, document row) ``(P, 2)`` and their grades ``(P,)``."""
+        """Return pairs (query row, document row), ``(P, 2)``, and their grades, ``(P,)``."""
         if self.loss == "infonce":
             return train.pairs, np.ones(len(train.pairs), dtype=np.float32)
-        drawn = np.random.default_rng(seed).integers(0, corpus_size, len(train))
-        pairs = np.stack([np.tile(train.queries, 2), np.r_[train.documents, drawn]], axis=1)
+        random_documents = np.random.default_rng(seed).integers(0, corpus_size, len(train))
+        pairs = np.stack([np.tile(train.queries, 2), np.r_[train.documents, random_documents]], axis=1)
         return pairs, np.r_[train.grades, np.zeros(len(train), dtype=np.float32)]

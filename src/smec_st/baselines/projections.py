@@ -1,6 +1,6 @@
-"""What costs no training: coordinates or fixed directions of the original vectors, scaled to length 1.
+"""Methods without training: coordinates or fixed directions of the original vectors, scaled to length 1.
 
-Each method has the settings as fields; ``original``, ``truncate`` and ``pca`` are the same as plain transforms.
+The classes implement :class:`~smec_st.baselines.Method`; ``original``, ``truncate`` and ``pca`` are plain transforms.
 """
 
 from __future__ import annotations
@@ -18,38 +18,44 @@ Kind = Literal["uncentred", "centred", "whitened"]
 
 
 def original(vectors: np.ndarray, dim: int) -> np.ndarray:
-    """The vectors as they are, scaled to length 1."""
+    """Scale the vectors to length 1 at their full width, whatever ``dim`` is."""
     return unit_rows(vectors)
 
 
 def truncate(vectors: np.ndarray, dim: int) -> np.ndarray:
-    """The first ``dim`` coordinates."""
+    """Keep the first ``dim`` coordinates, and scale them to length 1."""
     return unit_rows(vectors[:, :dim])
 
 
-def pca(corpus: np.ndarray, kind: Kind = "uncentred") -> Transform:
-    """Principal axes of the corpus, by falling variance.
-
-    ``uncentred``: the singular vectors of the unit-norm rows. The inner products of full width are kept exactly, and
-    cosine with them; centring, which most PCA tools do, moves the origin and often costs retrieval quality.
-    ``centred``: the textbook PCA; the corpus mean is taken off documents and queries alike.
-    ``whitened``: centred, then each axis divided by its standard deviation on the corpus. Axes on which the corpus
-    does not vary are 0.
-
-    Args:
-        corpus: ``(N, D)``.
-        kind: See above.
-    """
+def principal_axes(rows: np.ndarray) -> np.ndarray:
+    """Return the eigenvectors of ``rows.T @ rows`` as rows, by descending eigenvalue. ``(N, D) -> (D, D)``."""
     import torch
 
     from smec_st.functional import leftover_axes, second_moment
 
+    moment = second_moment(torch.from_numpy(rows))
+    return leftover_axes(moment, torch.zeros(0, len(moment)), len(moment)).numpy()
+
+
+def pca(corpus: np.ndarray, kind: Kind = "uncentred") -> Transform:
+    """Project vectors onto the principal axes of the corpus, in descending order of variance.
+
+    ``uncentred``: The axes are the singular vectors of the unit-norm rows. At full width all inner products, and
+    therefore cosines, are kept exactly. Centring, which most PCA tools do, moves the origin and often costs retrieval
+    quality.
+    ``centred``: Textbook PCA; the corpus mean is subtracted from documents and queries.
+    ``whitened``: Centred, then each axis is divided by its standard deviation on the corpus. Axes along which the
+    corpus does not vary are set to 0.
+
+    Args:
+        corpus: Vectors, ``(N, D)``.
+        kind: Kind of PCA, see above.
+    """
     rows = unit_rows(corpus)
     if kind != "uncentred":
         mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         rows -= mean
-    moment = second_moment(torch.from_numpy(rows))
-    axes = leftover_axes(moment, torch.zeros(0, len(moment)), len(moment)).numpy()
+    axes = principal_axes(rows)
     if kind == "uncentred":
         return lambda vectors, dim: unit_rows(unit_rows(vectors) @ axes[:dim].T)
     if kind == "whitened":
@@ -60,7 +66,7 @@ def pca(corpus: np.ndarray, kind: Kind = "uncentred") -> Transform:
 
 @dataclass(frozen=True)
 class Original:
-    """The vectors as they are, at their own width whatever sizes are asked for."""
+    """The original vectors at their full width, whatever sizes are asked for."""
 
     is_random: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
@@ -73,7 +79,7 @@ class Original:
 
 @dataclass(frozen=True)
 class Truncation:
-    """The first coordinates."""
+    """The first coordinates of each vector."""
 
     is_random: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
@@ -86,10 +92,10 @@ class Truncation:
 
 @dataclass(frozen=True)
 class RandomCoordinates:
-    """Coordinates in one random order per seed; a size is a prefix of it, so sizes are nested.
+    """Coordinates in a random order, one per seed; each size is a prefix of it, so sizes are nested.
 
     Reference:
-        Dropping random dimensions costs little, https://arxiv.org/abs/2508.17744.
+        Shows that dropping random dimensions costs little quality: https://arxiv.org/abs/2508.17744.
     """
 
     is_random: ClassVar[bool] = True
@@ -104,7 +110,7 @@ class RandomCoordinates:
 
 @dataclass(frozen=True)
 class VarianceSorted:
-    """Coordinates by falling variance on the corpus; of equal ones the lower comes first."""
+    """Coordinates in descending order of variance on the corpus; ties are broken by position."""
 
     is_random: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
@@ -118,11 +124,11 @@ class VarianceSorted:
 
 @dataclass(frozen=True)
 class RandomProjection:
-    """Random directions (Johnson and Lindenstrauss, 1984): one matrix per seed, of which a size takes the first rows.
+    """Random directions (Johnson and Lindenstrauss, 1984): one matrix per seed; a size uses its first rows.
 
     Args:
-        orthonormal: Make the directions orthonormal, so that full width keeps all inner products; independent Gaussian
-            entries otherwise, the field's standard.
+        orthonormal: Make the directions orthonormal, so that full width keeps all inner products. Otherwise their
+            entries are independent Gaussians, as is usual.
     """
 
     orthonormal: bool = False
@@ -142,7 +148,7 @@ class RandomProjection:
 
 @dataclass(frozen=True)
 class PCA:
-    """:func:`pca` of the corpus.
+    """Principal component analysis of the corpus, see :func:`pca`.
 
     Args:
         kind: ``uncentred``, ``centred`` or ``whitened``.

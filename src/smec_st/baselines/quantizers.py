@@ -1,7 +1,7 @@
-"""Fewer bits per number: quantisers of the original vectors.
+"""Quantisers of the original vectors, which store fewer bits per dimension.
 
-Search is asymmetric, as vector databases do it: documents are stored as codes, queries stay float, and the score is
-the inner product of the query with the decoded document. Decoded documents are not scaled to length 1 again.
+Search is asymmetric, as in vector databases: documents are stored as codes, queries stay float, and the score is the
+inner product of the query with the decoded document. Decoded documents are not scaled to length 1 again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from smec_st.data import DataError, unit_rows
 
 Rows = Callable[[np.ndarray], np.ndarray]
 
-
 ROTATION_ROUNDS, ROTATION_ROWS = 12, 10_000
 
 
 @dataclass(frozen=True)
 class Codec:
-    """One fitted quantiser.
+    """A fitted quantiser.
 
     Args:
-        decoded: Documents, encoded and decoded. ``(n, D) -> (n, D)``.
-        queries: Queries in the space of the decoded documents. ``(n, D) -> (n, D)``.
+        decoded: Encodes documents and decodes them again. ``(n, D) -> (n, D)``.
+        queries: Maps queries into the space of the decoded documents. ``(n, D) -> (n, D)``.
     """
 
     decoded: Rows
@@ -39,31 +38,31 @@ class CodeEncoder:
     """An :class:`~smec_st.baselines.Encoder` with one codec per size.
 
     Args:
-        codecs: By size. Codecs read rows of length 1.
+        codecs: The codec of each size. Codecs are given rows of length 1.
     """
 
     codecs: dict[Size, Codec]
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """By falling bytes."""
+        """The sizes in descending order of bytes."""
         return tuple(sorted(self.codecs, key=lambda size: size.bytes, reverse=True))
 
     def documents(self, vectors: np.ndarray, size: Size) -> np.ndarray:
-        """Decoded from their codes. ``(n, D) -> (n, D)`` float32."""
+        """Encode and decode documents. ``(n, D) -> (n, D)`` float32."""
         return self.codecs[size].decoded(unit_rows(vectors)).astype(np.float32, copy=False)
 
     def queries(self, vectors: np.ndarray, size: Size) -> np.ndarray:
-        """Float, length 1. ``(n, D) -> (n, D)`` float32."""
+        """Scale queries to length 1, and rotate them where documents are rotated. ``(n, D) -> (n, D)`` float32."""
         return self.codecs[size].queries(unit_rows(vectors)).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
 class Int8:
-    """One byte per number: 256 equal steps between the least and the greatest value of the dimension on the corpus.
+    """One byte per dimension: 256 equal steps between its minimum and its maximum on the corpus.
 
-    Codes are those of ``quantize_embeddings(precision="int8")`` of sentence-transformers; a code stands for the middle
-    of its step.
+    Codes are those of sentence-transformers' ``quantize_embeddings(precision="int8")``; a code is decoded to the
+    middle of its step.
     """
 
     is_random: ClassVar[bool] = False
@@ -84,15 +83,15 @@ class Int8:
             return result
 
         width = data.table.width
-        return CodeEncoder({Size(width, width): Codec(decoded, queries=_as_they_are)})
+        return CodeEncoder({Size(width, width): Codec(decoded, queries=_identity)})
 
 
 @dataclass(frozen=True)
 class Binary:
-    """One bit per number: its sign, so that a document is decoded to +1 and -1.
+    """One bit per dimension, its sign; documents are decoded to +1 and -1.
 
     Args:
-        rotation: Rotate at random first, which spreads the variance evenly over the dimensions.
+        rotation: Apply a random rotation first, which spreads the variance evenly over the dimensions.
     """
 
     rotation: bool = False
@@ -102,32 +101,32 @@ class Binary:
 
     @property
     def is_random(self) -> bool:
-        """Only the rotation is."""
+        """Whether a random rotation is applied."""
         return self.rotation
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> CodeEncoder:
         """See :class:`~smec_st.baselines.Method`."""
         width = data.table.width
-        rotated: Rows = _as_they_are
+        rotate: Rows = _identity
         if self.rotation:
             square = np.random.default_rng(seed).standard_normal((width, width))
             axes = np.linalg.qr(square)[0].astype(np.float32)
-            rotated = lambda rows: rows @ axes  # noqa: E731
+            rotate = lambda rows: rows @ axes  # noqa: E731
         size = Size(width, -(-width // 8))
-        return CodeEncoder({size: Codec(lambda rows: np.where(rotated(rows) > 0, 1.0, -1.0), queries=rotated)})
+        return CodeEncoder({size: Codec(lambda rows: np.where(rotate(rows) > 0, 1.0, -1.0), queries=rotate)})
 
 
 @dataclass(frozen=True)
 class PQ:
-    """Product quantisation: each group of neighbouring dimensions becomes the number of its nearest centroid.
+    """Product quantisation: each group of adjacent dimensions is stored as the number of its nearest centroid.
 
-    A code has 8 bits, fewer for a corpus of less than 256 rows. Groups and centroids are those of FAISS with its own
-    settings, which train on at most 65,536 rows; the rotation takes :data:`ROTATION_ROUNDS` rounds on at most
-    :data:`ROTATION_ROWS` rows, where FAISS would take 50 rounds and minutes to hours.
+    A code has 8 bits, or fewer for a corpus of less than 256 rows. FAISS fits the centroids with its default settings,
+    on at most 65,536 rows. The rotation takes :data:`ROTATION_ROUNDS` rounds on at most :data:`ROTATION_ROWS` rows;
+    the 50 rounds that FAISS runs by default would take minutes to hours.
 
     Args:
-        group: Dimensions per code, one size each; those that do not divide the width are left out.
-        rotation: Learn a rotation along with the centroids (OPQ, without reducing the width).
+        group: Dimensions per code; each gives one size. Values that do not divide the width are skipped.
+        rotation: Learn a rotation together with the centroids (OPQ, without reducing the width).
 
     Reference:
         Jegou et al., TPAMI 2011; OPQ: Ge et al., CVPR 2013. FAISS: https://arxiv.org/abs/2401.08281.
@@ -143,40 +142,41 @@ class PQ:
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> CodeEncoder:
         """See :class:`~smec_st.baselines.Method`."""
         width = data.table.width
-        fitting = sorted((group for group in self.group if width % group == 0), reverse=True)
-        if not fitting:
+        groups = sorted((group for group in self.group if width % group == 0), reverse=True)
+        if not groups:
             raise DataError(f"PQ needs a width that one of {self.group} divides, got {width}.")
         corpus = data.corpus
-        # From few codes to many: where two sizes take the same bytes (a tiny corpus), more codes win.
-        return CodeEncoder(dict(_product_codec(corpus, width // group, self.rotation, seed) for group in fitting))
+        # Ascending number of codes: when two take the same bytes (on a tiny corpus), the one with more codes is kept.
+        return CodeEncoder(dict(_product_codec(corpus, width // group, self.rotation, seed) for group in groups))
 
 
 def _product_codec(corpus: np.ndarray, codes: int, rotation: bool, seed: int) -> tuple[Size, Codec]:
-    """A product quantiser with this many codes per document, and its size."""
-    faiss = _faiss()
+    """Fit a product quantiser with this many codes per document."""
+    faiss = load_faiss("PQ and OPQ")
     rows, width = corpus.shape
     quantizer = faiss.ProductQuantizer(width, codes, min(8, rows.bit_length() - 1))
     quantizer.cp.seed = seed
-    quantizer.cp.min_points_per_centroid = 1  # no warning on a small corpus
-    rotated: Rows = _as_they_are
+    quantizer.cp.min_points_per_centroid = 1  # prevents a warning on a small corpus
+    rotate: Rows = _identity
     if rotation:
         matrix = faiss.OPQMatrix(width, codes)
         matrix.pq = quantizer
         matrix.niter, matrix.max_train_points = ROTATION_ROUNDS, ROTATION_ROWS
         matrix.train(corpus)
-        rotated = matrix.apply
-    quantizer.train(rotated(corpus))
-    codec = Codec(lambda rows: quantizer.decode(quantizer.compute_codes(rotated(rows))), queries=rotated)
+        rotate = matrix.apply
+    quantizer.train(rotate(corpus))
+    codec = Codec(lambda rows: quantizer.decode(quantizer.compute_codes(rotate(rows))), queries=rotate)
     return Size(width, quantizer.code_size), codec
 
 
-def _faiss() -> Any:
+def load_faiss(purpose: str) -> Any:
+    """Import FAISS, or raise a :class:`~smec_st.data.DataError` that says what ``purpose`` to install it for."""
     try:
         import faiss
     except ImportError as error:
-        raise DataError('PQ and OPQ need faiss. Install it with `pip install "smec-st[search]"`.') from error
+        raise DataError(f'{purpose} need faiss. Install it with `pip install "smec-st[search]"`.') from error
     return faiss
 
 
-def _as_they_are(rows: np.ndarray) -> np.ndarray:
+def _identity(rows: np.ndarray) -> np.ndarray:
     return rows

@@ -1,4 +1,4 @@
-"""Search-Adaptor (Yoon et al., ACL 2024, https://arxiv.org/abs/2310.08750), cut to size as in the literature."""
+"""Search-Adaptor (Yoon et al., ACL 2024, https://arxiv.org/abs/2310.08750), truncated as in the literature."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from smec_st.functional import reconstruction_l1
 class SearchAdaptor:
     """A residual adaptor trained to rank at full width; smaller sizes are plain prefixes of its output.
 
-    ``L_rank + alpha L_rec + beta L_pred`` (section 4.2): the ranking loss, the size of the change, and how well a
-    predictor, used in training only, finds the query from its relevant document.
+    The loss is ``L_rank + alpha L_rec + beta L_pred`` (section 4.2): the ranking loss, the size of the change, and the
+    error of a predictor, used in training only, that predicts the query from its relevant document.
 
-    Published, at second hand: Adam 1e-3, batch 128, at most 2,000 iterations, patience 125, ten negatives per relevant
-    document, ``alpha`` and ``beta`` chosen on validation. Depth, width and activation are not printed. Validation is
-    the mean nDCG@10 of held-out queries over the sizes, as for every method here; without held-out queries the first
-    of each list is taken.
+    Published, from secondary sources: Adam with learning rate 1e-3, batch 128, at most 2,000 iterations, patience 125,
+    ten negatives per relevant document, ``alpha`` and ``beta`` chosen on validation queries. Depth, width and
+    activation are not printed. The validation score is the mean nDCG@10 of held-out queries over the sizes, as for
+    every method here; without held-out queries the first value of each list is used.
 
     Args:
         alphas: Weights of ``L_rec`` to choose from.
         betas: Weights of ``L_pred`` to choose from.
         batch_size: Pairs per step.
         negatives: Further documents per step, as a multiple of the batch.
-        learning_rate: Of Adam.
-        steps: Steps at most.
-        patience: Of early stopping.
-        hidden: Width of the hidden layer; None for the vectors' width.
+        learning_rate: Learning rate of Adam.
+        steps: Maximum number of steps.
+        patience: Steps without improvement before early stopping.
+        hidden: Width of the hidden layer; None for the width of the vectors.
     """
 
     alphas: tuple[float, ...] = (0.0, 0.1, 1.0)
@@ -72,12 +72,12 @@ class SearchAdaptor:
 
         def step(_: int) -> Tensor:
             pool = pools.next()
-            asked, documents = table[pool.query_rows], table[pool.document_rows]
-            mapped, adapted = adaptor(asked), adaptor(documents)
-            total = prefix_rank_loss(mapped, adapted, pool.grades, pool.same, (width,))
-            change = reconstruction_l1(asked, mapped) + reconstruction_l1(documents, adapted)
-            prediction = reconstruction_l1(predictor(adapted[pool.pair]), mapped)
-            return total + width * (alpha * change + beta * prediction)  # the paper's norms are sums
+            queries, documents = table[pool.query_rows], table[pool.document_rows]
+            mapped_queries, mapped_documents = adaptor(queries), adaptor(documents)
+            ranking = prefix_rank_loss(mapped_queries, mapped_documents, pool.grades, pool.excluded, (width,))
+            change = reconstruction_l1(queries, mapped_queries) + reconstruction_l1(documents, mapped_documents)
+            prediction = reconstruction_l1(predictor(mapped_documents[pool.positive]), mapped_queries)
+            return ranking + width * (alpha * change + beta * prediction)  # the paper's norms are sums, ours are means
 
         train(
             [*adaptor.parameters(), *predictor.parameters()],

@@ -1,4 +1,4 @@
-"""The loop that the trained rivals share: Adam, a look at held-out queries now and then, the best weights kept."""
+"""The training loop of the trained baselines, their validation score, and their batches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from smec_st.data import DataError, unit_rows
 from smec_st.losses import Relevance
 from smec_st.metrics import evaluate_retrieval
 
+Mapping = Callable[[np.ndarray], np.ndarray]
+
 
 def train(
     parameters: Iterable[nn.Parameter],
@@ -27,29 +29,29 @@ def train(
     weight_decay: float = 0.0,
     cosine: bool = False,
 ) -> int:
-    """Minimise ``step``, and end at the weights that ``score`` liked best.
+    """Minimise ``step`` with Adam, and restore the weights with the best ``score``.
 
     Args:
-        parameters: What is trained.
-        step: Number of the step to its loss.
+        parameters: The parameters to train.
+        step: Maps the number of the step to its loss.
         score: Quality of the current weights, higher is better; None to run all steps and keep the last weights.
-        steps: Steps at most.
-        learning_rate: Of Adam; AdamW when ``weight_decay`` is above 0.
-        patience: Stop after so many steps without a better score.
-        check_every: Steps between scores. The start is scored too.
+        steps: Maximum number of steps.
+        learning_rate: Learning rate of Adam; AdamW when ``weight_decay`` is above 0.
+        patience: Stop after this many steps without a better score.
+        check_every: Steps between scores. The initial weights are scored too.
         weight_decay: Decoupled weight decay.
-        cosine: Let the learning rate fall to 0 along a cosine; constant otherwise.
+        cosine: Decay the learning rate to 0 along a cosine; it is constant otherwise.
 
     Returns:
-        Steps run.
+        The number of steps that were run.
 
     Raises:
         FloatingPointError: If the loss is no longer finite.
     """
-    trained = list(parameters)
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
-    best, kept, best_step = -np.inf if score is None else score(), _copy(trained), 0
+    best, best_weights, best_step = -np.inf if score is None else score(), _copy(parameters), 0
     done = 0
     while done < steps:
         loss = step(done)
@@ -62,14 +64,14 @@ def train(
             schedule.step()
         done += 1
         if score is not None and (done % check_every == 0 or done == steps):
-            now = score()
-            if now > best:
-                best, kept, best_step = now, _copy(trained), done
+            current = score()
+            if current > best:
+                best, best_weights, best_step = current, _copy(parameters), done
             if done - best_step >= patience:
                 break
     if score is not None:
         with torch.no_grad():
-            for parameter, value in zip(trained, kept, strict=True):
+            for parameter, value in zip(parameters, best_weights, strict=True):
                 parameter.copy_(value)
     return done
 
@@ -79,14 +81,14 @@ def _copy(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 class DevScore:
-    """Mean nDCG@10 over the sizes, on held-out queries: what early stopping and choices of settings look at.
+    """Mean nDCG@10 over the sizes on held-out queries, for early stopping and the choice of settings.
 
     Args:
-        data: Its ``dev`` must be there.
+        data: Training data whose ``dev`` is not None.
         dims: Sizes.
-        max_queries: Queries scored, drawn once.
-        max_corpus: Documents scored against: the relevant ones, and at most this many others, drawn once.
-        seed: Seeds both draws.
+        max_queries: Maximum number of queries, sampled once.
+        max_corpus: Maximum number of documents that are sampled, once, in addition to the relevant ones.
+        seed: Random seed of both samples.
     """
 
     def __init__(
@@ -98,47 +100,54 @@ class DevScore:
         seed: int = 0,
     ) -> None:
         if data.dev is None:
-            raise ValueError("Held-out judgements are needed to score by.")
+            raise ValueError("`data.dev` must hold judgements to compute a score, got None.")
         rng = np.random.default_rng(seed)
         dev = data.dev.of_queries(rng.permutation(data.dev.query_rows)[:max_queries])
-        table, asked = data.table, dev.query_rows
-        own = table.own(torch.from_numpy(table.query_ids(asked))).numpy()
-        drawn = rng.permutation(table.corpus_size)[:max_corpus]
-        rows = np.unique(np.concatenate([drawn, dev.pairs[:, 1], own[own >= 0]]))
+        table = data.table
+        query_ids = torch.from_numpy(table.query_ids(dev.query_rows))
+        own = table.own(query_ids).numpy()
+        sampled = rng.permutation(table.corpus_size)[:max_corpus]
+        rows = np.unique(np.concatenate([sampled, dev.pairs[:, 1], own[own >= 0]]))
         self.dims = tuple(dims)
         self._corpus = table[torch.from_numpy(rows)].numpy()
-        self._queries = table[torch.from_numpy(table.query_ids(asked))].numpy()
-        self._own = np.where(own >= 0, np.searchsorted(rows, own), -1)
+        self._queries = table[query_ids].numpy()
+        self._own_document = np.where(own >= 0, np.searchsorted(rows, own), -1)
         self._qrels = dev.renumbered(rows)
 
     def __call__(self, transform: Transform) -> float:
-        """The score of a transform ``(vectors, dim) -> (n, dim)``."""
+        """Score a transform that maps ``(vectors, dim)`` to ``(n, dim)``."""
         return float(
             np.mean([self._score(transform(self._corpus, d), transform(self._queries, d)) for d in self.dims])
         )
 
-    def of_prefixes(self, mapping: Callable[[np.ndarray], np.ndarray]) -> float:
-        """The score of a map whose first ``m`` outputs are the ``m``-dimensional vector, mapped once for all sizes."""
+    def of_prefixes(self, mapping: Mapping) -> float:
+        """Score the prefixes of a mapping's output; the mapping is applied once for all sizes."""
         corpus, queries = mapping(self._corpus), mapping(self._queries)
         return self(lambda vectors, dim: unit_rows((corpus if vectors is self._corpus else queries)[:, :dim]))
 
     def _score(self, corpus: np.ndarray, queries: np.ndarray) -> float:
-        scores = evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",), own_document=self._own)
+        scores = evaluate_retrieval(corpus, queries, self._qrels, ("ndcg@10",), own_document=self._own_document)
         return float(scores["ndcg@10"].mean())
 
 
 def dev_score(data: TrainingData, dims: Sequence[int]) -> DevScore | None:
-    """:class:`DevScore`, or None when nothing is held out."""
+    """Return a :class:`DevScore`, or None when no queries are held out."""
     return None if data.dev is None else DevScore(data, dims)
 
 
+def prefix_score(data: TrainingData, dims: Sequence[int], mapping: Mapping) -> Callable[[], float] | None:
+    """Return a function that scores the current ``mapping``, or None when no queries are held out."""
+    held_out = dev_score(data, dims)
+    return None if held_out is None else lambda: held_out.of_prefixes(mapping)
+
+
 class Batches:
-    """Row numbers ``0 .. count-1`` in random order, pass after pass, ``size`` at a time.
+    """Row numbers ``0 .. count-1`` in random order, ``size`` at a time, one pass after the other.
 
     Args:
-        count: Rows.
-        size: Rows per batch, cut to ``count``.
-        seed: Of the order.
+        count: Number of rows.
+        size: Rows per batch, at most ``count``.
+        seed: Random seed of the order.
     """
 
     def __init__(self, count: int, size: int, seed: int) -> None:
@@ -147,7 +156,7 @@ class Batches:
         self._left = np.zeros(0, dtype=np.int64)
 
     def next(self) -> np.ndarray:
-        """The next batch, ``(size,)``; its rows differ."""
+        """Return the next batch of distinct rows, ``(size,)``."""
         if len(self._left) < self._size:
             self._left = self._rng.permutation(self._count)
         batch, self._left = self._left[: self._size], self._left[self._size :]
@@ -156,59 +165,59 @@ class Batches:
 
 @dataclass(frozen=True)
 class Pool:
-    """Queries, and the documents that a step compares them with: their own relevant ones first, then others.
+    """The queries of a step and the documents they are compared with: first the relevant ones, then others.
 
     Attributes:
         query_rows: Row ids in the table, ``(B,)``.
         document_rows: Distinct row ids, ``(C,)``.
-        positives: How many of the documents come from the batch's pairs.
-        pair: Where each query's document of the batch stands, ``(B,)``.
-        grades: ``(B, C)``.
-        same: True where a document is the query itself, and takes no part, ``(B, C)``.
+        positives: Number of leading documents that come from the pairs of the batch.
+        positive: Column of each query's relevant document, ``(B,)``.
+        grades: Relevance grades, ``(B, C)``.
+        excluded: True where a document is the query itself and must be ignored, ``(B, C)``.
     """
 
     query_rows: Tensor
     document_rows: Tensor
     positives: int
-    pair: Tensor
+    positive: Tensor
     grades: Tensor
-    same: Tensor
+    excluded: Tensor
 
 
 class Pools:
-    """Relevant pairs in random order, each batch beside further documents.
+    """Relevant pairs in random order, each batch with further random documents.
 
     Args:
-        data: Its training judgements must be there.
+        data: Training data whose ``train`` is not None.
         batch_size: Pairs per step.
-        others: Further documents per step.
-        seed: Of both orders.
-        method: Who asks, for the message.
+        extra_documents: Further documents per step.
+        seed: Random seed of both orders.
+        method: Name of the method, for the error message.
 
     Raises:
         DataError: If there is no relevant pair.
     """
 
-    def __init__(self, data: TrainingData, batch_size: int, others: int, seed: int, method: str) -> None:
+    def __init__(self, data: TrainingData, batch_size: int, extra_documents: int, seed: int, method: str) -> None:
         if data.train is None or len(data.train.pairs) == 0:
             raise DataError(f"{method} needs training judgements.")
         self._table, self._pairs = data.table, data.train.pairs
         self._relevance = Relevance(data.train, data.table)
         self._batches = Batches(len(self._pairs), batch_size, seed)
-        self._others = Batches(data.table.corpus_size, others, seed + 1)
+        self._extra = Batches(data.table.corpus_size, extra_documents, seed + 1)
 
     def next(self) -> Pool:
-        """The next batch and its documents."""
-        chosen = self._pairs[self._batches.next()]
-        positives, pair = np.unique(chosen[:, 1], return_inverse=True)
-        others = self._others.next()
-        query_rows = torch.from_numpy(self._table.query_ids(chosen[:, 0]))
-        document_rows = torch.from_numpy(np.concatenate([positives, others[~np.isin(others, positives)]]))
+        """Return the next batch and its documents."""
+        pairs = self._pairs[self._batches.next()]
+        positives, positive = np.unique(pairs[:, 1], return_inverse=True)
+        extra = self._extra.next()
+        query_rows = torch.from_numpy(self._table.query_ids(pairs[:, 0]))
+        document_rows = torch.from_numpy(np.concatenate([positives, extra[~np.isin(extra, positives)]]))
         return Pool(
             query_rows=query_rows,
             document_rows=document_rows,
             positives=len(positives),
-            pair=torch.from_numpy(pair),
+            positive=torch.from_numpy(positive),
             grades=self._relevance(query_rows, document_rows),
-            same=document_rows == self._table.own(query_rows).unsqueeze(1),
+            excluded=document_rows == self._table.own(query_rows).unsqueeze(1),
         )

@@ -1,7 +1,7 @@
-"""The command line, ``smec-st``. Each command reads its input, calls the library, and says what came of it.
+"""The command line, ``smec-st``. Each command reads its input, calls the library, and prints the result.
 
-Input that cannot be used gives one line on standard error and exit code 2; an interrupted run gives 130 and can be
-continued by the same command. Output folders appear only when they are complete.
+Unusable input ends with one line on standard error and exit code 2. An interrupted run ends with exit code 130; the
+same command continues it. Output folders appear only when they are complete.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import click
 
 from smec_st import __version__
 
-# Before torch is loaded: threads that spin while they wait bring a busy machine to a halt.
+# This must happen before torch is loaded. Threads that spin while they wait slow a busy machine down badly.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from smec_st.cli.analyze import analyze
@@ -35,7 +35,7 @@ USAGE, INTERRUPTED = 2, 130
 
 
 class _Interrupted(Exception):
-    """Ctrl-C, in a form that click passes on without a line of its own."""
+    """Ctrl-C, as an exception that click passes on without printing a line of its own."""
 
 
 class _Commands(click.Group):
@@ -57,26 +57,26 @@ for command in (fit, evaluate, compare, analyze, export, transform, check, migra
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; what went wrong and a user can mend becomes one line and an exit code."""
+    """Run a command and exit. Errors that a user can fix become one line and an exit code."""
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """The exit code of :func:`main`."""
+    """Run a command, and return its exit code."""
     try:
         return int(app.main(arguments, prog_name="smec-st", standalone_mode=False) or 0)
     except click.ClickException as error:
-        return _complain(error.format_message(), USAGE)
+        return _print_error(error.format_message(), USAGE)
     except (KeyboardInterrupt, _Interrupted, click.Abort):
-        return _complain("interrupted; the same command continues where it stopped.", INTERRUPTED)
+        return _print_error("interrupted; the same command continues where it stopped.", INTERRUPTED)
     except Exception as error:
         from smec_st.data import DataError
 
         if not isinstance(error, (DataError, OSError, FloatingPointError)):
             raise
-        return _complain(str(error), USAGE)
+        return _print_error(str(error), USAGE)
 
 
-def _complain(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     click.echo(f"smec-st: {' '.join(message.split())}", err=True)
     return code

@@ -1,6 +1,6 @@
-"""Keep freed memory for the next step instead of handing it back to the system after each.
+"""Keep freed memory for the next training step instead of returning it to the operating system after each.
 
-glibc returns large blocks at once, and the kernel has to clear them again when the next step asks for as much
+glibc returns large blocks immediately, and the kernel has to clear them again when the next step allocates as much
 (``benchmarks/allocator.py``).
 """
 
@@ -10,14 +10,15 @@ import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # from malloc.h
 _NEVER, _STEP = 2**31 - 1, 256 * 1024 * 1024
 
 
 def keep_freed_memory() -> bool:
-    """Set glibc's allocator so, for this process and those it starts; whether there is a glibc that took it.
+    """Configure glibc's allocator for this process and its children, unless a ``MALLOC_`` variable is set already.
 
-    Whoever sets a ``MALLOC_`` variable has chosen otherwise.
+    Returns:
+        Whether the allocator was configured.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -26,6 +27,6 @@ def keep_freed_memory() -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return False  # musl has none
+        return False  # musl has no mallopt
     settings = ((_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _STEP), (_MMAP_MAX, 0))
     return all([mallopt(option, value) for option, value in settings])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from smec_st.cli.options import FOLDER, collection_options, thinking, whole_numb
 @click.command()
 @click.argument("what", type=click.Choice(["importance", "gradients", "convergence", "ablation"]))
 @collection_options
-@click.option("--dims", help="Sizes, where the analysis has a choice of them.")
+@click.option("--dims", help="Sizes, for instance 192,96; gradients has no choice of sizes.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the analysis's JSON file and plot.")
-@click.option("--seeds", default="0,1,2", show_default=True, help="Repetitions.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Random seeds; the analysis is repeated with each.")
 def analyze(
     what: str,
     data: Path,
@@ -27,11 +28,11 @@ def analyze(
     out: Path,
     seeds: str,
 ) -> None:
-    """Repeat one of the SMEC paper's own analyses on a collection.
+    """Repeat one of the analyses of the SMEC paper on a collection.
 
-    importance: the share of important dimensions that ADS, truncation and PCA keep; gradients: their size and
-    variance by block of dimensions under MRL and SMRL; convergence: quality by epoch; ablation: SMRL, ADS and S-XBM
-    off in turn.
+    importance: the share of important dimensions that ADS, truncation and PCA keep; gradients: size and variance of
+    the gradients by block of dimensions, under MRL and SMRL; convergence: quality by epoch; ablation: quality without
+    SMRL, ADS or S-XBM.
     """
     keep_freed_memory()
     from smec_st.data import DataError
@@ -42,8 +43,6 @@ def analyze(
             raise DataError("gradients are measured at a half and a quarter of the width; leave --dims out.")
         settings["dims"] = whole_numbers(dims, "--dims")
     with thinking("reading"):
-        import importlib
-
         from smec_st.data import load_collection
 
         analysis = importlib.import_module(f"smec_st.analysis.{what}")

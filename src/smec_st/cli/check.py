@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from smec_st.cli.options import FOLDER, thinking
+from smec_st.cli.options import COLUMN, FOLDER, thinking
 
 DRIFTED = 1
 
@@ -15,10 +15,10 @@ DRIFTED = 1
 @click.argument("compressor", type=FOLDER)
 @click.argument("vectors")
 @click.option("--threshold", default=0.05, show_default=True, help="Largest share of neighbours that may be lost.")
-@click.option("--column", help="Tensor, column or field that holds the vectors, where there are several.")
-@click.option("--json", "json_file", type=FOLDER, help="Write the figures here as well.")
+@COLUMN
+@click.option("--json", "json_file", type=FOLDER, help="Also write the figures to this JSON file.")
 def check(compressor: Path, vectors: str, threshold: float, column: str | None, json_file: Path | None) -> None:
-    """Has the data drifted? Neighbours kept on VECTORS against those kept at the fit; exit code 1 when it has."""
+    """Check VECTORS for drift: are fewer neighbours kept than at the fit? Exit code 1 if so."""
     with thinking("reading"):
         import json
 
@@ -30,9 +30,9 @@ def check(compressor: Path, vectors: str, threshold: float, column: str | None, 
         drift = measure_drift(Compressor.load(compressor), open_vectors(vectors, column))
     if json_file is not None:
         write_text(json_file, json.dumps({**drift.to_dict(), "threshold": threshold}, indent=1) + "\n")
-    click.echo(f"ten nearest of full width kept, {drift.pool} vectors of {vectors}")
+    click.echo(f"share of the ten nearest neighbours at full width that are kept, {drift.pool} vectors of {vectors}")
     for dim, kept in drift.kept.items():
         click.echo(f"{dim:>6} dims: {kept:.3f}, at the fit {drift.at_fit[dim]:.3f}")
     if drift.is_beyond(threshold):
-        click.echo(f"drift: more than {threshold} lost; fit anew on vectors like these.", err=True)
+        click.echo(f"drift: more than {threshold} lost; fit again on vectors like these.", err=True)
         click.get_current_context().exit(DRIFTED)

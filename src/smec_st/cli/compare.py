@@ -22,14 +22,14 @@ FAILED = 1
 
 @click.command()
 @click.option("--data", "folders", multiple=True, required=True, help="Collection; repeat for several.")
-@click.option("--vectors", "files", type=FOLDER, multiple=True, help="Its vectors; one for each --data, in order.")
+@click.option("--vectors", "files", type=FOLDER, multiple=True, help="Vectors; one for each --data, in order.")
 @click.option("--model", help="Sentence-transformers model that embeds the texts.")
 @TASK
 @click.option("--dims", "sizes", multiple=True, help="Sizes, once for all collections or once for each --data.")
-@click.option("--methods", default="all", show_default=True, help="Names with commas between, or all.")
-@click.option("--out", type=FOLDER, required=True, help="Folder for the report; an earlier comparison goes on.")
-@click.option("--seeds", default="0", show_default=True, help="Fits of each random method, for instance 0,1,2.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--methods", default="all", show_default=True, help="Names separated by commas, or all.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the report; an earlier comparison is continued.")
+@click.option("--seeds", default="0", show_default=True, help="Seeds of random methods, for instance 0,1,2.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Number of processes.")
 @click.option("--reference", help="Method to compare the others with; smec by default.")
 @click.option("--no-labels", is_flag=True, help="Do not use the training judgements; recommend a size.")
 def compare(
@@ -52,7 +52,6 @@ def compare(
     if files and len(files) != len(folders):
         raise DataError(f"give one --vectors for each --data; got {len(files)} and {len(folders)}.")
     dims = [whole_numbers(text, "--dims") for text in sizes]
-    rounds = whole_numbers(seeds, "--seeds")
     with thinking("reading"):
         from smec_st import compare as comparing
         from smec_st.evaluation import print_rows
@@ -63,7 +62,13 @@ def compare(
             for folder, file in zip(folders, files or [None] * len(folders), strict=True)
         ]
         planned = comparing.plan(
-            sources, chosen, dims or None, out, seeds=rounds, labels=not no_labels, reference=reference
+            sources,
+            chosen,
+            dims or None,
+            out,
+            seeds=whole_numbers(seeds, "--seeds"),
+            labels=not no_labels,
+            reference=reference,
         )
     for notice in notices:
         click.echo(notice, err=True)
@@ -72,7 +77,7 @@ def compare(
     for collection in dict.fromkeys(row.collection for row in comparison.rows):
         print_rows([row for row in comparison.rows if row.collection == collection], collection)
     if no_labels:
-        _recommend(comparison.recommended, planned.reference)
+        _print_recommendations(comparison.recommended, planned.reference)
     click.echo(f"saved to {out}")
     for outcome in comparison.failed:
         click.echo(f"smec-st: {outcome}", err=True)
@@ -82,7 +87,7 @@ def compare(
 
 @contextmanager
 def _cell_progress(total: int) -> Iterator[Callable[[Outcome], None]]:
-    """A bar on a terminal, otherwise a line for each cell that ends."""
+    """Show a progress bar on a terminal, and otherwise print a line for each cell that ends."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -94,12 +99,12 @@ def _cell_progress(total: int) -> Iterator[Callable[[Outcome], None]]:
 
             yield advance
     else:
-        ended = itertools.count(1)
-        yield lambda outcome: click.echo(f"{next(ended)}/{total} {outcome}", err=True)
+        numbers = itertools.count(1)
+        yield lambda outcome: click.echo(f"{next(numbers)}/{total} {outcome}", err=True)
 
 
-def _recommend(found: Sequence[Recommendation], reference: str) -> None:
-    """Sizes of the reference method, or of all where it has none."""
-    for entry in [entry for entry in found if entry.method == reference] or found:
+def _print_recommendations(entries: Sequence[Recommendation], reference: str) -> None:
+    """Print the sizes recommended for the reference method, or for all methods if it has none."""
+    for entry in [entry for entry in entries if entry.method == reference] or entries:
         size = "no size" if entry.dim is None else f"{entry.dim} dims"
         click.echo(f"{entry.collection}, {entry.method}: {size} should keep 95 % of the original's nDCG@10")

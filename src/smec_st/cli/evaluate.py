@@ -10,7 +10,6 @@ import click
 from smec_st.cli.options import FOLDER, collection_options, thinking
 
 if TYPE_CHECKING:
-    from smec_st.baselines import Transform
     from smec_st.compressor import Compressor
     from smec_st.data import Collection
     from smec_st.evaluation import Row
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("compressor", type=FOLDER)
 @collection_options
 @click.option("--split", default="test", show_default=True, help="Judgements to score against.")
-@click.option("--json", "json_file", type=FOLDER, help="Write the rows here as well.")
+@click.option("--json", "json_file", type=FOLDER, help="Also write the rows to this JSON file.")
 def evaluate(
     compressor: Path,
     data: Path,
@@ -30,7 +29,7 @@ def evaluate(
     split: str,
     json_file: Path | None,
 ) -> None:
-    """Score a COMPRESSOR at each of its sizes, beside the original, truncation and PCA."""
+    """Score a COMPRESSOR at each of its sizes, next to the original vectors, truncation and PCA."""
     with thinking("reading"):
         from smec_st.compressor import Compressor
         from smec_st.data import load_collection
@@ -46,32 +45,7 @@ def evaluate(
 
 
 def score(compressor: Compressor, collection: Collection, split: str) -> list[Row]:
-    """Rows of the compressor and of those that are always beside it: original, truncation, PCA."""
-    from smec_st import baselines
-    from smec_st.data import DataError
-    from smec_st.evaluation import sweep
-    from smec_st.quantization.scoring import score_codes
+    """Call :func:`~smec_st.evaluation.scoring.score_compressor`, which is imported late because it loads torch."""
+    from smec_st.evaluation.scoring import score_compressor
 
-    if collection.corpus.shape[1] != compressor.width:
-        raise DataError(
-            f"the vectors are {collection.corpus.shape[1]} wide; this compressor reads {compressor.width}."
-        )
-    methods: dict[str, Transform] = {
-        "original": baselines.original,
-        "truncate": baselines.truncate,
-        "pca": baselines.pca(collection.corpus),
-    }
-    methods.setdefault(str(compressor.info.get("method", "compressor")), compressor.transform)
-    judged = collection.judged(split)
-    rows = sweep(
-        collection.corpus,
-        collection.queries,
-        judged,
-        methods,
-        compressor.dims,
-        own_document=collection.own_document,
-    )
-    chosen = [head for head in compressor.heads if "for_bytes" in head.info]
-    return rows + [
-        score_codes(head, collection.corpus, collection.queries, judged, collection.own_document) for head in chosen
-    ]
+    return score_compressor(compressor, collection, split)

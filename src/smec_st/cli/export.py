@@ -11,10 +11,10 @@ from smec_st.cli.options import FOLDER, refuse_existing, thinking
 
 @click.command()
 @click.argument("compressor", type=FOLDER)
-@click.option("--model", required=True, help="The backbone whose vectors it was fitted on.")
+@click.option("--model", required=True, help="The backbone whose vectors the compressor was fitted on.")
 @click.option("--out", type=FOLDER, required=True, help="New folder for the model.")
-@click.option("--dim", type=int, help="Serve this one size; all nested sizes by default.")
-@click.option("--onnx", is_flag=True, help="Write onnx/model.onnx as well: backbone and compressor in one graph.")
+@click.option("--dim", type=int, help="Export only this size; all nested sizes by default.")
+@click.option("--onnx", is_flag=True, help="Also write onnx/model.onnx: backbone and compressor in one graph.")
 def export(compressor: Path, model: str, out: Path, dim: int | None, onnx: bool) -> None:
     """Save backbone and COMPRESSOR as one ordinary model that loads without this package."""
     refuse_existing(out)

@@ -11,26 +11,26 @@ from typing import Any
 
 import click
 
-from smec_st.cli.options import FOLDER, thinking, whole_numbers
+from smec_st.cli.options import FOLDER, load_table, thinking, whole_numbers
 
 
 @click.command()
 @click.argument("compressor", type=FOLDER)
 @click.option("--vectors", type=FOLDER, required=True, help="Documents: .npy, or .safetensors (tensor `corpus`).")
 @click.option("--out", "uri", default="index.db", show_default=True, metavar="URI", help="NAME.db (Milvus Lite), "
-              "http://HOST:19530 (Milvus), or a folder (FAISS in process).")  # fmt: skip
-@click.option("--rows", type=FOLDER, help="Ids and fields, a line per vector: .jsonl, .csv or .parquet; ids are the "
+              "http://HOST:19530 (Milvus), or a folder (FAISS in this process).")  # fmt: skip
+@click.option("--rows", type=FOLDER, help="Ids and fields, one row per vector: .jsonl, .csv or .parquet; ids are the "
               "column `_id` or `id`, fields those named by --field.")  # fmt: skip
 @click.option("--field", "names", multiple=True, help="Column of --rows to filter by; may be repeated.")
-@click.option("--queries", type=FOLDER, help="Queries like those to come, to choose the schedule on.")
-@click.option("--recall", default=0.99, show_default=True, help="Of exact full-width search, to reach.")
-@click.option("--k", default=10, show_default=True, help="Results per query that the schedule is chosen for.")
+@click.option("--queries", type=FOLDER, help="Typical queries, to choose the schedule on.")
+@click.option("--recall", default=0.99, show_default=True, help="Share of exact full-width search to reach.")
+@click.option("--k", default=10, show_default=True, help="Results per query to choose the schedule for.")
 @click.option("--sizes", help="Sizes to store, for instance 48,96; by default chosen from the data.")
 @click.option("--head", default="hnsw-int8", show_default=True, help="flat, hnsw or ivf; each also with -int8.")
 @click.option("--originals", default="float32", show_default=True, type=click.Choice(["float32", "float16", "none"]))
-@click.option("--add", is_flag=True, help="Add to the index that is there, with its own settings.")
-@click.option("--replace", is_flag=True, help="With --add: take the place of rows with the same ids.")
-@click.option("--json", "json_file", type=FOLDER, help="Write schedule and bytes here as well.")
+@click.option("--add", is_flag=True, help="Add to an existing index, with its settings.")
+@click.option("--replace", is_flag=True, help="With --add: replace rows with the same ids.")
+@click.option("--json", "json_file", type=FOLDER, help="Also write schedule and bytes to this JSON file.")
 def index(
     compressor: Path,
     vectors: Path,
@@ -47,57 +47,45 @@ def index(
     replace: bool,
     json_file: Path | None,
 ) -> None:
-    """Index vectors for search with a COMPRESSOR; an interrupted build is continued by the same command."""
+    """Index vectors for search with a COMPRESSOR; the same command continues an interrupted build."""
     with thinking("reading"):
         from smec_st.compressor import Compressor
         from smec_st.search import FunnelIndex
 
         loaded = Compressor.load(compressor)
-        table = table_of(vectors, "corpus")
+        table = load_table(vectors, "corpus")
         ids, fields = read_rows(rows, names, len(table))
-        asked = None if queries is None else table_of(queries, "queries")
-    with _bars() as tell:
+        query_table = None if queries is None else load_table(queries, "queries")
+    with _progress_bars() as report_progress:
         if add:
-            found = FunnelIndex.open(uri, loaded)
-            with found:
-                found.add(table, ids, fields, replace=replace, progress=_adding(tell, len(table)))
-                found.flush()
+            with FunnelIndex.open(uri, loaded) as opened:
+                count = _count_added(report_progress, len(table))
+                opened.add(table, ids, fields, replace=replace, progress=count)
+                opened.flush()
         else:
-            found = FunnelIndex.build(
+            built = FunnelIndex.build(
                 uri,
                 loaded,
                 table,
                 ids=ids,
                 fields=fields,
-                queries=asked,
+                queries=query_table,
                 target=recall,
                 k=k,
                 sizes=None if sizes is None else whole_numbers(sizes, "--sizes"),
                 head=head,
                 originals=None if originals == "none" else originals,
-                progress=tell,
+                progress=report_progress,
             )
-    with FunnelIndex.open(uri, loaded) if add else found as opened:
+    with FunnelIndex.open(uri, loaded) if add else built as opened:
         report = {"schedule": opened.schedule.to_dict(), **opened.bytes()}
-        _print(opened.uri, str(opened.schedule), report)
+        _print_report(opened.uri, str(opened.schedule), report)
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def table_of(path: Path, name: str) -> Any:
-    """The vectors of a file: its only table, or the one of that name."""
-    from smec_st.data import DataError, load_vectors
-
-    try:
-        return load_vectors(path)
-    except DataError as error:
-        if "say which one" not in str(error):
-            raise
-        return load_vectors(path, name)
-
-
 def read_rows(path: Path | None, names: tuple[str, ...], count: int) -> tuple[list[Any] | None, dict[str, list[Any]]]:
-    """Ids, if the file has them, and the named fields."""
+    """Read the ids, if the file has them, and the named fields."""
     from smec_st.data import DataError
     from smec_st.data.errors import one_line, some
 
@@ -132,8 +120,8 @@ def read_rows(path: Path | None, names: tuple[str, ...], count: int) -> tuple[li
 
 
 @contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per stage on a terminal, nothing elsewhere."""
+def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a progress bar per stage on a terminal; yield a function that takes stage, rows done and rows in total."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -141,37 +129,38 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         tasks: dict[str, Any] = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total)
             progress.update(tasks[stage], completed=done)
 
-        yield tell
+        yield report
 
 
-def _adding(tell: Callable[[str, int, int], None], total: int) -> Callable[[int], None]:
+def _count_added(report: Callable[[str, int, int], None], total: int) -> Callable[[int], None]:
+    """Return a function that takes the rows of each batch and reports their sum."""
     done = 0
 
     def count(rows: int) -> None:
         nonlocal done
         done += rows
-        tell("adding", done, total)
+        report("adding", done, total)
 
     return count
 
 
-def _print(uri: str, schedule: str, report: dict[str, Any]) -> None:
-    chosen = report["schedule"]
+def _print_report(uri: str, schedule: str, report: dict[str, Any]) -> None:
+    choice = report["schedule"]
     click.echo(f"{uri}: {report['rows']} rows, schedule {schedule}")
-    if chosen["recall"] is not None:
+    if choice["recall"] is not None:
         click.echo(
-            f"recall@{chosen['k']} {chosen['recall']:.4f} of exact full-width search "
-            f"(at least {chosen['recall_low']:.4f}, {chosen['queries']} queries)"
+            f"recall@{choice['k']} {choice['recall']:.4f} of exact full-width search "
+            f"(at least {choice['recall_low']:.4f}, {choice['queries']} queries)"
         )
     for kind in ("ram", "disk"):
         sizes = report[kind]
         if sizes is None:
-            click.echo(f"{kind}: the engine's own affair")
+            click.echo(f"{kind}: managed by the engine")
             continue
         parts = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in sizes.items() if name != "total")
         click.echo(f"{kind}: {sizes['total'] / 1e6:.1f} MB ({parts})")

@@ -1,4 +1,4 @@
-"""What several commands share: options, and how they are read."""
+"""Options and helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FOLDER = click.Path(path_type=Path)
 
-
-TASK = click.option("--task", help="Of Fashion-200K: text-to-image, the default, or image-to-text.")
+COLUMN = click.option("--column", help="Tensor, column or field of the vectors, if there are several.")
+PRECISIONS = ["float32", "float16", "int8", "binary", "pq"]
+PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), help="float32 by default.")
+BYTES = click.option("--bytes", "bytes_", type=int, help="Bytes per vector, instead of --dim and --precision.")
+TASK = click.option("--task", help="Fashion-200K only: text-to-image (default) or image-to-text.")
 
 
 def collection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """``--data``, which task of it, and where its vectors come from."""
+    """Add the options that name a collection: ``--data``, ``--vectors``, ``--model`` and ``--task``."""
     for option in (
         TASK,
         click.option("--model", help="Sentence-transformers model that embeds the texts."),
@@ -33,7 +40,7 @@ def collection_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """``"192,96"`` as numbers; anything else is an error that names the option."""
+    """Parse numbers such as ``"192,96"``; other text raises a DataError that names the option."""
     from smec_st.data import DataError
 
     try:
@@ -43,16 +50,39 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def refuse_existing(folder: Path) -> None:
-    """An output folder must be new or empty."""
+    """Raise a DataError if an output folder exists and is not empty."""
     from smec_st.data import DataError
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists already; choose another --out or remove it.")
 
 
+def load_table(path: Path, name: str) -> np.ndarray:
+    """Read the vectors of a file; ``name`` is the tensor to read from a safetensors file that holds several."""
+    from smec_st.data import load_vectors
+    from smec_st.data.safetensors import Safetensors
+
+    is_ambiguous = path.suffix == ".safetensors" and path.is_file() and len(Safetensors.open(path).entries) > 1
+    return load_vectors(path, name) if is_ambiguous else load_vectors(path)
+
+
+@contextmanager
+def row_progress() -> Iterator[Callable[[int, int | None], None]]:
+    """Show a progress bar on a terminal; yield a function that takes the rows done and, if known, the total."""
+    from tqdm import tqdm
+
+    with tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+
+        def report(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
+
+
 @contextmanager
 def thinking(what: str) -> Iterator[None]:
-    """A word and a spinner while imports and files take their time."""
+    """Show a word and a spinner on a terminal while imports and files are loaded."""
     if not sys.stderr.isatty():
         yield
         return

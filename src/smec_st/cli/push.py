@@ -12,14 +12,14 @@ from smec_st.cli.options import FOLDER, thinking
 @click.command()
 @click.argument("compressor", type=FOLDER)
 @click.argument("repo_id")
-@click.option("--model", help="The backbone, to publish a whole model; without it the compressor alone.")
-@click.option("--dim", type=int, help="Publish this one size; all by default.")
+@click.option("--model", help="The backbone, to publish a whole model; without it only the compressor is published.")
+@click.option("--dim", type=int, help="Publish only this size; all sizes by default.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
-@click.option("--overwrite", is_flag=True, help="Change a repository that holds something.")
+@click.option("--overwrite", is_flag=True, help="Write to a repository that is not empty.")
 @click.option("--revision", help="Branch to publish on; main by default.")
-@click.option("--per-size", type=click.Choice(["branches", "tags"]), help="A revision dim-N for each size as well.")
-@click.option("--license", help="The Hub's short name of the licence, such as apache-2.0.")
-@click.option("--message", help="Of the commit.")
+@click.option("--per-size", type=click.Choice(["branches", "tags"]), help="Also publish each size as revision dim-N.")
+@click.option("--license", help="Licence, as the Hub abbreviates it, such as apache-2.0.")
+@click.option("--message", help="Commit message.")
 def push(
     compressor: Path,
     repo_id: str,
@@ -32,7 +32,7 @@ def push(
     license: str | None,
     message: str | None,
 ) -> None:
-    """Publish COMPRESSOR as REPO_ID on the Hugging Face Hub, with a card written from its report."""
+    """Publish COMPRESSOR as REPO_ID on the Hugging Face Hub, with a model card made from its report."""
     with thinking("reading"):
         from smec_st.compressor import Compressor
         from smec_st.hub.evidence import Evidence

@@ -8,21 +8,18 @@ from typing import Any
 
 import click
 
-from smec_st.cli.index import table_of
-from smec_st.cli.options import FOLDER, thinking
+from smec_st.cli.options import FOLDER, load_table, thinking
 
 
 @click.command()
 @click.argument("uri")
 @click.option("--queries", type=FOLDER, help="Vectors: .npy, or .safetensors (tensor `queries`).")
-@click.option("--text", "texts", multiple=True, help="A query as text; may be repeated. Needs --model.")
-@click.option(
-    "--model", help="Sentence-transformers model that embeds --text; the one the documents were embedded by."
-)
-@click.option("--k", default=10, show_default=True, help="Results per query.")
+@click.option("--text", "texts", multiple=True, help="A query as text; may be repeated. Requires --model.")
+@click.option("--model", help="Sentence-transformers model that embeds --text; the one that embedded the documents.")
+@click.option("--k", default=10, show_default=True, help="Number of results per query.")
 @click.option("--where", help='Filter, as JSON: {"lang": "en", "year": {"$gte": 2020}}.')
-@click.option("--compressor", type=FOLDER, help="Needed only to choose among several indexes of one Milvus database.")
-@click.option("--json", "json_file", type=FOLDER, help="Write ids and scores here instead of printing them.")
+@click.option("--compressor", type=FOLDER, help="Required only if a Milvus database holds several indexes.")
+@click.option("--json", "json_file", type=FOLDER, help="Write results to this JSON file instead of printing them.")
 def search(
     uri: str,
     queries: Path | None,
@@ -33,7 +30,7 @@ def search(
     compressor: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Search the index at URI; prints query, rank, id and cosine, tab-separated."""
+    """Search the index at URI, and print query, rank, id and cosine separated by tabs."""
     with thinking("opening"):
         from smec_st.compressor import Compressor
         from smec_st.data import DataError
@@ -43,12 +40,12 @@ def search(
             raise DataError("give either --queries or --text.")
         if texts and model is None:
             raise DataError("--text needs --model.")
-        wanted = parse_where(where)
-        asked: Any = list(texts) if queries is None else table_of(queries, "queries")
+        condition = parse_where(where)
+        inputs: Any = list(texts) if queries is None else load_table(queries, "queries")
         loaded = None if compressor is None else Compressor.load(compressor)
         index = FunnelIndex.open(uri, loaded, model=model)
     with index:
-        hits = index.search(asked, k, where=wanted)
+        hits = index.search(inputs, k, where=condition)
     results = [
         [(name, round(float(score), 6)) for name, score in zip(ids, scores, strict=True) if score > float("-inf")]
         for ids, scores in zip(hits.ids.tolist(), hits.scores.tolist(), strict=True)
@@ -63,7 +60,7 @@ def search(
 
 
 def parse_where(text: str | None) -> dict[str, Any] | None:
-    """A filter given as JSON."""
+    """Parse a filter given as JSON."""
     from smec_st.data import DataError
 
     if text is None:

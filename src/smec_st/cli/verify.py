@@ -15,11 +15,11 @@ FAILED = 1
 
 @click.command()
 @click.argument("model")
-@click.option("--json", "json_file", type=FOLDER, help="Write the checks here as well.")
+@click.option("--json", "json_file", type=FOLDER, help="Also write the checks to this JSON file.")
 def verify(model: str, json_file: Path | None) -> None:
-    """Load MODEL (a folder or an id on the Hub) the ways servers do, and compare the vectors.
+    """Load MODEL (a folder or an id on the Hub) the ways that servers do, and compare the vectors.
 
-    Exit code 1 if they differ.
+    The exit code is 1 if they differ.
     """
     with thinking("loading"):
         from smec_st.files import write_text
@@ -34,7 +34,7 @@ def verify(model: str, json_file: Path | None) -> None:
             "" if one.difference is None else f"difference {one.difference:.1e}",
             "" if one.length is None else f"length {one.length:.4f}",
         ]
-        told = ", ".join(part for part in (*figures, one.problem or "") if part)
-        click.echo(f"{mark:5}  {one.way}, {one.dim} dims: {told}")
+        details = ", ".join(part for part in (*figures, one.problem or "") if part)
+        click.echo(f"{mark:5}  {one.way}, {one.dim} dims: {details}")
     if not all(one.is_good for one in checks):
         click.get_current_context().exit(FAILED)

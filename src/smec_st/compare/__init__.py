@@ -1,4 +1,4 @@
-"""Methods of the field side by side: run them on collections, compare on the same queries, report."""
+"""Compare compression methods: run them on collections, score them on the same queries, write a report."""
 
 from __future__ import annotations
 

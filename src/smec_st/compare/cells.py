@@ -1,4 +1,4 @@
-"""A cell of the big table: one method on one collection with one seed, and the files that keep it."""
+"""A cell of the comparison: one method on one collection with one seed, and the files that store its result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERSIONS = ("smec-st", "sentence-transformers", "torch", "numpy")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a collection comes from; see :func:`~smec_st.data.load_collection`."""
+    """The arguments of :func:`~smec_st.data.load_collection`."""
 
     folder: str | Path
     vectors: Path | None = None
@@ -32,22 +32,22 @@ class Source:
     task: str | None = None
 
     def load(self) -> Collection:
-        """Read it."""
+        """Load the collection."""
         return load_collection(self.folder, self.vectors, self.model, self.task)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One fit, to be scored at all its sizes.
+    """One fit that is scored at all its sizes.
 
     Attributes:
         source: Where the collection comes from.
-        collection: Its name.
-        fingerprint: Of its content; see :func:`fingerprint`.
-        name: The method's name.
+        collection: Name of the collection.
+        fingerprint: Hash of the collection, see :func:`fingerprint`.
+        name: Name of the method.
         method: The method.
-        dims: Sizes, falling.
-        seed: Of everything random.
+        dims: Sizes, descending.
+        seed: Random seed.
         labels: Whether training judgements may be used.
     """
 
@@ -62,34 +62,34 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The method's class and fields."""
+        """Class and fields of the method."""
         return {"class": type(self.method).__name__, **dataclasses.asdict(cast(Any, self.method))}
 
     @property
     def key(self) -> str:
-        """A hash of all that the result depends on: changed data or settings make another cell."""
+        """A hash of everything that the result depends on, so that changed data or settings make another cell."""
         seed = self.seed if self.method.is_random else None
         parts = (self.fingerprint, self.settings, self.dims, seed, self.labels, __version__)
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def path(self, out: Path) -> Path:
-        """The cell's JSON file; per-query values are beside it."""
+        """Return the path of the JSON file; values per query are in a safetensors file of the same name."""
         seed = f"seed-{self.seed}" if self.method.is_random else "seed-any"
         return out / "cells" / self.collection.replace("/", "--") / self.name / f"{seed}-{self.key}.json"
 
     def is_done(self, out: Path) -> bool:
-        """Whether its files are there. The JSON file comes last, so it is never there alone."""
+        """Whether the cell has been run. The JSON file is written last, so it never exists without the other."""
         return self.path(out).is_file()
 
 
 @dataclass(frozen=True)
 class SizeScores:
-    """A cell at one size.
+    """The scores of a cell at one size.
 
     Attributes:
         size: The size.
-        values: Per metric, one value per judged query.
-        distances: How far the geometry moved, by name.
+        values: For each metric one value per judged query.
+        distances: Changes of the geometry, by name.
     """
 
     size: Size
@@ -99,14 +99,14 @@ class SizeScores:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished cell.
+    """The result of a cell.
 
     Attributes:
-        sizes: Scores by falling bytes.
+        sizes: Scores by size, in descending order of bytes.
         fit_seconds: Time to fit.
         score_seconds: Time to score all sizes.
-        learned_from_labels: Whether judgements went into it.
-        split: What it was scored on.
+        learned_from_labels: Whether the method used judgements.
+        split: The split it was scored on.
     """
 
     sizes: tuple[SizeScores, ...]
@@ -116,19 +116,19 @@ class Result:
     split: str
 
     def save(self, cell: Cell, out: Path) -> None:
-        """Write both files, each under another name first, JSON last."""
+        """Write both files with crash-safe renames, the JSON file last."""
         from safetensors.numpy import save_file
 
         path = cell.path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
-            _tensor(scores.size, metric): values.astype(np.float32)
+            _tensor_name(scores.size, metric): values.astype(np.float32)
             for scores in self.sizes
             for metric, values in scores.values.items()
         }
-        draft = path.with_suffix(".safetensors.partial")
-        save_file(tensors, draft)
-        os.replace(draft, path.with_suffix(".safetensors"))
+        partial = path.with_suffix(".safetensors.partial")
+        save_file(tensors, partial)
+        os.replace(partial, path.with_suffix(".safetensors"))
         record = {
             "collection": cell.collection,
             "method": cell.name,
@@ -140,7 +140,7 @@ class Result:
             "learned_from_labels": self.learned_from_labels,
             "fit_seconds": round(self.fit_seconds, 3),
             "score_seconds": round(self.score_seconds, 3),
-            "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
+            "versions": versions(),
             "sizes": [
                 {
                     "dim": scores.size.dim,
@@ -151,11 +151,11 @@ class Result:
                 for scores in self.sizes
             ],
         }
-        write_text(path, json.dumps(record, indent=1, default=str) + "\n")
+        write_object(path, record)
 
     @classmethod
     def load(cls, cell: Cell, out: Path) -> Result:
-        """Read what :meth:`save` wrote."""
+        """Read the files that :meth:`save` wrote."""
         path = cell.path(out)
         record = json.loads(path.read_text(encoding="utf-8"))
         tensors = read_safetensors(path.with_suffix(".safetensors"), None)
@@ -164,18 +164,28 @@ class Result:
         sizes = []
         for entry in record["sizes"]:
             size = Size(entry["dim"], entry["bytes_per_vector"])
-            values = {metric: tensors[_tensor(size, metric)].astype(np.float64) for metric in metrics}
+            values = {metric: tensors[_tensor_name(size, metric)].astype(np.float64) for metric in metrics}
             sizes.append(SizeScores(size, values, {k: v for k, v in entry.items() if k not in known}))
-        own = ("fit_seconds", "score_seconds", "learned_from_labels", "split")
-        return cls(tuple(sizes), **{name: record[name] for name in own})
+        fields = ("fit_seconds", "score_seconds", "learned_from_labels", "split")
+        return cls(tuple(sizes), **{name: record[name] for name in fields})
 
 
-def _tensor(size: Size, metric: str) -> str:
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    return {package: importlib.metadata.version(package) for package in VERSIONS}
+
+
+def write_object(path: Path, content: Any) -> None:
+    """Write a JSON file. It appears only when it is complete."""
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _tensor_name(size: Size, metric: str) -> str:
     return f"{size.dim}-{size.bytes}/{metric}"
 
 
 def fingerprint(collection: Collection) -> str:
-    """A hash of a collection's vectors and judgements."""
+    """Hash a collection's vectors and judgements."""
     digest = hashlib.sha256()
     tables = {"corpus": collection.corpus, "queries": collection.queries, "own": collection.own_document}
     for split, qrels in collection.qrels.items():

@@ -1,16 +1,14 @@
-"""Compare methods on collections: plan the cells, run what is missing, report."""
+"""Compare methods on collections: plan the cells, run those that are missing, and write the report."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smec_st.baselines import Method
-from smec_st.compare.cells import VERSIONS, Cell, Result, Source, fingerprint
+from smec_st.compare.cells import Cell, Result, Source, fingerprint, versions, write_object
 from smec_st.compare.document import markdown_report
 from smec_st.compare.plots import plot_by_bytes, plot_by_size, plot_proxy, plot_small_multiples
 from smec_st.compare.proxy import Correlation, Recommendation, correlations, recommendations
@@ -28,13 +26,13 @@ from smec_st.stages import check_dims, default_dims
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison that can be run.
+    """The cells of a comparison.
 
     Attributes:
-        collections: Names, in the order given.
-        cells: All of them, in the order to run.
+        collections: Names of the collections, in the order given.
+        cells: All cells, in the order in which they are run.
         reference: Method that the others are compared with.
-        out: Folder for everything.
+        out: Folder for cells and report.
     """
 
     collections: tuple[str, ...]
@@ -44,19 +42,19 @@ class Plan:
 
     @property
     def missing(self) -> int:
-        """Cells that are still to be run."""
+        """Number of cells that have not been run."""
         return sum(not cell.is_done(self.out) for cell in self.cells)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of it.
+    """The results of a comparison.
 
     Attributes:
-        rows: One per collection, method and size.
+        rows: One row per collection, method and size.
         lossless: Smallest sizes without loss.
-        correlations: Of distances with quality.
-        recommended: Sizes chosen without labels.
+        correlations: Correlations of distances with quality.
+        recommended: Sizes recommended without labels.
         failed: Cells that raised an exception.
     """
 
@@ -77,19 +75,20 @@ def plan(
     labels: bool = True,
     reference: str | None = None,
 ) -> Plan:
-    """Check all input, and list the cells: one seed after another, cheap methods first.
+    """Check the input and list the cells: seed by seed, cheap methods and small collections first.
 
     Args:
-        sources: Collections.
-        methods: By name, cheap ones first; see :func:`~smec_st.compare.choose`.
-        dims: Sizes: one list for all collections, or one for each; None for each one's width and its halvings.
-        out: Folder that is new, empty, or of an earlier comparison, whose finished cells are used.
-        seeds: Fits of each random method.
+        sources: The collections.
+        methods: Methods by name, cheap ones first; see :func:`~smec_st.compare.choose`.
+        dims: Sizes: one list for all collections, or one list for each; None for each collection's width and its
+            halvings.
+        out: A new or empty folder, or that of an earlier comparison, whose finished cells are reused.
+        seeds: Random seeds; a method that is not random is fitted with the first one only.
         labels: Whether methods may use training judgements.
-        reference: Method that the others are compared with; "smec" by default, or "original" where that is missing.
+        reference: Method that the others are compared with; by default "smec", or "original" if that is missing.
 
     Raises:
-        DataError: If the input cannot be used; nothing is written then.
+        DataError: If the input cannot be used. Nothing has been written then.
     """
     if reference is None:
         reference = "smec" if "smec" in methods else "original"
@@ -144,28 +143,29 @@ def _cells_of(
         sizes = check_dims(dims or default_dims(width), width)
     except ValueError as error:
         raise DataError(str(error)) from error
-    mark = fingerprint(collection)
+    digest = fingerprint(collection)
     return [
-        Cell(source, collection.name, mark, name, method, sizes, seed, labels)
+        Cell(source, collection.name, digest, name, method, sizes, seed, labels)
         for name, method in methods.items()
         for seed in (seeds if method.is_random else seeds[:1])
     ]
 
 
 def compare(planned: Plan, jobs: int = 1, on_outcome: Callable[[Outcome], None] | None = None) -> Comparison:
-    """Run the cells of a plan that are not there yet, and write the report.
+    """Run the missing cells of a plan, and write the report.
 
     Args:
-        planned: From :func:`plan`.
-        jobs: Processes.
-        on_outcome: Called with each cell as it ends.
+        planned: The plan, from :func:`plan`.
+        jobs: Number of processes.
+        on_outcome: Called with the outcome of each cell as soon as it ends.
     """
     outcomes = run_cells(planned.cells, planned.out, jobs, on_outcome)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     done = [(cell, Result.load(cell, planned.out)) for cell in planned.cells if cell.is_done(planned.out)]
     done.sort(key=lambda pair: planned.collections.index(pair[0].collection))
-    measured = {cell.collection for cell, _ in done if cell.name == "original"}
-    rows = rows_of([(cell, result) for cell, result in done if cell.collection in measured], planned.reference)
+    # Rows hold differences to the original, so collections whose original failed are left out.
+    comparable = {cell.collection for cell, _ in done if cell.name == "original"}
+    rows = rows_of([(cell, result) for cell, result in done if cell.collection in comparable], planned.reference)
     comparison = Comparison(rows, lossless(rows), correlations(rows), recommendations(rows), failed)
     if rows:
         _write(comparison, planned)
@@ -178,13 +178,13 @@ def _write(comparison: Comparison, planned: Plan) -> None:
     write_csv(rows, out / "report.csv")
     report = markdown_report(rows, comparison.lossless, comparison.failed, planned.reference)
     write_text(out / "report.md", report)
-    _write_object(out / "lossless.json", [entry.to_dict() for entry in comparison.lossless])
+    write_object(out / "lossless.json", [entry.to_dict() for entry in comparison.lossless])
     proxies = {
         "correlations": [entry.to_dict() for entry in comparison.correlations],
         "recommended": [entry.to_dict() for entry in comparison.recommended],
     }
-    _write_object(out / "proxy.json", proxies)
-    _write_object(out / "run.json", _record(planned))
+    write_object(out / "proxy.json", proxies)
+    write_object(out / "run.json", _record(planned))
     plot_by_size(rows, out / "report.png", planned.reference)
     plot_by_bytes(rows, out / "by_bytes.png", planned.reference)
     plot_small_multiples(rows, out / "small_multiples.png", planned.reference)
@@ -192,7 +192,7 @@ def _write(comparison: Comparison, planned: Plan) -> None:
 
 
 def _record(planned: Plan) -> dict[str, Any]:
-    """Arguments, settings and versions: what it takes to do it again."""
+    """Return the arguments, settings and versions that are needed to repeat the comparison."""
     cells = planned.cells
     return {
         "collections": {cell.collection: {"dims": cell.dims, "fingerprint": cell.fingerprint} for cell in cells},
@@ -203,9 +203,5 @@ def _record(planned: Plan) -> dict[str, Any]:
         "missing": [
             f"{cell.collection}, {cell.name}, seed {cell.seed}" for cell in cells if not cell.is_done(planned.out)
         ],
-        "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
+        "versions": versions(),
     }
-
-
-def _write_object(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, default=str) + "\n")

@@ -11,20 +11,20 @@ from smec_st.evaluation.report import markdown_rows, markdown_table
 
 
 def markdown_report(rows: Sequence[Row], kept: Sequence[Lossless], failed: Sequence[Outcome], reference: str) -> str:
-    """A table of quality per collection, one of lossless sizes, and the cells that failed."""
+    """Format the report: a table of quality per collection, a table of lossless sizes, and the failed cells."""
     parts = ["# Comparison\n"]
     for collection in dict.fromkeys(row.collection for row in rows):
-        own = [row for row in rows if row.collection == collection]
-        parts.append(f"## {collection}\n\n{markdown_rows(own, mark=_mark)}\n")
+        of_collection = [row for row in rows if row.collection == collection]
+        parts.append(f"## {collection}\n\n{markdown_rows(of_collection, mark=_mark)}\n")
     parts.append(
-        f"Means over seeds; the best of a size in bold. ~ marks a value whose 95 % interval of the difference to "
-        f"{reference} at equal bytes, over queries, holds 0.\n"
+        f"Means over seeds; the best value of a size is in bold. ~ marks a value whose difference to {reference} at "
+        "equal bytes has a 95 % interval, over queries, that includes 0.\n"
     )
     if kept:
         parts.append(f"## Lossless\n\n{_lossless_table(kept)}\n")
         parts.append(
-            "How many times smaller than the original, in bytes, before nDCG@10 falls below the original's; in "
-            "brackets with 95 % confidence.\n"
+            "How many times smaller than the original, in bytes, the vectors can be before nDCG@10 falls below the "
+            "original's; in brackets with 95 % confidence.\n"
         )
     if failed:
         lines = [[o.cell.collection, o.cell.name, str(o.cell.seed), str(o.error).replace("|", "/")] for o in failed]

@@ -22,16 +22,16 @@ TIMES_SMALLER = "times smaller than the original"
 
 
 def plot_by_size(rows: Sequence[Row], path: Path, reference: str) -> None:
-    """Quality against numbers per vector, for methods that store float32; over several collections, the mean."""
-    plain = [row for row in rows if row.is_float32]
+    """Plot quality against dimensions, for methods that store float32; with several collections, their mean."""
+    float32 = [row for row in rows if row.is_float32]
     if len(_collections(rows)) == 1:
-        _plot_one(plain, _methods(rows), path, reference, lambda row: row.dim, "numbers per vector (4 bytes each)")
+        _plot_one(float32, _methods(rows), path, reference, lambda row: row.dim, "numbers per vector (4 bytes each)")
     else:
-        _plot_mean(plain, _methods(rows), path, reference)
+        _plot_mean(float32, _methods(rows), path, reference)
 
 
 def plot_by_bytes(rows: Sequence[Row], path: Path, reference: str) -> None:
-    """Quality against bytes per vector, quantisers included; over several collections, the mean."""
+    """Plot quality against bytes per vector, quantisers included; with several collections, their mean."""
     if len(_collections(rows)) == 1:
         _plot_one(rows, _methods(rows), path, reference, lambda row: row.bytes_per_vector, BYTES)
     else:
@@ -51,7 +51,7 @@ def _plot_one(
 
 
 def _plot_mean(rows: Sequence[Row], methods: Sequence[str], path: Path, reference: str) -> None:
-    """The share of the original's quality, a mean over collections, where a method has that ratio on each."""
+    """Plot the mean share of the original's quality, at ratios that a method has on every collection."""
     collections = _collections(rows)
     width = {row.collection: row.bytes_per_vector for row in rows if row.method == "original"}
     shares: dict[tuple[str, float], list[float]] = {}
@@ -78,15 +78,15 @@ def _plot_mean(rows: Sequence[Row], methods: Sequence[str], path: Path, referenc
 
 
 def plot_small_multiples(rows: Sequence[Row], path: Path, reference: str) -> None:
-    """A panel per collection: quality against bytes per vector."""
+    """Plot quality against bytes per vector, one panel per collection."""
     collections, methods = _collections(rows), _methods(rows)
     columns = min(2, len(collections))
     lines = math.ceil(len(collections) / columns)
     figure = Figure(figsize=(5.2 * columns + 2.4, 3.9 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, collection in zip(panels, collections, strict=False):
-        own = [row for row in rows if row.collection == collection]
-        draw_lines(axes, own, lambda row: row.bytes_per_vector, _quality, {reference}, methods)
+        of_collection = [row for row in rows if row.collection == collection]
+        draw_lines(axes, of_collection, lambda row: row.bytes_per_vector, _quality, {reference}, methods)
         label_sizes(axes, BYTES)
         axes.tick_params(axis="x", rotation=60, labelsize=7)
         axes.set_title(collection)
@@ -98,21 +98,20 @@ def plot_small_multiples(rows: Sequence[Row], path: Path, reference: str) -> Non
 
 
 def plot_proxy(rows: Sequence[Row], found: Sequence[Correlation], path: Path) -> None:
-    """A panel per distance: each method and size as a point, its distance against the quality kept."""
+    """Plot the share of quality kept against each distance, one panel per distance, one point per method and size."""
     kept, collections = share_kept(rows), _collections(rows)
     figure = Figure(figsize=(13, 4.3), layout="constrained")
     panels = figure.subplots(1, len(DISTANCES), sharey=True)
     for axes, distance in zip(panels, DISTANCES, strict=True):
         for row, share in kept:
-            color = MUTED[collections.index(row.collection) % len(MUTED)]
-            supervised = row.extra["learned_from_labels"]
-            marker = MARKERS[collections.index(row.collection) % len(MARKERS)]
-            face = "none" if supervised else color
+            number = collections.index(row.collection)
+            color, marker = MUTED[number % len(MUTED)], MARKERS[number % len(MARKERS)]
+            face = "none" if row.extra["learned_from_labels"] else color
             axes.plot(row.metrics[distance], share, marker, color=color, markerfacecolor=face, markersize=5, alpha=0.8)
         axes.axhline(1, color="0.25", linestyle=(0, (5, 3)), linewidth=1)
         pooled = {c.methods: c.spearman for c in found if (c.collection, c.distance) == (POOLED, distance)}
-        told = ", ".join(f"{methods} {value:.2f}" for methods, value in pooled.items() if value is not None)
-        axes.set_title(f"Spearman: {told or 'not defined'}", fontsize=10)
+        text = ", ".join(f"{methods} {value:.2f}" for methods, value in pooled.items() if value is not None)
+        axes.set_title(f"Spearman: {text or 'not defined'}", fontsize=10)
         axes.set_xlabel(distance)
         axes.grid(alpha=0.25)
     panels[0].set_ylabel(f"share of the original's {label_of(METRIC)}")
@@ -143,7 +142,7 @@ def _wide_figure() -> tuple[Figure, Axes]:
 
 
 def _legend_outside(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend for all panels, beside them; the methods of highest lines first."""
+    """Add one legend for all panels, next to them; methods with the highest lines come first."""
     handles: dict[str, Line2D] = {}
     heights: dict[str, list[float]] = {}
     for axes in panels:

@@ -1,4 +1,4 @@
-"""Quality without labels: how well distances between vectors tell nDCG@10, and the size that they recommend."""
+"""Estimate quality without labels: how well distances predict nDCG@10, and the size they recommend."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ POOLED = "all collections"
 
 @dataclass(frozen=True)
 class Correlation:
-    """How a distance goes with nDCG@10 over methods and sizes.
+    """The correlation of a distance with nDCG@10 over methods and sizes.
 
     Attributes:
-        collection: Name; with :data:`POOLED`, quality is relative to each collection's original.
+        collection: Name of the collection, or :data:`POOLED`. Quality is relative to the collection's original.
         methods: ``all``, or ``unsupervised`` for those that did not learn from judgements.
-        distance: Name.
-        spearman: Rank correlation; None when it is not defined (fewer than three points, or all equal).
-        pearson: Linear correlation, likewise.
-        points: How many.
+        distance: Name of the distance.
+        spearman: Rank correlation; None when it is undefined (fewer than three points, or all equal).
+        pearson: Linear correlation, or None likewise.
+        points: Number of points.
     """
 
     collection: str
@@ -37,18 +37,18 @@ class Correlation:
     points: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
 def share_kept(rows: Sequence[Row]) -> list[tuple[Row, float]]:
-    """Rows other than the original's, with nDCG@10 as a share of the original's on the collection."""
+    """Pair each row except the originals' with its nDCG@10 as a share of the original's on that collection."""
     original = {row.collection: row.metrics[METRIC] for row in rows if row.method == "original"}
     return [(row, row.metrics[METRIC] / original[row.collection]) for row in rows if row.method != "original"]
 
 
 def correlations(rows: Sequence[Row]) -> list[Correlation]:
-    """Of each distance with nDCG@10: per collection and pooled, over all methods and over unsupervised ones."""
+    """Correlate each distance with nDCG@10, per collection and pooled, for all and for unsupervised methods."""
     kept = share_kept(rows)
     found = []
     for collection in (*dict.fromkeys(row.collection for row, _ in kept), POOLED):
@@ -78,25 +78,25 @@ def correlations(rows: Sequence[Row]) -> list[Correlation]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Share of the original's nDCG@10 to expect at a ``document_overlap@10``; straight lines between the points.
+    """The expected share of the original's nDCG@10 for a ``document_overlap@10``, interpolated linearly.
 
     Attributes:
-        overlaps: Rising.
-        shares: Not falling, one per overlap.
+        overlaps: Ascending overlaps.
+        shares: One share per overlap, not descending.
     """
 
     overlaps: tuple[float, ...]
     shares: tuple[float, ...]
 
     def expected(self, overlap: float) -> float:
-        """The share; beyond the ends, that of the end."""
+        """Return the expected share; beyond the ends it is that of the end."""
         return float(np.interp(overlap, self.overlaps, self.shares))
 
 
-#: :func:`calibrate` over what saw no judgements in ``benchmarks/results/compare/report.json``: untrained methods,
-#: int8, binary, PQ, OPQ and Matryoshka-Adaptor without labels, on scifact, medquad, xquad_r_en and clothing_images.
-#: Fitted on three of them, the sizes that :func:`recommend_size` named on the fourth kept 0.90 to 1.01 of the
-#: original's nDCG@10 where 0.95 was wanted; 20 of 28 kept that.
+#: Result of :func:`calibrate` on the methods without judgements in ``benchmarks/results/compare/report.json``:
+#: untrained methods, int8, binary, PQ, OPQ and Matryoshka-Adaptor without labels, on scifact, medquad, xquad_r_en and
+#: clothing_images. When it was fitted on three of these, the sizes that :func:`recommend_size` recommended on the
+#: fourth for a share of 0.95 kept 0.90 to 1.01 of the original's nDCG@10; 20 of 28 kept at least 0.95.
 CALIBRATION = Calibration(
     overlaps=(0.0851, 0.1766, 0.2681, 0.3596, 0.4511, 0.5426, 0.634, 0.7255, 0.817, 0.9085, 1.0),
     shares=(0.2495, 0.3759, 0.5506, 0.5956, 0.7508, 0.8259, 0.8967, 0.9359, 0.9739, 0.9936, 1.0),
@@ -104,11 +104,11 @@ CALIBRATION = Calibration(
 
 
 def calibrate(rows: Sequence[Row], points: int = 11) -> Calibration:
-    """Isotonic regression of the share kept on ``document_overlap@10``, over methods that saw no judgements.
+    """Fit the share kept to ``document_overlap@10`` by isotonic regression, over methods that saw no judgements.
 
     Args:
-        rows: Rows of one or more collections, the original's among them.
-        points: Points that the fit is read off at.
+        rows: Rows of one or more collections, including those of the original.
+        points: Number of points at which the fitted curve is stored.
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -123,15 +123,15 @@ def calibrate(rows: Sequence[Row], points: int = 11) -> Calibration:
 def recommend_size(
     overlaps: Mapping[int, float], share: float = 0.95, calibration: Calibration | None = None
 ) -> int | None:
-    """The smallest size that should keep a share of the original's nDCG@10, judged without labels.
+    """Recommend, without labels, the smallest size that should keep a share of the original's nDCG@10.
 
     Args:
-        overlaps: ``document_overlap@10`` by size (numbers or bytes per vector).
+        overlaps: ``document_overlap@10`` by size (dimensions or bytes per vector).
         share: Share of the original's nDCG@10 to keep.
         calibration: :data:`CALIBRATION` by default.
 
     Returns:
-        The size, or None when every size is expected to fall below.
+        The size, or None when every size is expected to keep less.
     """
     calibration = calibration or CALIBRATION
     enough = [size for size, overlap in overlaps.items() if calibration.expected(overlap) >= share]
@@ -140,12 +140,12 @@ def recommend_size(
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The size of a method that :func:`recommend_size` names.
+    """The size that :func:`recommend_size` recommends for a method.
 
     Attributes:
-        collection: Name.
-        method: Name.
-        dim: Numbers per vector; None when no size is enough.
+        collection: Name of the collection.
+        method: Name of the method.
+        dim: Dimensions per vector; None when no size is large enough.
     """
 
     collection: str
@@ -153,12 +153,12 @@ class Recommendation:
     dim: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
 def recommendations(rows: Sequence[Row]) -> list[Recommendation]:
-    """For each collection and method that saw no judgements and stores float32, the original left out."""
+    """Recommend a size for every method that saw no judgements and stores float32, except the original."""
     overlaps: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
         if row.is_float32 and row.method != "original" and not row.extra["learned_from_labels"]:

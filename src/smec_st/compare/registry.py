@@ -1,4 +1,4 @@
-"""Every method that has a name, cheap ones first."""
+"""The methods that can be compared, by name, cheap ones first."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ALWAYS = ("original", "truncate", "pca")
 
 @dataclass(frozen=True)
 class Factory:
-    """Makes a method; its module is imported only then.
+    """Makes a method, and imports its module only when it is called.
 
     Args:
-        module: Where the class is.
-        name: The class.
+        module: Module of the class.
+        name: Name of the class.
         settings: Fields that differ from the defaults.
-        package: Optional package that it needs, if any, by the name it is imported under.
-        extra: The extra of ours that installs the package.
+        package: Import name of the optional package that the method needs, if any.
+        extra: Extra of this package that installs it.
     """
 
     module: str
@@ -33,12 +33,12 @@ class Factory:
     extra: str | None = None
 
     def __call__(self) -> Method:
-        """The method with these settings."""
+        """Make the method."""
         return cast(Method, getattr(importlib.import_module(self.module), self.name)(**self.settings))
 
     @property
     def is_available(self) -> bool:
-        """Whether the optional package is there."""
+        """Whether the optional package is installed."""
         return self.package is None or importlib.util.find_spec(self.package) is not None
 
 
@@ -84,23 +84,23 @@ METHODS: dict[str, Factory] = {
 
 
 def choose(names: str, labels: bool) -> tuple[dict[str, Method], list[str]]:
-    """The methods to compare.
+    """Choose the methods to compare.
 
     Args:
-        names: ``all``, or names with commas between; original, truncate and pca are always among them.
-        labels: Whether there are judgements to learn from. Without, ``all`` leaves out methods that need them.
+        names: ``all``, or names separated by commas; original, truncate and pca are always included.
+        labels: Whether there are judgements to learn from. If not, ``all`` leaves out the methods that need them.
 
     Returns:
-        Methods by name, in the order of :data:`METHODS`; and a line for each that ``all`` leaves out for want of an
-        optional package.
+        Methods by name, in the order of :data:`METHODS`; and a message for each method that ``all`` leaves out because
+        its optional package is not installed.
 
     Raises:
         DataError: If a name is unknown, or a named method lacks its package or its labels.
     """
     if names == "all":
         missing = [name for name, factory in METHODS.items() if not factory.is_available]
-        made = {name: factory() for name, factory in METHODS.items() if name not in missing}
-        chosen = {name: method for name, method in made.items() if labels or not method.needs_labels}
+        available = {name: factory() for name, factory in METHODS.items() if name not in missing}
+        chosen = {name: method for name, method in available.items() if labels or not method.needs_labels}
         return chosen, [f"left out: {_lacks_package(name)}" for name in missing]
     wanted = {name.strip() for name in names.split(",")}
     unknown = sorted(wanted - set(METHODS))

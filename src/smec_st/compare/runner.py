@@ -1,4 +1,4 @@
-"""Run the cells that are not there yet, several at a time."""
+"""Run the missing cells of a comparison, several at a time."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from smec_st.matmul import fast_matmul
 
 
 class Outcome(NamedTuple):
-    """How a cell went.
+    """The outcome of running a cell.
 
     Attributes:
         cell: The cell.
         seconds: Time it took.
-        error: Why it failed, in one line; None when it is done.
+        error: Why it failed, in one line; None when it succeeded.
     """
 
     cell: Cell
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     error: str | None
 
     def __str__(self) -> str:
-        """For a line of progress."""
+        """Describe the outcome in one line, for progress."""
         cell, end = self.cell, f"{self.seconds:.1f} s" if self.error is None else f"failed, {self.error}"
         return f"{cell.collection}, {cell.name}, seed {cell.seed}: {end}"
 
@@ -45,28 +45,28 @@ class Outcome(NamedTuple):
 def run_cells(
     cells: Sequence[Cell], out: Path, jobs: int = 1, on_outcome: Callable[[Outcome], None] | None = None
 ) -> list[Outcome]:
-    """Run the cells whose files are missing; a kill at any moment loses only the cells that are running.
+    """Run the cells whose files are missing. A crash loses only the cells that are running at that moment.
 
     Args:
-        cells: In the order to start them.
-        out: Folder that keeps ``cells/``.
-        jobs: Processes; each gets its share of the cores.
-        on_outcome: Called with each cell as it ends.
+        cells: Cells in the order in which to start them.
+        out: Folder that holds ``cells/``.
+        jobs: Number of processes; each gets an equal share of the cores.
+        on_outcome: Called with the outcome of each cell as soon as it ends.
 
     Returns:
-        Outcomes of the cells that were run. One that raises an exception is among them; the others go on.
+        Outcomes of the cells that were run, including those that raised an exception, which does not stop the others.
 
     Raises:
-        ChildProcessError: If a process was killed, for instance for want of memory.
+        ChildProcessError: If a process was killed, for instance because memory ran out.
     """
     missing = [cell for cell in cells if not cell.is_done(out)]
     if not missing:
         return []
     jobs = min(jobs, len(missing))
     outcomes = []
-    one_share = joblib.parallel_config("loky", inner_max_num_threads=max(1, joblib.cpu_count() // jobs))
-    with one_share, warnings.catch_warnings():
-        # loky replaces a worker that has grown; nothing is lost
+    cores_per_job = max(1, joblib.cpu_count() // jobs)
+    with joblib.parallel_config("loky", inner_max_num_threads=cores_per_job), warnings.catch_warnings():
+        # joblib warns when it replaces a worker whose memory has grown; no work is lost
         warnings.filterwarnings("ignore", message="A worker stopped")
         work = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
         try:
@@ -76,37 +76,38 @@ def run_cells(
                     on_outcome(outcome)
         except TerminatedWorkerError as error:
             raise ChildProcessError(
-                "a process was killed, perhaps for want of memory; use fewer jobs. The same command goes on."
+                "a process was killed, perhaps because memory ran out; use fewer jobs. The same command continues the "
+                "comparison."
             ) from error
     return outcomes
 
 
 def run_cell(cell: Cell, out: Path) -> Outcome:
-    """Fit, score and keep one cell; of one that fails, where it failed."""
-    began = time.perf_counter()
+    """Fit, score and save one cell. If it fails, save the traceback next to where its result would be."""
+    started = time.perf_counter()
     trace = cell.path(out).with_suffix(".error.txt")
     try:
         measure(cell).save(cell, out)
-    except Exception as error:  # a method may fail in any way; the others go on
+    except Exception as error:  # one method's failure must not stop the others
         trace.parent.mkdir(parents=True, exist_ok=True)
         trace.write_text(traceback.format_exc(), encoding="utf-8")
-        return Outcome(cell, time.perf_counter() - began, f"{type(error).__name__}: {one_line(error)}")
+        return Outcome(cell, time.perf_counter() - started, f"{type(error).__name__}: {one_line(error)}")
     trace.unlink(missing_ok=True)
-    return Outcome(cell, time.perf_counter() - began, None)
+    return Outcome(cell, time.perf_counter() - started, None)
 
 
 @fast_matmul()
 def measure(cell: Cell) -> Result:
-    """Fit a cell's method once and score all its sizes."""
-    collection, table, yardstick = _prepared(cell.source, cell.fingerprint)
+    """Fit the method of a cell once, and score it at all its sizes."""
+    collection, table, yardstick = _prepare(cell.source, cell.fingerprint)
     data = training_data(collection, table, cell.labels, cell.seed)
-    began = time.perf_counter()
+    started = time.perf_counter()
     encoder = cell.method.fit(data, cell.dims, cell.seed)
     fitted = time.perf_counter()
     sizes = tuple(SizeScores(size, *yardstick.measure(encoder, size)) for size in encoder.sizes)
     return Result(
         sizes=sizes,
-        fit_seconds=fitted - began,
+        fit_seconds=fitted - started,
         score_seconds=time.perf_counter() - fitted,
         learned_from_labels=cell.labels and cell.method.uses_labels,
         split=test_split(collection),
@@ -114,19 +115,19 @@ def measure(cell: Cell) -> Result:
 
 
 @functools.cache
-def _prepared(source: Source, mark: str) -> tuple[Collection, VectorTable, Yardstick]:
-    """Each process reads a collection once; ``mark`` is its fingerprint."""
+def _prepare(source: Source, expected: str) -> tuple[Collection, VectorTable, Yardstick]:
+    """Load a collection, once per process, and check that it still has the ``expected`` fingerprint."""
     collection = source.load()
-    if fingerprint(collection) != mark:
+    if fingerprint(collection) != expected:
         raise DataError(f"{collection.name} has changed since the comparison began; start it again.")
     table = VectorTable(collection.corpus, collection.queries, collection.own_document)
     return collection, table, Yardstick.of(collection)
 
 
 def training_data(collection: Collection, table: VectorTable, labels: bool, seed: int) -> TrainingData:
-    """What every method may see: nothing of the split it is scored on.
+    """Collect the data that methods may use, which excludes the split they are scored on.
 
-    Held-out judgements are the dev split, or else a share of the training queries.
+    The validation judgements are the dev split, or a share of the training queries if there is no dev split.
     """
     scored = collection.judged(test_split(collection))
     train = collection.judged("train") if labels or "train" in collection.qrels else None

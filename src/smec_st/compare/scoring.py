@@ -1,4 +1,4 @@
-"""What an encoder is measured by: retrieval on the judged queries, and distances that need no judgements."""
+"""Score encoders: retrieval on the judged queries, and distances that need no judgements."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 from smec_st.baselines import Encoder, Size
 from smec_st.data import Collection, DataError, Qrels, unit_rows
+from smec_st.evaluation.sweep import METRICS
 from smec_st.metrics import PerQuery, exact_search, leave_out, neighbour_overlap, score_rankings
 
-METRICS = ("ndcg@10", "recall@100", "mrr@10")
 OVERLAP = "overlap@10"
 DISTANCES = ("topk_distance", "pair_distance", "document_overlap@10")
 
@@ -19,7 +19,7 @@ SAMPLE = 1000
 
 
 def test_split(collection: Collection) -> str:
-    """The split that methods are scored on: test, or dev where there is no test."""
+    """Return the split that methods are scored on: test, or dev if there is no test split."""
     for split in ("test", "dev"):
         if split in collection.qrels:
             return split
@@ -28,17 +28,17 @@ def test_split(collection: Collection) -> str:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A collection's judged queries and a sample of its documents, with their neighbors at full width.
+    """The judged queries and a sample of the documents of a collection, with their neighbors at full width.
 
     Attributes:
-        corpus: ``(N, D)`` float32, unit norm.
-        queries: The judged queries, likewise, ``(Q, D)``.
-        qrels: Judgements of these, queries counted from 0.
-        own: Each query's own document, which does not count as found; -1 for none, ``(Q,)``.
+        corpus: Document vectors, ``(N, D)`` float32, unit norm.
+        queries: Vectors of the judged queries, ``(Q, D)`` float32, unit norm.
+        qrels: Judgements of these queries, which are numbered from 0.
+        own: Each query's own document, which is left out of its ranking; -1 for none, ``(Q,)``.
         nearest: Each query's nearest documents at full width, ``(Q, 10)``.
         sample: Rows of the sampled documents, ``(S,)``.
-        neighbors: Their nearest other documents at full width, ``(S, 10)``.
-        partners: As many documents drawn at random for each, ``(S, 10)``.
+        neighbors: Nearest other documents of each sampled one at full width, ``(S, 10)``.
+        partners: Random other documents for each sampled one, ``(S, 10)``.
     """
 
     corpus: np.ndarray
@@ -52,14 +52,14 @@ class Yardstick:
 
     @classmethod
     def of(cls, collection: Collection) -> Yardstick:
-        """Measure on :func:`test_split`."""
+        """Prepare the :func:`test_split` of a collection."""
         judged = collection.judged(test_split(collection))
         rows = judged.query_rows
         if len(collection.corpus) < 2:
             raise DataError(f"{collection.name} has one document; there is nothing to rank.")
         own = collection.own_document[rows]
         corpus, queries = unit_rows(collection.corpus), unit_rows(collection.queries[rows])
-        rng = np.random.default_rng(0)  # one sample for all methods and seeds
+        rng = np.random.default_rng(0)  # all methods and seeds share one sample
         sample = np.sort(rng.permutation(len(corpus))[:SAMPLE])
         return cls(
             corpus=corpus,
@@ -76,34 +76,35 @@ class Yardstick:
         """Score an encoder at one of its sizes.
 
         Returns:
-            :data:`METRICS` and :data:`OVERLAP`, the share of the original's neighbors found again, per query; and
-            :data:`DISTANCES`, how far the geometry of the sampled documents moved, each asking as a query would:
-            the mean absolute change of cosine to the ten nearest (Matryoshka-Adaptor, Eq. 2) and to random documents
-            (Eq. 1), and the share of the ten found again.
+            Values per query of :data:`METRICS` and of :data:`OVERLAP`, the share of the nearest documents at full
+            width that are found again; and the :data:`DISTANCES`. For these each sampled document is encoded as a
+            query: the mean absolute change of its cosine to its ten nearest documents (Matryoshka-Adaptor, Eq. 2) and
+            to random ones (Eq. 1), and the share of the ten nearest that are found again.
         """
         documents = encoder.documents(self.corpus, size)
-        queries, asking = (encoder.queries(rows, size) for rows in (self.queries, self.corpus[self.sample]))
+        queries, sampled = (encoder.queries(rows, size) for rows in (self.queries, self.corpus[self.sample]))
         ranked = _search(documents, queries, DEPTH, self.own)
         scores = score_rankings((np.arange(len(queries)), ranked), self.qrels, METRICS)
-        found = _neighbors(documents, asking, self.sample)
-        documents, asking = unit_rows(documents), unit_rows(asking)
+        found = _neighbors(documents, sampled, self.sample)
+        documents, sampled = unit_rows(documents), unit_rows(sampled)
         return {**scores, OVERLAP: neighbour_overlap(ranked[:, :NEIGHBORS], self.nearest)}, {
-            "topk_distance": self._change(documents, asking, self.neighbors),
-            "pair_distance": self._change(documents, asking, self.partners),
+            "topk_distance": self._change(documents, sampled, self.neighbors),
+            "pair_distance": self._change(documents, sampled, self.partners),
             "document_overlap@10": float(neighbour_overlap(found, self.neighbors).mean()),
         }
 
-    def _change(self, documents: np.ndarray, asking: np.ndarray, others: np.ndarray) -> float:
+    def _change(self, documents: np.ndarray, sampled: np.ndarray, others: np.ndarray) -> float:
+        """Return the mean absolute change of the cosines between the sampled documents and ``others``."""
         before = np.einsum("sd,skd->sk", self.corpus[self.sample], self.corpus[others])
-        after = np.einsum("sd,skd->sk", asking, documents[others])
+        after = np.einsum("sd,skd->sk", sampled, documents[others])
         return float(np.abs(before - after).mean())
 
 
 def _search(corpus: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray) -> np.ndarray:
-    """The ``k`` documents of highest inner product other than a query's own, ``(Q, k)``; -1 where there are fewer."""
+    """Return the ``k`` documents of highest inner product except a query's own, ``(Q, k)``, padded with -1."""
     return leave_out(exact_search(corpus, queries, k + 1)[0], own)[:, :k]
 
 
-def _neighbors(corpus: np.ndarray, asking: np.ndarray, sample: np.ndarray) -> np.ndarray:
-    """The ten documents nearest to each sampled one, itself left out; fewer in a smaller corpus, ``(S, 10)``."""
-    return _search(corpus, asking, min(NEIGHBORS, len(corpus) - 1), sample)
+def _neighbors(corpus: np.ndarray, sampled: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """Return the ten other documents nearest to each sampled one, ``(S, 10)``; fewer if the corpus is smaller."""
+    return _search(corpus, sampled, min(NEIGHBORS, len(corpus) - 1), sample)

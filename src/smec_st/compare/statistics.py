@@ -1,79 +1,55 @@
-"""Paired comparison of methods on the same queries, and how small each may go without loss."""
+"""Compare methods on the same queries, and find the smallest size of each that loses nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from smec_st.evaluation import Row
+from smec_st.evaluation.intervals import RESAMPLES, Interval, paired_interval
 
-RESAMPLES = 9999
-CONFIDENCE = 0.95
-
-
-class Interval(NamedTuple):
-    """A mean difference and its confidence interval."""
-
-    difference: float
-    low: float
-    high: float
-
-
-def paired_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Interval:
-    """Bootstrap over queries: the mean difference of paired values, with its 95 % percentile interval.
-
-    Args:
-        ours: One value per query, ``(Q,)``.
-        theirs: The same queries, ``(Q,)``.
-        seed: Of the resampling.
-    """
-    differences = ours - theirs
-    result = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=64,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = result.confidence_interval
-    return Interval(float(differences.mean()), float(low), float(high))
+__all__ = ["Interval", "Lossless", "lossless", "paired_interval", "sign_flip_p"]
 
 
 def sign_flip_p(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> float:
-    """Two-sided permutation p-value of a mean difference: under the null, each query's difference may turn its sign.
+    """Test a mean difference by permutation: under the null hypothesis the sign of each query's difference is random.
 
-    From 9,999 random flips, so it is never below 0.0002; see :func:`paired_interval` for the arguments.
+    Args:
+        ours: One value per query, ``(Q,)``.
+        theirs: Values of the same queries, ``(Q,)``.
+        seed: Random seed of the permutations.
+
+    Returns:
+        The two-sided p-value from 9,999 random permutations, which is never below 0.0002.
     """
     differences = ours - theirs
     rng = np.random.default_rng(seed)
 
-    def flipped(size: tuple[int, int]) -> np.ndarray:
+    def flip_signs(size: tuple[int, int]) -> np.ndarray:
         values: np.ndarray = np.where(rng.integers(0, 2, size, dtype=np.int8) == 1, differences, -differences)
         return values
 
-    result = stats.monte_carlo_test(differences, flipped, np.mean, n_resamples=RESAMPLES, batch=64)
+    result = stats.monte_carlo_test(differences, flip_signs, np.mean, n_resamples=RESAMPLES, batch=64)
     return float(result.pvalue)
 
 
 @dataclass(frozen=True)
 class Lossless:
-    """How small a method may go on a collection without losing nDCG@10 to the original.
+    """The smallest size of a method on a collection whose nDCG@10 is not below the original's.
 
     Attributes:
-        collection: Name.
-        method: Name.
-        bytes_per_vector: The smallest size that is not below the original; None when there is none.
-        byte_ratio: Bytes of the original per byte of that size.
-        dim_ratio: The same in numbers per vector.
-        sure_bytes_per_vector: The smallest size that is not below with 95 % confidence.
+        collection: Name of the collection.
+        method: Name of the method.
+        bytes_per_vector: The smallest size whose mean is not below the original's; None when there is none.
+        byte_ratio: Bytes of the original divided by those of that size.
+        dim_ratio: Dimensions of the original divided by those of that size.
+        sure_bytes_per_vector: The smallest size that is not below the original's with 95 % confidence, or None.
         sure_byte_ratio: Its ratio in bytes.
-        sure_dim_ratio: Its ratio in numbers per vector.
+        sure_dim_ratio: Its ratio in dimensions.
     """
 
     collection: str
@@ -86,35 +62,35 @@ class Lossless:
     sure_dim_ratio: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
 def lossless(rows: Sequence[Row]) -> list[Lossless]:
-    """The smallest size of each method whose nDCG@10 is not below the original's.
+    """Find the smallest size of each method whose nDCG@10 is not below the original's.
 
     Args:
-        rows: Rows that hold ``original_difference`` and ``original_low``, the mean difference to the original and the
-            lower end of its 95 % interval; the method "original" is among them for each collection.
+        rows: Rows with ``original_difference`` and ``original_low`` in ``extra``: the mean difference to the original
+            and the lower end of its 95 % interval. Each collection needs a row of the method "original".
 
     Returns:
-        One entry per collection and method, the original left out.
+        One entry per collection and method except the original.
     """
     originals = {row.collection: row for row in rows if row.method == "original"}
-    found = []
+    entries = []
     for collection, method in dict.fromkeys((row.collection, row.method) for row in rows):
         if method == "original":
             continue
-        own = [row for row in rows if (row.collection, row.method) == (collection, method)]
+        of_method = [row for row in rows if (row.collection, row.method) == (collection, method)]
         original = originals[collection]
-        point = _smallest([row for row in own if row.extra["original_difference"] >= 0], original)
-        sure = _smallest([row for row in own if row.extra["original_low"] >= 0], original)
-        found.append(Lossless(collection, method, *point, *sure))
-    return found
+        point = _smallest([row for row in of_method if row.extra["original_difference"] >= 0], original)
+        sure = _smallest([row for row in of_method if row.extra["original_low"] >= 0], original)
+        entries.append(Lossless(collection, method, *point, *sure))
+    return entries
 
 
 def _smallest(rows: Sequence[Row], original: Row) -> tuple[int | None, float | None, float | None]:
-    """Bytes of the smallest row, and how many times smaller it is than the original in bytes and in numbers."""
+    """Return the bytes of the smallest row, and the original's size over its size in bytes and in dimensions."""
     if not rows:
         return None, None, None
     row = min(rows, key=lambda row: row.bytes_per_vector)

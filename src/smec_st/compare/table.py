@@ -1,4 +1,4 @@
-"""From finished cells to the rows of the report."""
+"""Turn finished cells into rows of the report."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ METRIC = "ndcg@10"
 
 @dataclass(frozen=True)
 class Entry:
-    """A method at one size on one collection, over its seeds.
+    """The results of a method at one size on one collection, over all seeds.
 
     Attributes:
-        collection: Name.
-        method: Name.
+        collection: Name of the collection.
+        method: Name of the method.
         size: The size.
-        seeds: One per fit.
-        scores: One per fit.
-        learned_from_labels: Whether judgements went into it.
-        fit_seconds: Mean time to fit, all sizes together.
+        seeds: Seed of each fit.
+        scores: Scores of each fit.
+        learned_from_labels: Whether the method used judgements.
+        fit_seconds: Mean time to fit all sizes together.
     """
 
     collection: str
@@ -40,12 +40,12 @@ class Entry:
 
     @property
     def per_query(self) -> np.ndarray:
-        """nDCG@10 of each query, the mean over seeds, ``(Q,)``."""
+        """nDCG@10 of each query, averaged over seeds, ``(Q,)``."""
         mean: np.ndarray = np.mean([scores.values[METRIC] for scores in self.scores], axis=0)
         return mean
 
     def row(self, original: Entry, reference: Entry | None) -> Row:
-        """The row of the report."""
+        """Make the row of the report, with differences to the original and, where given, to the reference."""
         values = {name: [scores.values[name].mean() for scores in self.scores] for name in self.scores[0].values}
         distances = {name: [s.distances[name] for s in self.scores] for name in self.scores[0].distances}
         to_original = paired_interval(self.per_query, original.per_query)
@@ -73,7 +73,7 @@ class Entry:
 
 
 def entries(results: Sequence[tuple[Cell, Result]]) -> list[Entry]:
-    """Cells of the same collection and method come together, one entry per size."""
+    """Group cells by collection and method, and make one entry per size."""
     grouped: dict[tuple[str, str], list[tuple[Cell, Result]]] = {}
     for cell, result in results:
         grouped.setdefault((cell.collection, cell.name), []).append((cell, result))
@@ -81,7 +81,7 @@ def entries(results: Sequence[tuple[Cell, Result]]) -> list[Entry]:
     for (collection, method), runs in grouped.items():
         for same_size in zip(*(result.sizes for _, result in runs), strict=True):
             if len({scores.size for scores in same_size}) > 1:
-                raise DataError(f"{method} has other sizes with another seed; sizes must not depend on it.")
+                raise DataError(f"{method} has other sizes with another seed; sizes must not depend on the seed.")
             found.append(
                 Entry(
                     collection,
@@ -97,10 +97,10 @@ def entries(results: Sequence[tuple[Cell, Result]]) -> list[Entry]:
 
 
 def rows_of(results: Sequence[tuple[Cell, Result]], reference: str) -> list[Row]:
-    """One row per collection, method and size: means over seeds, and differences on the same queries.
+    """Make one row per collection, method and size: means over seeds, and differences on the same queries.
 
     Args:
-        results: Finished cells; "original" is among them for each collection.
+        results: Finished cells, including "original" for each collection.
         reference: Method that each row is compared with where it has the same bytes per vector.
     """
     found = entries(results)

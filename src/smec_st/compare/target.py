@@ -1,11 +1,12 @@
-"""Choose the size: the smallest one that keeps a share of the original's quality, tested on held-out queries."""
+"""Choose the smallest size that keeps a share of the original's quality, tested on held-out queries."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from smec_st.compare.statistics import paired_interval
 from smec_st.data import Collection, DataError, Qrels, unit_rows
@@ -19,11 +20,11 @@ FORM = re.compile(r"(?P<metric>(ndcg|recall|mrr)@[1-9]\d*)\s*>=\s*(?P<share>\d*\
 
 @dataclass(frozen=True)
 class Target:
-    """A share of the original's mean of a metric that must not be undercut.
+    """The smallest acceptable mean of a metric, as a share of the original's.
 
     Attributes:
         metric: ``ndcg@k``, ``recall@k`` or ``mrr@k``.
-        share: 1 for lossless.
+        share: Share of the original's mean; 1 for lossless.
     """
 
     metric: str = "ndcg@10"
@@ -31,7 +32,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """``"lossless"``, or for instance ``"ndcg@10 >= 0.99 original"``."""
+        """Read a target such as ``"lossless"`` or ``"ndcg@10 >= 0.99 original"``."""
         if text.strip() == "lossless":
             return cls()
         found = FORM.fullmatch(text.strip())
@@ -47,13 +48,13 @@ class Target:
 
 @dataclass(frozen=True)
 class SizeTest:
-    """One size against the target.
+    """The test of one size against the target.
 
     Attributes:
         dim: The size.
-        score: Its mean.
+        score: Mean of the metric at this size.
         wanted: The original's mean, times the share.
-        low: Lower end of the 95 % interval of the mean of ``score - wanted``, over queries.
+        low: Lower end of the 95 % interval, over queries, of the mean of ``score - wanted``.
         holds: Whether ``low`` is at least 0.
     """
 
@@ -70,12 +71,12 @@ class SizeTest:
 
 @dataclass(frozen=True)
 class Choice:
-    """What came of a target.
+    """The size that was chosen for a target.
 
     Attributes:
-        target: What was asked.
-        queries: Held-out queries that were asked.
-        tests: By falling size; those after the first that fails were not run.
+        target: The target.
+        queries: Number of held-out queries.
+        tests: Tests in descending order of size, up to and including the first that fails.
         dim: The smallest size that holds; None when none does.
     """
 
@@ -85,7 +86,7 @@ class Choice:
     dim: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the fields for JSON."""
         return {
             "target": str(self.target),
             "queries": self.queries,
@@ -103,18 +104,18 @@ def choose_size(
 ) -> Choice:
     """Test sizes from the widest down, and stop at the first that does not hold.
 
-    The order is fixed before anything is seen, so the chance of naming a size that does not hold is no greater than
-    that of a single test, however many sizes there are (fixed-sequence testing, Maurer et al., 1995).
+    The order is fixed in advance, so the probability of choosing a size that does not hold is at most that of a single
+    test, whatever the number of sizes (fixed-sequence testing, Maurer et al., 1995).
 
     Args:
-        target: What must hold.
-        compressor: Fitted without the held-out queries.
-        collection: Where they come from.
-        held_out: Their judgements.
-        seed: Of the bootstrap.
+        target: The target.
+        compressor: A compressor that was fitted without the held-out queries.
+        collection: The collection of the held-out queries.
+        held_out: Judgements of the held-out queries.
+        seed: Random seed of the bootstrap.
     """
 
-    def values(corpus: Any, queries: Any) -> Any:
+    def values(corpus: np.ndarray, queries: np.ndarray) -> np.ndarray:
         scores = evaluate_retrieval(corpus, queries, held_out, (target.metric,), own_document=collection.own_document)
         return scores[target.metric]
 
@@ -127,9 +128,4 @@ def choose_size(
         tests.append(SizeTest(dim, float(scores.mean()), wanted, interval.low, interval.low >= 0))
         if not tests[-1].holds:
             break
-    return Choice(target, len(original), tuple(tests), _last_that_holds(tests))
-
-
-def _last_that_holds(tests: Sequence[SizeTest]) -> int | None:
-    held = [test.dim for test in tests if test.holds]
-    return held[-1] if held else None
+    return Choice(target, len(original), tuple(tests), min((test.dim for test in tests if test.holds), default=None))

@@ -1,4 +1,4 @@
-"""Measure compressors: the evaluator that training uses, and the table a user reads."""
+"""Measure models and compressors: evaluators for training, and tables of quality by size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score every size of a model from one encode; usable wherever sentence-transformers takes an evaluator."""
+"""An evaluator for sentence-transformers that scores every size of a model and encodes each text once."""
 
 from __future__ import annotations
 
@@ -18,34 +18,38 @@ from smec_st.metrics import evaluate_retrieval
 from smec_st.modules import LiveBackbone
 
 if TYPE_CHECKING:
-    from smec_st.data import Collection, Table
+    from smec_st.data import Collection, VectorTable
 
 
 class DimensionSweepEvaluator(BaseEvaluator):
-    """Retrieval metrics of a model at every size: its first ``m`` numbers, scaled to length 1 again.
+    """Computes retrieval metrics at every size: from the first ``m`` dimensions, scaled to length 1 again.
 
     Corpus and queries are encoded once per call. They may be texts (images, anything that ``encode_query`` and
-    ``encode_document`` take) or vectors, for a model that begins with :class:`~smec_st.modules.EmbeddingInput`.
-    Judgements are graded. In :class:`~smec_st.trainer.SequentialTrainer` it serves to keep each stage's best
-    checkpoint (``load_best_model_at_end=True``, ``metric_for_best_model="eval_sweep_ndcg@10"``) and to stop a stage
+    ``encode_document`` accept) or vectors, for a model that starts with :class:`~smec_st.modules.EmbeddingInput`.
+    Relevance may be graded. In :class:`~smec_st.trainer.SequentialTrainer` the evaluator can select each stage's best
+    checkpoint (``load_best_model_at_end=True``, ``metric_for_best_model="eval_sweep_ndcg@10"``) and stop a stage
     early.
 
-    The result has ``{name}_{dim}_{metric}`` for each size that the model is wide enough for, and
-    ``{name}_{metric}``, the value that counts.
+    The result has ``{name}_{dim}_{metric}`` for each size up to the model's width, and ``{name}_{metric}``, the value
+    chosen by ``main``.
 
     Args:
-        corpus: Documents: texts, or ``(N, D)`` vectors.
-        queries: Queries: texts, or ``(Q, D)`` vectors.
+        corpus: Documents: texts, or vectors ``(N, D)``.
+        queries: Queries: texts, or vectors ``(Q, D)``.
         qrels: Judgements by row of both; only judged queries are encoded.
-        dims: Sizes; those above the model's width are left out. None for its width alone.
+        dims: Sizes; those above the model's width are skipped. None for the model's width alone.
         metrics: Names as in :func:`~smec_st.metrics.evaluate_retrieval`; the first is the primary one.
-        main: What counts: the ``widest`` size (while a stage of ``grow`` trains: the one it trains), the ``mean`` over
-            sizes, or one of ``dims``.
+        main: The size reported as ``{name}_{metric}``: the ``widest`` (in a ``grow`` stage, the size being trained),
+            the ``mean`` over sizes, or one of ``dims``.
         name: Prefix of the metrics.
-        own_document: Corpus row that is the query itself and stays out of its ranking, -1 for none, ``(Q,)``.
-        nested: Whether prefixes are embeddings; False (a model of the order ``shrink``) for the width alone.
+        own_document: Corpus row that is the query itself and is left out of its ranking, -1 for none, ``(Q,)``.
+        nested: Whether prefixes are embeddings. False, for the order ``shrink``, scores the full width alone.
         batch_size: Texts encoded at a time.
-        write_csv: Whether to append a line per call to ``{name}_sweep.csv`` in the output folder.
+        write_csv: Whether to append a line per size and call to ``{name}_sweep.csv`` in the output folder.
+
+    Raises:
+        DataError: If no document is relevant, or the judgements name rows that do not exist.
+        ValueError: If ``main`` is not one of the choices.
     """
 
     def __init__(
@@ -75,11 +79,11 @@ class DimensionSweepEvaluator(BaseEvaluator):
                 f"there are {len(queries)} and {len(corpus)}."
             )
         self.corpus = corpus
-        asked: Any = queries
-        if isinstance(asked, _Rows):
-            self.queries: Any = asked.only(judged)
+        rows: Any = queries
+        if isinstance(rows, _TableRows):
+            self.queries: Any = rows.only(judged)
         else:
-            self.queries = asked[judged] if hasattr(asked, "shape") else [asked[row] for row in judged.tolist()]
+            self.queries = rows[judged] if hasattr(rows, "shape") else [rows[row] for row in judged.tolist()]
         self.qrels = qrels.renumbered()
         self.own_document = None if own_document is None else np.asarray(own_document)[judged]
         self.dims = None if dims is None else tuple(sorted(set(dims), reverse=True))
@@ -91,42 +95,42 @@ class DimensionSweepEvaluator(BaseEvaluator):
     def from_collection(
         cls, collection: Collection, split: str = "dev", dims: Sequence[int] | None = None, **settings: Any
     ) -> DimensionSweepEvaluator:
-        """Over the vectors of a collection and one of its splits."""
+        """Build an evaluator for the vectors of a collection and one of its splits."""
         settings.setdefault("own_document", collection.own_document)
         return cls(collection.corpus, collection.queries, collection.judged(split), dims, **settings)
 
     @classmethod
     def from_table(
-        cls, table: Table, qrels: Qrels, dims: Sequence[int] | None = None, **settings: Any
+        cls, table: VectorTable, qrels: Qrels, dims: Sequence[int] | None = None, **settings: Any
     ) -> DimensionSweepEvaluator:
-        """Over the vectors of a table, read through it; ``qrels`` numbers queries from 0.
+        """Build an evaluator for the rows of a table; ``qrels`` numbers queries from 0.
 
-        While a backbone trains, the table's texts or images are encoded anew at each call.
+        While a backbone is being trained, the table's texts or images are encoded again at each call.
         """
         import torch
 
         own = table.own(torch.arange(table.corpus_size, len(table))).numpy()
         settings.setdefault("own_document", own if (own >= 0).any() else None)
-        corpus, queries = (_Rows(table, ids) for ids in np.split(np.arange(len(table)), [table.corpus_size]))
+        corpus, queries = (_TableRows(table, ids) for ids in np.split(np.arange(len(table)), [table.corpus_size]))
         return cls(corpus, queries, qrels, dims, **settings)  # type: ignore[arg-type]
 
     def sizes(self, width: int) -> tuple[int, ...]:
-        """The sizes that a model of this width is scored at, falling."""
+        """Return the sizes at which a model of this width is scored, in descending order."""
         if not self.nested or self.dims is None:
             return (width,)
         return tuple(dim for dim in self.dims if dim <= width) or (width,)
 
     def rows(self, model: SentenceTransformer, method: str = "model") -> list[Row]:
-        """Encode once and score each size: rows of a report."""
+        """Encode once, and return a row of scores per size."""
         corpus, queries = self._encode(model, self.corpus, "document"), self._encode(model, self.queries, "query")
-        found = []
+        rows = []
         for dim in self.sizes(corpus.shape[1]):
             scores = evaluate_retrieval(
                 unit_rows(corpus[:, :dim]), unit_rows(queries[:, :dim]), self.qrels, self.metrics, self.own_document
             )
             means = {metric: float(values.mean()) for metric, values in scores.items()}
-            found.append(Row(method=method, dim=dim, bytes_per_vector=4 * dim, metrics=means))
-        return found
+            rows.append(Row(method=method, dim=dim, bytes_per_vector=4 * dim, metrics=means))
+        return rows
 
     def __call__(
         self,
@@ -136,7 +140,7 @@ class DimensionSweepEvaluator(BaseEvaluator):
         steps: int = -1,
         **kwargs: Any,
     ) -> dict[str, float]:
-        """Metrics by name; see the class."""
+        """Evaluate a model, and return metrics by name; see the class."""
         rows = self.rows(model)
         result = {f"{self.name}_{row.dim}_{metric}": value for row in rows for metric, value in row.metrics.items()}
         for metric in self.metrics:
@@ -151,12 +155,12 @@ class DimensionSweepEvaluator(BaseEvaluator):
         return by_dim.get(self.main, by_dim[max(by_dim)]) if isinstance(self.main, int) else by_dim[max(by_dim)]
 
     def _encode(self, model: SentenceTransformer, items: Any, side: str) -> np.ndarray:
-        if isinstance(items, _Rows) and isinstance(model[0], LiveBackbone):
-            items = items.items()  # remembered vectors are those of the backbone before it trained
+        if isinstance(items, _TableRows) and isinstance(model[0], LiveBackbone):
+            items = items.items()  # the table's vectors are those of the backbone before it was trained
         if hasattr(items, "shape"):
             return np.concatenate(list(_map_vectors(model, items)))
         encode = model.encode_query if side == "query" else model.encode_document
-        with model.truncate_embeddings(None):  # a serving size set on the model must not hide the others
+        with model.truncate_embeddings(None):  # the model may be set to truncate; all sizes are needed
             vectors = encode(list(items), batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False)
         return as_numpy(vectors).astype(np.float32)
 
@@ -169,10 +173,10 @@ class DimensionSweepEvaluator(BaseEvaluator):
             writer.writerows([epoch, steps, row.dim, *(row.metrics[m] for m in self.metrics)] for row in rows)
 
 
-class _Rows:
-    """Some rows of a table, read as they are sliced."""
+class _TableRows:
+    """Some rows of a table, which are read when they are sliced."""
 
-    def __init__(self, table: Table, ids: np.ndarray) -> None:
+    def __init__(self, table: VectorTable, ids: np.ndarray) -> None:
         self._table, self._ids, self.shape = table, ids, (len(ids), table.width)
 
     def __len__(self) -> int:
@@ -183,18 +187,18 @@ class _Rows:
 
         return self._table[torch.from_numpy(self._ids[rows])].numpy()
 
-    def only(self, rows: np.ndarray) -> _Rows:
-        """These of the rows."""
-        return _Rows(self._table, self._ids[rows])
+    def only(self, rows: np.ndarray) -> _TableRows:
+        """Return a part of these rows."""
+        return _TableRows(self._table, self._ids[rows])
 
     def items(self) -> list[Any]:
-        """The texts or images behind the rows."""
+        """Return the texts or images that the vectors were encoded from."""
         assert isinstance(self._table, EncodedTable)
         return self._table.items(self._ids)
 
 
 def _map_vectors(model: SentenceTransformer, vectors: Any, chunk: int = 16384) -> Iterator[np.ndarray]:
-    """The output of a model that begins with ``EmbeddingInput``, chunk by chunk, dropout off."""
+    """Yield the output of a model that starts with ``EmbeddingInput``, in chunks and without dropout."""
     import torch
 
     was_training = model.training

@@ -1,4 +1,4 @@
-"""MTEB at every size, with each text encoded once. Needs the extra ``mteb``."""
+"""Run MTEB at every size, encoding each text once. Needs the extra ``mteb``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 
 class SizedEncoder:
-    """An MTEB encoder that remembers full vectors and serves one size of them.
+    """An MTEB encoder that caches vectors of full width and returns their first ``dim`` dimensions.
 
-    What a task encodes at one size, it encodes again at the next: the second time costs a look-up.
+    A task encodes the same inputs at every size, so all sizes but the first are served from the cache.
 
     Args:
-        model: A nested model: its first ``m`` numbers are the ``m``-dimensional vector. Any model at all will do as a
-            rival, cut as it is.
-        **kwargs: Of mteb's ``SentenceTransformerEncoderWrapper``, for instance ``model_prompts``.
+        model: The model. Its prefixes should be embeddings; the prefixes of other models serve as a baseline.
+        **kwargs: Arguments of mteb's ``SentenceTransformerEncoderWrapper``, for instance ``model_prompts``.
     """
 
     def __init__(self, model: SentenceTransformer, **kwargs: Any) -> None:
@@ -33,15 +32,15 @@ class SizedEncoder:
         self.dim: int | None = None
         self.encoded = 0
         self._inner = SentenceTransformerEncoderWrapper(model, **kwargs)
-        self._known: dict[str, np.ndarray] = {}
+        self._cache: dict[str, np.ndarray] = {}
 
     @property
     def mteb_model_meta(self) -> Any:
-        """Of the model, with the size being served."""
+        """The metadata of the model, with the current size."""
         return self._inner.mteb_model_meta.model_copy(update={"embed_dim": self.dim} if self.dim else {})
 
     def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
-        """``(n, dim)`` float32, unit norm; arguments as in ``mteb.models.EncoderProtocol``."""
+        """Return vectors ``(n, dim)``, float32 of unit norm; arguments as in ``mteb.models.EncoderProtocol``."""
         task, side = kwargs["task_metadata"], kwargs.get("prompt_type")
         digest = hashlib.sha256(f"{task.name}\0{side}\0".encode())
         for batch in inputs:
@@ -50,39 +49,42 @@ class SizedEncoder:
                     _add(digest, name)
                     _add(digest, item)
         key = digest.hexdigest()
-        if key not in self._known:
+        if key not in self._cache:
             with self._inner.model.truncate_embeddings(None):
-                self._known[key] = as_numpy(self._inner.encode(inputs, **kwargs)).astype(np.float32)
-            self.encoded += len(self._known[key])
-        return unit_rows(self._known[key][:, : self.dim])
+                self._cache[key] = as_numpy(self._inner.encode(inputs, **kwargs)).astype(np.float32)
+            self.encoded += len(self._cache[key])
+        return unit_rows(self._cache[key][:, : self.dim])
 
     def forget(self) -> None:
-        """Drop the vectors of finished tasks."""
-        self._known.clear()
+        """Empty the cache."""
+        self._cache.clear()
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """The model's own similarity."""
+        """Compute the model's similarity of all pairs."""
         return self._inner.similarity(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """The model's own similarity, pair by pair."""
+        """Compute the model's similarity of corresponding rows."""
         return self._inner.similarity_pairwise(embeddings1, embeddings2)
 
 
 def evaluate_mteb(
     model: SentenceTransformer, tasks: Iterable[AbsTask], dims: Sequence[int], **kwargs: Any
 ) -> dict[int, Any]:
-    """Run MTEB tasks at every size with one encode of each text.
+    """Run MTEB tasks at every size, encoding each text once.
 
     Args:
-        model: The model, for instance of :meth:`~smec_st.Compressor.attach`.
-        tasks: As from ``mteb.get_tasks``.
+        model: The model, for instance from :meth:`~smec_st.Compressor.attach`.
+        tasks: Tasks, as from ``mteb.get_tasks``.
         dims: Sizes.
-        **kwargs: Of ``mteb.evaluate``. Results are not cached on disk unless ``cache`` is given, and then under one
-            name for all sizes: give each model its own.
+        **kwargs: Arguments of ``mteb.evaluate``. Results are not cached on disk unless ``cache`` is given. A cache
+            stores all sizes of a model under one name, so give each model its own.
 
     Returns:
-        ``mteb.results.ModelResult`` by size, sizes falling.
+        ``mteb.results.ModelResult`` by size, sizes descending.
+
+    Raises:
+        ValueError: If a size is not between 1 and the model's width.
     """
     import mteb
 
@@ -92,17 +94,17 @@ def evaluate_mteb(
         raise ValueError(f"`dims` must be in [1, {width}], the model's width; got {','.join(map(str, dims))}.")
     encoder = SizedEncoder(model)
     kwargs = {"cache": None, "show_progress_bar": False, **kwargs}
-    found: dict[int, list[Any]] = {dim: [] for dim in sorted(set(dims), reverse=True)}
+    results: dict[int, list[Any]] = {dim: [] for dim in sorted(set(dims), reverse=True)}
     for task in tasks:
-        for dim in found:
+        for dim in results:
             encoder.dim = dim
-            found[dim].append(mteb.evaluate(encoder, task, **kwargs))
+            results[dim].append(mteb.evaluate(encoder, task, **kwargs))
         encoder.forget()
-    return {dim: _joined(results) for dim, results in found.items()}
+    return {dim: _joined(of_tasks) for dim, of_tasks in results.items()}
 
 
 def mteb_rows(results: dict[int, Any], method: str = "model") -> list[Row]:
-    """Main scores by task as rows of a report; the collection is the task's name."""
+    """Convert main scores to rows of a report, one per task and size; the task's name is the collection."""
     return [
         Row(
             method=method,
@@ -117,14 +119,14 @@ def mteb_rows(results: dict[int, Any], method: str = "model") -> list[Row]:
 
 
 def _joined(results: Sequence[Any]) -> Any:
-    """One result of several, each of one task."""
+    """Join results of one task each into one result."""
     first, *others = results
     tasks = [task for result in (first, *others) for task in result.task_results]
     return first.model_copy(update={"task_results": tasks})
 
 
 def _add(digest: Any, item: Any) -> None:
-    """Feed any input (text, image, array, conversation) to a hash, with its length: none runs into the next."""
+    """Add an input (text, image, array, conversation) to a hash, with its length so that inputs cannot be confused."""
     if isinstance(item, dict):
         parts = [part for pair in sorted(item.items()) for part in pair]
     elif isinstance(item, list | tuple):

@@ -1,4 +1,4 @@
-"""The table of size against quality: on screen, as JSON, CSV, Markdown and plot."""
+"""Tables of quality by size: on screen, as JSON, CSV, Markdown and as a plot."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ UNTRAINED = ("original", "truncate", "pca")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method at one size.
+    """The scores of one method at one size.
 
     Attributes:
-        method: Name.
-        dim: Numbers per vector.
-        bytes_per_vector: Storage of one vector.
-        metrics: Means over the judged queries, fractions in [0, 1].
-        extra: Anything else worth keeping, for instance the seed.
-        collection: Name, where there are several.
+        method: Name of the method.
+        dim: Dimensions per vector.
+        bytes_per_vector: Storage per vector.
+        metrics: Means over the judged queries, in [0, 1].
+        extra: Further values for the report files, for instance the number of seeds.
+        collection: Name of the collection, in a report on several.
     """
 
     method: str
@@ -48,7 +48,7 @@ class Row:
         return self.bytes_per_vector == 4 * self.dim
 
     def to_dict(self) -> dict[str, Any]:
-        """The flat object of the report file."""
+        """Return the row as one flat dictionary, as in the report files."""
         return {
             **({"collection": self.collection} if self.collection else {}),
             "method": self.method,
@@ -63,12 +63,12 @@ class Row:
 
 
 def write_json(rows: Sequence[Row], path: str | Path) -> None:
-    """A JSON list, one object per method and size; written aside, then renamed."""
+    """Write rows as a JSON list, one object per method and size. The file appears only when it is complete."""
     write_text(Path(path), json.dumps([row.to_dict() for row in rows], indent=1) + "\n")
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """The same as :func:`write_json`, a line each."""
+    """Write rows as CSV, one line per method and size. The file appears only when it is complete."""
     flat = [row.to_dict() for row in rows]
     columns = list(dict.fromkeys(name for row in flat for name in row))
     text = io.StringIO()
@@ -87,7 +87,7 @@ def write_report(rows: Sequence[Row], folder: str | Path, title: str) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a PNG aside, then rename it."""
+    """Write a PNG file. The file appears only when it is complete."""
     draft = Path(path).with_name(Path(path).name + ".partial")
     figure.savefig(draft, dpi=150, format="png")
     os.replace(draft, path)
@@ -98,11 +98,11 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of one collection laid out: methods down, bytes per vector across, falling.
+    """Rows of one collection as a grid: one line per method, one column per size, bytes per vector descending.
 
     Attributes:
-        rows: What is laid out.
-        metric: What is shown.
+        rows: The rows.
+        metric: The metric to show.
     """
 
     rows: Sequence[Row]
@@ -115,20 +115,20 @@ class Grid:
 
     @property
     def heads(self) -> list[tuple[str, str]]:
-        """Numbers (where a method stores them as float32) and bytes of each column."""
+        """Dimensions (where a method stores float32) and bytes of each column."""
         plain = {row.bytes_per_vector: f"{row.dim} dims" for row in self.rows if row.is_float32}
         return [(plain.get(size, ""), f"{size:,} B") for size in self.sizes]
 
     @property
     def lines(self) -> list[tuple[str, list[Row | None]]]:
-        """Each method with its rows; None where it has no such size."""
+        """Each method with its row per column, or None where it has no such size."""
         methods: dict[str, dict[int, Row]] = {}
         for row in self.rows:
             methods.setdefault(row.method, {})[row.bytes_per_vector] = row
-        return [(method, [have.get(size) for size in self.sizes]) for method, have in methods.items()]
+        return [(method, [by_size.get(size) for size in self.sizes]) for method, by_size in methods.items()]
 
     def text(self, row: Row | None, bold: str) -> str:
-        """A cell; ``bold`` is a pattern for the best of the column."""
+        """Format a cell; ``bold`` is the pattern for the best value of a column."""
         if row is None:
             return ""
         best = max(other.metrics[self.metric] for other in self.rows if other.bytes_per_vector == row.bytes_per_vector)
@@ -137,7 +137,7 @@ class Grid:
 
 
 def print_rows(rows: Sequence[Row], title: str, metric: str = "ndcg@10") -> None:
-    """Methods down, sizes across, with bytes per vector; the best of a size in bold."""
+    """Print a :class:`Grid`, with the best value of each size in bold."""
     from rich.console import Console
 
     grid = Grid(rows, metric)
@@ -149,23 +149,23 @@ def print_rows(rows: Sequence[Row], title: str, metric: str = "ndcg@10") -> None
         table.add_row(method, *(grid.text(row, "[bold]{}[/]") for row in cells))
     console = Console()
     if not console.is_terminal:
-        console.width = 1000  # a file has no edge to break lines at
+        console.width = 1000  # a file has no width, so lines need not be wrapped
     console.print(table)
 
 
 def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
+    """Format a Markdown table; the first column is aligned left, the others right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 
 def markdown_rows(rows: Sequence[Row], metric: str = "ndcg@10", mark: Callable[[Row], str] = lambda row: "") -> str:
-    """The table of :func:`print_rows` in Markdown.
+    """Format the table of :func:`print_rows` in Markdown.
 
     Args:
-        rows: Of one collection.
-        metric: What to show.
-        mark: What follows a value.
+        rows: Rows of one collection.
+        metric: The metric to show.
+        mark: Returns text to append to a row's value.
     """
     grid = Grid(rows, metric)
     head = [label_of(metric), *(f"{dims}<br>{size}" if dims else size for dims, size in grid.heads)]
@@ -179,14 +179,14 @@ def markdown_rows(rows: Sequence[Row], metric: str = "ndcg@10", mark: Callable[[
 # -- plot -------------------------------------------------------------------------------------------------------------
 
 STRONG = "#c1121f"
-QUIET = ("#8a8a8a", "#4c4c4c", "#b5a48b")  # what trains nothing
+QUIET = ("#8a8a8a", "#4c4c4c", "#b5a48b")  # methods without training
 MUTED = ("#4477aa", "#66ccee", "#228833", "#bb9900", "#aa3377", "#ee8866", "#6a51a3", "#44aa99")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
 
 
 def plot_rows(rows: Sequence[Row], path: str | Path, title: str, metric: str = "ndcg@10") -> None:
-    """Quality against size, one line per method, the original as a level line."""
+    """Plot quality against size: one line per method, and the original as a horizontal line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -207,14 +207,14 @@ def draw_lines(
     strong: Collection[str] | None = None,
     order: Sequence[str] | None = None,
 ) -> None:
-    """One line per method; the original's is level.
+    """Draw one line per method; the line of the original is horizontal.
 
     Args:
-        axes: Where to draw; its x axis becomes logarithmic.
-        rows: Of one collection.
-        x: Place of a row, above 0.
-        y: Height of a row.
-        strong: Methods that stand out; by default all that are trained.
+        axes: Axes to draw on; the x axis becomes logarithmic.
+        rows: Rows of one collection.
+        x: Returns the x coordinate of a row, above 0.
+        y: Returns the y coordinate of a row.
+        strong: Methods to emphasise; by default all that are trained.
         order: All methods of the figure, so that each looks the same in every panel; by default those of ``rows``.
     """
     order = order or list(dict.fromkeys(row.method for row in rows))
@@ -226,13 +226,13 @@ def draw_lines(
         else:
             axes.plot(*zip(*points, strict=True), label=method, **_style(method, order, strong))
     axes.set_xscale("log", base=2)
-    axes.set_xticks(_apart({x(row) for row in rows}))
+    axes.set_xticks(_thin_ticks({x(row) for row in rows}))
     axes.minorticks_off()
     axes.grid(alpha=0.25)
 
 
-def _apart(places: Collection[float], ratio: float = 1.2) -> list[float]:
-    """Ticks that do not run into each other on a logarithmic axis; the greatest are kept."""
+def _thin_ticks(places: Collection[float], ratio: float = 1.2) -> list[float]:
+    """Thin out ticks that would overlap on a logarithmic axis; of two close ones the greater is kept."""
     ticks: list[float] = []
     for place in sorted(places, reverse=True):
         if not ticks or ticks[-1] / place >= ratio:
@@ -241,15 +241,14 @@ def _apart(places: Collection[float], ratio: float = 1.2) -> list[float]:
 
 
 def _style(method: str, order: Sequence[str], strong: Collection[str]) -> dict[str, Any]:
-    """Ours strong; what trains nothing grey; each other with its own pair of colour and marker."""
+    """Emphasised methods are bold, methods without training grey; the others differ in colour, marker and dashes."""
     if method in strong:
-        standing = [name for name in order if name in strong]
-        color = STRONG if standing.index(method) == 0 else MUTED[standing.index(method) % len(MUTED)]
+        position = [name for name in order if name in strong].index(method)
+        color = STRONG if position == 0 else MUTED[position % len(MUTED)]
         return {"color": color, "linewidth": 2.8, "marker": "o", "markersize": 6, "zorder": 5}
-    others = [name for name in order if name not in strong and name not in UNTRAINED]
     if method in UNTRAINED:
         return {"color": QUIET[UNTRAINED.index(method)], "linewidth": 1.4, "marker": "o", "markersize": 4, "zorder": 2}
-    number = others.index(method)
+    number = [name for name in order if name not in strong and name not in UNTRAINED].index(method)
     return {
         "color": MUTED[number % len(MUTED)],
         "linestyle": DASHES[number // len(MUTED) % len(DASHES)],
@@ -262,11 +261,11 @@ def _style(method: str, order: Sequence[str], strong: Collection[str]) -> dict[s
 
 
 def label_sizes(axes: Axes, what: str) -> None:
-    """Name the x axis, with whole numbers at its ticks."""
+    """Label the x axis, and write its ticks as plain numbers."""
     axes.set_xticks(axes.get_xticks(), [f"{tick:g}" for tick in axes.get_xticks()])
     axes.set_xlabel(what)
 
 
 def label_of(metric: str) -> str:
-    """A metric's name as prose has it."""
+    """Return the name of a metric as it is written in prose."""
     return metric.replace("ndcg", "nDCG").replace("recall", "Recall").replace("mrr", "MRR")

@@ -1,15 +1,17 @@
-"""Score one collection at every size, ours beside what needs no training."""
+"""Score transforms at every size on one collection."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from smec_st.baselines import Transform
 from smec_st.data import Qrels
+from smec_st.evaluation.intervals import paired_interval
 from smec_st.evaluation.report import Row
-from smec_st.metrics import evaluate_retrieval
+from smec_st.metrics import PerQuery, evaluate_retrieval
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10")
 
@@ -23,32 +25,41 @@ def sweep(
     metrics: Sequence[str] = METRICS,
     on_row: Callable[[Row], None] | None = None,
     own_document: np.ndarray | None = None,
+    intervals: Collection[str] = (),
 ) -> list[Row]:
-    """One row per method and size.
+    """Score each method at each size.
 
     Args:
-        corpus: ``(N, D)`` original vectors.
-        queries: ``(Q, D)`` original vectors.
+        corpus: Original document vectors, ``(N, D)``.
+        queries: Original query vectors, ``(Q, D)``.
         qrels: Judgements.
-        methods: Name to transform: ``(vectors, dim) -> (n, dim)``, unit norm.
-        dims: Sizes; "original" is scored at its own width only.
-        metrics: What to measure.
-        on_row: Called with each row as it is ready, for progress.
-        own_document: Corpus row that is the query itself and stays out of its ranking, -1 for none, ``(Q,)``.
+        methods: Transforms by name; each maps ``(vectors, dim)`` to ``(n, dim)``, unit norm.
+        dims: Sizes; the method "original" is scored at full width only.
+        metrics: Names as in :func:`~smec_st.metrics.evaluate_retrieval`.
+        on_row: Called with each row as soon as it is ready, for progress.
+        own_document: Corpus row that is the query itself and is left out of its ranking, -1 for none, ``(Q,)``.
+        intervals: Methods whose rows get the mean difference to "original" in the first metric and its 95 % interval
+            (``original_difference``, ``original_low``, ``original_high``); "original" must be the first method then.
 
     Returns:
-        Rows, methods in the order given, sizes falling.
+        Rows in the order of the methods, sizes descending.
     """
     judged = qrels.query_rows
-    local = qrels.renumbered()
-    asked = queries[judged]
+    judged_queries, local = queries[judged], qrels.renumbered()
     own = None if own_document is None else own_document[judged]
     rows: list[Row] = []
+    original: PerQuery = {}
     for method, transform in methods.items():
         for dim in [corpus.shape[1]] if method == "original" else sorted(dims, reverse=True):
-            scores = evaluate_retrieval(transform(corpus, dim), transform(asked, dim), local, metrics, own)
+            scores = evaluate_retrieval(transform(corpus, dim), transform(judged_queries, dim), local, metrics, own)
+            extra: dict[str, Any] = {}
+            if method == "original":
+                original = scores
+            elif method in intervals:
+                interval = paired_interval(scores[metrics[0]], original[metrics[0]])
+                extra = {f"original_{name}": value for name, value in interval._asdict().items()}
             means = {metric: float(values.mean()) for metric, values in scores.items()}
-            rows.append(Row(method=method, dim=int(dim), bytes_per_vector=4 * int(dim), metrics=means))
+            rows.append(Row(method=method, dim=int(dim), bytes_per_vector=4 * int(dim), metrics=means, extra=extra))
             if on_row is not None:
                 on_row(rows[-1])
     return rows

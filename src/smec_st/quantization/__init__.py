@@ -1,1 +1,1 @@
-"""Fewer bytes per number: codes for compressed vectors, trained together with the map."""
+"""Codes that store compressed vectors in fewer bytes, optionally trained together with the map."""

@@ -1,9 +1,9 @@
-"""Codes for compressed vectors: what encodes, what decodes, and how many bytes a vector takes. Needs numpy alone.
+"""Codecs for compressed vectors. Depends on numpy only.
 
 Search is asymmetric: documents are stored as codes, queries stay float, and the score is the inner product of the
-query with the decoded document, scaled to length 1: rounding shortens some vectors more than others, and without the
-scaling these lose rank for no reason (SciFact, 6 bytes: 0.66 without, 0.70 with). A codec holds all it needs (ranges,
-centroids), so that one vector is encoded exactly as it would be among millions.
+query with the decoded document, scaled to length 1. Rounding shortens some vectors more than others, and without the
+scaling those would lose rank for no reason (SciFact, 6 bytes: 0.66 without, 0.70 with). A codec holds all its
+parameters (ranges, centroids), so the code of a vector does not depend on other vectors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PRECISIONS = ("float32", "float16", "int8", "binary", "pq")
 
 
 class Codec(Protocol):
-    """A way to store vectors of one size."""
+    """Encodes and decodes vectors of one size."""
 
     @property
     def precision(self) -> str:
@@ -29,7 +29,7 @@ class Codec(Protocol):
 
     @property
     def dim(self) -> int:
-        """Numbers per vector, ``d``."""
+        """Dimensions of a vector, ``d``."""
         ...
 
     @property
@@ -38,24 +38,24 @@ class Codec(Protocol):
         ...
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Codes of unit rows. ``(n, d) float32 -> (n, w)``; ``w`` numbers of the code's type."""
+        """Encode unit-norm rows. ``(n, d) float32 -> (n, w)``; ``w`` numbers of the code's type."""
         ...
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """What the codes stand for. ``(n, w) -> (n, d) float32``, of length 1."""
+        """Decode codes to vectors of length 1. ``(n, w) -> (n, d) float32``."""
         ...
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """What has to be stored, by name."""
+        """The parameters to store, by name."""
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """The numbers themselves, as float32 or float16.
+    """Stores vectors as float32 or float16.
 
     Args:
-        dim: Numbers per vector.
+        dim: Dimensions of a vector.
         precision: "float32" or "float16".
     """
 
@@ -64,30 +64,30 @@ class Plain:
 
     @property
     def bytes(self) -> int:
-        """Four or two a number."""
+        """Four or two bytes per dimension."""
         return self.dim * np.dtype(self.precision).itemsize
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Rounded to the precision."""
+        """Round to the precision."""
         return rows.astype(self.precision, copy=False)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Back to float32."""
+        """Convert to float32."""
         rows = _codes(codes, self.dim, self.precision)
         return rows.astype(np.float32, copy=False) if self.precision == "float32" else unit_rows(rows)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Nothing."""
+        """No parameters."""
         return {}
 
 
 @dataclass(frozen=True)
 class Int8:
-    """One byte per number: ``x = low + (code + 128) * step``, rounded to the nearest and clipped at both ends.
+    """Stores one byte per dimension: ``x = low + (code + 128) * step``, rounded to the nearest code and clipped.
 
     Args:
-        low: Value of the lowest code, by dimension, ``(d,)`` float32.
-        step: Distance of two codes, ``(d,)`` float32, above 0.
+        low: Value of the lowest code of each dimension, ``(d,)`` float32.
+        step: Distance between adjacent codes, ``(d,)`` float32, above 0.
     """
 
     low: np.ndarray
@@ -97,16 +97,16 @@ class Int8:
 
     @property
     def dim(self) -> int:
-        """Numbers per vector."""
+        """Dimensions of a vector, ``d``."""
         return len(self.low)
 
     @property
     def bytes(self) -> int:
-        """One a number."""
+        """One byte per dimension."""
         return self.dim
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """``(n, d) -> (n, d) int8``."""
+        """Encode unit-norm rows. ``(n, d) -> (n, d) int8``."""
         codes = np.subtract(rows, self.low, dtype=np.float32)
         codes /= self.step
         np.rint(codes, out=codes)
@@ -115,24 +115,24 @@ class Int8:
         return np.asarray(codes.astype(np.int8))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """``(n, d) int8 -> (n, d) float32``."""
+        """Decode codes. ``(n, d) int8 -> (n, d) float32``."""
         return unit_rows(self.low + (_codes(codes, self.dim, "int8").astype(np.float32) + 128) * self.step)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Both ranges."""
+        """``low`` and ``step``."""
         return {"low": self.low, "step": self.step}
 
 
 @dataclass(frozen=True)
 class Binary:
-    """One bit per number, its sign; eight to a byte, the first in the highest bit, as ``numpy.packbits`` does.
+    """Stores the sign of each dimension as one bit, packed as ``numpy.packbits`` does (first bit highest).
 
-    A bit stands for ``+-1 / sqrt(d)``, so that decoded vectors have length 1.
+    A bit is decoded to ``+-1 / sqrt(d)``, so that decoded vectors have length 1.
 
     Args:
-        rotation: Orthogonal ``(d, d)``, applied as ``rows @ rotation`` before the signs are taken and undone by
-            :meth:`decode`; None for none.
-        count: ``d`` when there is no rotation.
+        rotation: Orthogonal matrix ``(d, d)``, applied as ``rows @ rotation`` before signs are taken and undone by
+            :meth:`decode`; None for no rotation.
+        count: Number of dimensions ``d``; needed only without a rotation.
     """
 
     rotation: np.ndarray | None = None
@@ -142,33 +142,33 @@ class Binary:
 
     @property
     def dim(self) -> int:
-        """Numbers per vector."""
+        """Dimensions of a vector, ``d``."""
         return self.count if self.rotation is None else len(self.rotation)
 
     @property
     def bytes(self) -> int:
-        """An eighth a number, rounded up."""
+        """One byte per eight dimensions, rounded up."""
         return -(-self.dim // 8)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """``(n, d) -> (n, bytes) uint8``; 0 and less give the bit 0."""
-        turned = rows if self.rotation is None else rows @ self.rotation
-        return np.packbits(turned > 0, axis=-1)
+        """Encode rows; values of 0 and below give the bit 0. ``(n, d) -> (n, bytes) uint8``."""
+        rotated = rows if self.rotation is None else rows @ self.rotation
+        return np.packbits(rotated > 0, axis=-1)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """``(n, bytes) uint8 -> (n, d) float32``."""
+        """Decode codes. ``(n, bytes) uint8 -> (n, d) float32``."""
         bits = np.unpackbits(_codes(codes, self.bytes, "uint8"), axis=-1, count=self.dim)
         signs = (2 * bits.astype(np.float32) - 1) / np.sqrt(np.float32(self.dim))
         return np.asarray(signs if self.rotation is None else signs @ self.rotation.T)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The rotation."""
+        """The rotation, if there is one."""
         return {} if self.rotation is None else {"rotation": self.rotation}
 
 
 @dataclass(frozen=True)
 class Product:
-    """Product quantisation: each group of neighbouring dimensions becomes the number of its nearest centroid.
+    """Product quantisation: stores the number of the nearest centroid of each group of adjacent dimensions.
 
     Args:
         centroids: ``(codes, 256, d / codes)`` float32; fewer than 256 for a tiny corpus.
@@ -183,16 +183,16 @@ class Product:
 
     @property
     def dim(self) -> int:
-        """Numbers per vector."""
+        """Dimensions of a vector, ``d``."""
         return int(self.centroids.shape[0] * self.centroids.shape[2])
 
     @property
     def bytes(self) -> int:
-        """One a group."""
+        """One byte per group."""
         return len(self.centroids)
 
     def encode(self, rows: np.ndarray, chunk: int = 8192) -> np.ndarray:
-        """``(n, d) -> (n, codes) uint8``."""
+        """Encode rows. ``(n, d) -> (n, codes) uint8``."""
         groups, _, width = self.centroids.shape
         codes = np.empty((len(rows), groups), dtype=np.uint8)
         half = np.square(self.centroids).sum(axis=2) / 2  # (codes, 256)
@@ -204,7 +204,7 @@ class Product:
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """``(n, codes) uint8 -> (n, d) float32``."""
+        """Decode codes. ``(n, codes) uint8 -> (n, d) float32``."""
         codes = _codes(codes, self.bytes, "uint8")
         if codes.size and codes.max() >= self.centroids.shape[1]:
             raise DataError(f"a code is {codes.max()}, and there are {self.centroids.shape[1]} centroids.")
@@ -223,7 +223,7 @@ def _codes(codes: np.ndarray, width: int, kind: str) -> np.ndarray:
 
 
 def make_codec(precision: str, dim: int, tensors: dict[str, np.ndarray]) -> Codec:
-    """The codec that :meth:`Codec.tensors` were taken from.
+    """Rebuild a codec from what :meth:`Codec.tensors` returned.
 
     Raises:
         DataError: If the tensors do not fit the precision or the size.

@@ -1,4 +1,4 @@
-"""A way to store documents: a map, and the codec behind it. Needs numpy alone."""
+"""A head: a map and the codec that stores its output. Depends on numpy only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from smec_st.quantization.codecs import Codec
 
 @dataclass(frozen=True)
 class Head:
-    """Documents as codes, queries as floats, and the score between them.
+    """Encodes documents as codes and queries as floats, and scores one against the other.
 
     Attributes:
-        folded: Map from the backbone's vectors to the codec's.
-        codec: Encodes and decodes.
-        has_own_map: Whether the map was trained with the codes; otherwise it is the compressor's own.
-        info: How it came to be.
+        folded: Map from the backbone's vectors to those that the codec stores.
+        codec: Encodes and decodes vectors.
+        has_own_map: Whether the map was trained with the codes; otherwise it is the compressor's map.
+        info: How the head was made and scored.
     """
 
     folded: FoldedMap
@@ -32,12 +32,12 @@ class Head:
 
     @property
     def dim(self) -> int:
-        """Numbers that a code stands for, and the width of queries."""
+        """Dimensions of a decoded document, and of a query."""
         return self.codec.dim
 
     @property
     def precision(self) -> str:
-        """float32, float16, int8, binary or pq."""
+        """One of float32, float16, int8, binary and pq."""
         return self.codec.precision
 
     @property
@@ -47,7 +47,7 @@ class Head:
 
     @property
     def digest(self) -> str:
-        """A short hash of map and codec: codes of different digests must not meet."""
+        """A short hash of map and codec. Codes with different digests must not be mixed."""
         digest = hashlib.sha256(f"{self.precision} {self.dim} {self.bytes}".encode())
         tensors = {f"layer {i}": layer.weight for i, layer in enumerate(self.folded.layers)}
         for name, tensor in sorted({**tensors, **self.codec.tensors()}.items()):
@@ -56,15 +56,15 @@ class Head:
         return digest.hexdigest()[:16]
 
     def encode(self, vectors: np.ndarray, chunk: int = 65536) -> np.ndarray:
-        """Documents to codes.
+        """Encode documents.
 
         Args:
-            vectors: The backbone's, ``(n, D)`` or ``(D,)``, any float type.
-            chunk: Rows at a time.
+            vectors: Vectors of the backbone, ``(n, D)`` or ``(D,)``, any float type.
+            chunk: Rows that are encoded at a time.
 
         Returns:
-            ``(n, w)`` or ``(w,)``: float32, float16 or int8 with ``w`` numbers, uint8 with ``w`` bytes otherwise. A
-            row gives the same code alone and among others.
+            Codes, ``(n, w)`` or ``(w,)``: ``w`` float32, float16 or int8 numbers, or ``w`` bytes as uint8. The code of
+            a row does not depend on the other rows.
 
         Raises:
             DataError: If the width is wrong, or a row is zero, NaN or infinite.
@@ -77,7 +77,7 @@ class Head:
         return codes.reshape(*shape, codes.shape[1])
 
     def queries(self, vectors: np.ndarray, chunk: int = 65536) -> np.ndarray:
-        """Queries as floats of length 1. ``(n, D) -> (n, d)`` or ``(D,) -> (d,)``, float32."""
+        """Map queries to float32 vectors of length 1. ``(n, D) -> (n, d)`` or ``(D,) -> (d,)``."""
         table, shape = check_table(vectors, self.folded.in_dim)
         out = np.empty((len(table), self.dim), dtype=np.float32)
         for start, rows in self.folded.compress_chunks(table, chunk):
@@ -85,18 +85,18 @@ class Head:
         return out.reshape(*shape, self.dim)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """What codes stand for, float32 of length 1. ``(n, w) -> (n, d)`` or ``(w,) -> (d,)``."""
+        """Decode documents to float32 vectors of length 1. ``(n, w) -> (n, d)`` or ``(w,) -> (d,)``."""
         table = np.atleast_2d(codes)
         decoded = self.codec.decode(table)
         return decoded[0] if codes.ndim == 1 else decoded
 
     def scores(self, queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """Cosine of float queries, from :meth:`queries`, and stored documents. ``(q, d), (n, w) -> (q, n)``."""
+        """Compute cosines of queries, from :meth:`queries`, and encoded documents. ``(q, d), (n, w) -> (q, n)``."""
         return np.asarray(queries @ self.decode(codes).T)
 
 
 def check_table(vectors: np.ndarray, width: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Vectors ``(n, D)`` or ``(D,)`` as a table, and the shape in front of ``D``."""
+    """Check vectors ``(n, D)`` or ``(D,)``; return them as a table, and their shape without ``D``."""
     rows = np.asarray(vectors)
     if rows.ndim not in (1, 2) or rows.shape[-1] != width:
         raise DataError(f"Vectors must be {width} wide, got shape {tuple(rows.shape)}.")

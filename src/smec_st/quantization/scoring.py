@@ -1,4 +1,4 @@
-"""A head's row in the table of sizes."""
+"""Score documents that are stored as codes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from smec_st.quantization.head import Head
 def score_codes(
     head: Head, corpus: np.ndarray, queries: np.ndarray, qrels: Qrels, own_document: np.ndarray | None = None
 ) -> Row:
-    """Quality of documents as a head stores them, asked by float queries.
+    """Score the search of float queries over documents that a head has stored.
 
     Args:
         head: Encodes documents and maps queries.
-        corpus: ``(N, D)`` original vectors.
-        queries: ``(Q, D)`` original vectors.
+        corpus: Original document vectors, ``(N, D)``.
+        queries: Original query vectors, ``(Q, D)``.
         qrels: Judgements.
-        own_document: Corpus row that is the query itself and stays out of its ranking, -1 for none, ``(Q,)``.
+        own_document: Corpus row that is the query itself and is left out of its ranking, -1 for none, ``(Q,)``.
     """
     documents = head.decode(head.encode(corpus))
     scores = evaluate_retrieval(documents, head.queries(queries), qrels, METRICS, own_document)

@@ -1,11 +1,12 @@
-"""Codecs fitted to a corpus as it is: calibrated ranges, a rotation that spreads the variance, centroids."""
+"""Fit codecs to a corpus without training: int8 ranges, rotations for binary codes, product quantisation."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from smec_st.baselines.quantizers import load_faiss
 from smec_st.data import DataError
 from smec_st.quantization.codecs import Binary, Int8, Product
 from smec_st.quantization.head import Head
@@ -17,34 +18,34 @@ SAMPLE = 65536
 
 
 def sample_rows(count: int, seed: int, most: int = SAMPLE) -> np.ndarray:
-    """Rows that stand for a corpus of ``count``, rising; all of them when there are few."""
+    """Sample at most ``most`` of ``count`` rows, in ascending order."""
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
 def calibrate_int8(rows: np.ndarray, outside: float = 0.0005) -> Int8:
-    """Ranges by dimension, a little of each side left out so that one stray value does not waste the codes.
+    """Fit the ranges of an int8 codec. Extreme values are clipped, so that one outlier does not waste codes.
 
     Args:
-        rows: ``(n, d)`` float32, unit norm.
-        outside: Share of the values beyond each end, which are clipped.
+        rows: Vectors, ``(n, d)`` float32, unit norm.
+        outside: Share of the values that is clipped at each end of a range.
     """
     low, high = np.quantile(rows, [outside, 1 - outside], axis=0)
-    spare = np.maximum(high - low, 1e-6) / 254  # half a step more at both ends
-    low, high = low - spare / 2, high + spare / 2
+    margin = np.maximum(high - low, 1e-6) / 254  # one step; half of it goes to each end
+    low, high = low - margin / 2, high + margin / 2
     return Int8(low.astype(np.float32), np.maximum((high - low) / 255, 1e-9).astype(np.float32))
 
 
 def random_rotation(dim: int, seed: int) -> np.ndarray:
-    """A rotation drawn evenly from all, ``(dim, dim)`` float32: the variance of any data is spread over all axes."""
+    """Draw a rotation uniformly; it spreads the variance of the data over all axes. Returns ``(dim, dim)`` float32."""
     square = np.random.default_rng([seed, dim]).standard_normal((dim, dim))
-    turn, upper = np.linalg.qr(square)
-    return np.asarray(turn * np.sign(np.diag(upper)), dtype=np.float32)
+    rotation, upper = np.linalg.qr(square)
+    return np.asarray(rotation * np.sign(np.diag(upper)), dtype=np.float32)  # without the signs it is not uniform
 
 
 def itq_rotation(rows: np.ndarray, seed: int, rounds: int = 20) -> np.ndarray:
-    """The rotation under which signs lose least: iterative quantisation, ``(n, d) -> (d, d)``.
+    """Fit the rotation that minimises the error of sign codes: iterative quantisation. ``(n, d) -> (d, d)``.
 
     Reference:
         Gong and Lazebnik, CVPR 2011.
@@ -60,28 +61,28 @@ def itq_rotation(rows: np.ndarray, seed: int, rounds: int = 20) -> np.ndarray:
 def product_codes(
     rows: np.ndarray, codes: int, seed: int, rotate: bool, rounds: int = 6
 ) -> tuple[np.ndarray | None, Product]:
-    """Centroids by FAISS, and the rotation learned along with them (OPQ).
+    """Fit the centroids of product codes with FAISS, and optionally a rotation together with them (OPQ).
 
     Args:
-        rows: ``(n, d)`` float32.
-        codes: Bytes per vector; divides ``d``.
-        seed: Of the clustering.
+        rows: Vectors, ``(n, d)`` float32.
+        codes: Bytes per vector; must divide ``d``.
+        seed: Random seed of the clustering.
         rotate: Learn a rotation.
-        rounds: Of OPQ.
+        rounds: Rounds of OPQ.
 
     Returns:
-        Rotation ``(d, d)``, to be applied as ``rows @ rotation``, or None; and the centroids.
+        The rotation ``(d, d)``, to be applied as ``rows @ rotation``, or None; and the codec.
 
     Raises:
-        DataError: If FAISS is missing, or the codes do not divide the width.
+        DataError: If FAISS is missing, or ``codes`` does not divide the width.
     """
-    faiss = load_faiss()
+    faiss = load_faiss("product codes")
     count, width = rows.shape
     if width % codes:
-        raise DataError(f"product codes need a size that {codes} divides, got {width}.")
+        raise DataError(f"product codes of {codes} bytes need a size that is a multiple of {codes}, got {width}.")
     quantizer = faiss.ProductQuantizer(width, codes, min(8, max(1, count.bit_length() - 1)))
     quantizer.cp.seed = seed
-    quantizer.cp.min_points_per_centroid = 1  # no warning on a small corpus
+    quantizer.cp.min_points_per_centroid = 1  # prevents a warning on a small corpus
     rotation = None
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if rotate:
@@ -95,32 +96,21 @@ def product_codes(
     return rotation, Product(np.ascontiguousarray(centroids, dtype=np.float32))
 
 
-def load_faiss() -> Any:
-    """FAISS, or a :class:`~smec_st.data.DataError` that names the extra."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise DataError(
-            'fitting product codes needs faiss. Install it with `pip install "smec-st[search]"`.'
-        ) from error
-    return faiss
-
-
 def untrained_heads(compressor: Compressor, corpus: np.ndarray, seed: int = 0) -> list[Head]:
-    """int8 and binary codes of every size of a compressor that has none yet.
+    """Make an int8 and a binary head for every size of a compressor that lacks one.
 
     Args:
-        compressor: Gives the sizes and their maps.
-        corpus: ``(N, D)`` vectors; at most :data:`SAMPLE` of them are looked at.
-        seed: Of the sample and of the rotations.
+        compressor: The compressor, whose maps the heads use.
+        corpus: Vectors, ``(N, D)``; at most :data:`SAMPLE` of them are read.
+        seed: Random seed of the sample and of the rotations.
     """
-    have = {(head.precision, head.dim) for head in compressor.heads}
+    existing = {(head.precision, head.dim) for head in compressor.heads}
     rows = corpus[sample_rows(len(corpus), seed)]
-    made = []
+    heads = []
     for dim in compressor.dims:
         folded = compressor.map_for(dim)
-        if ("int8", dim) not in have:
-            made.append(Head(folded, calibrate_int8(folded.compress(rows))))
-        if ("binary", dim) not in have:
-            made.append(Head(folded, Binary(random_rotation(dim, seed))))
-    return made
+        if ("int8", dim) not in existing:
+            heads.append(Head(folded, calibrate_int8(folded.compress(rows))))
+        if ("binary", dim) not in existing:
+            heads.append(Head(folded, Binary(random_rotation(dim, seed))))
+    return heads

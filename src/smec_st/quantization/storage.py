@@ -1,4 +1,4 @@
-"""Heads in a compressor's two files: entries of the JSON, tensors of the safetensors file."""
+"""Store heads in a compressor's two files: their description in the JSON file, their tensors in safetensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smec_st.quantization.head import Head
 
 
 def head_entries(heads: Sequence[Head]) -> list[dict[str, Any]]:
-    """What ``compressor.json`` says of each head."""
+    """Describe each head for ``compressor.json``."""
     return [
         {
             "precision": head.precision,
@@ -31,14 +31,14 @@ def head_entries(heads: Sequence[Head]) -> list[dict[str, Any]]:
 
 
 def head_tensors(heads: Sequence[Head]) -> dict[str, np.ndarray]:
-    """The tensors of all heads, ``heads.NUMBER.NAME``."""
-    found = {}
+    """Collect the tensors of all heads, named ``heads.NUMBER.NAME``."""
+    tensors = {}
     for number, head in enumerate(heads):
         for name, tensor in head.codec.tensors().items():
-            found[f"heads.{number}.{name}"] = tensor
+            tensors[f"heads.{number}.{name}"] = tensor
         for depth, layer in enumerate(head.folded.layers if head.has_own_map else ()):
-            found[f"heads.{number}.{depth}.weight"] = layer.weight
-    return found
+            tensors[f"heads.{number}.{depth}.weight"] = layer.weight
+    return tensors
 
 
 def read_heads(
@@ -47,7 +47,17 @@ def read_heads(
     map_for: Callable[[int], FoldedMap],
     path: Path,
 ) -> tuple[Head, ...]:
-    """What :func:`head_entries` and :func:`head_tensors` were taken from; they must fit each other."""
+    """Rebuild heads from what :func:`head_entries` and :func:`head_tensors` returned.
+
+    Args:
+        entries: Descriptions of the heads.
+        tensors: Tensors of the compressor's file.
+        map_for: Returns the compressor's map to a size, for heads without a map of their own.
+        path: The file, for error messages.
+
+    Raises:
+        DataError: If descriptions and tensors do not belong together.
+    """
     heads = []
     try:
         for number, entry in enumerate(entries):
