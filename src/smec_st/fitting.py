@@ -150,19 +150,21 @@ class _Run:
         """Whether a candidate learns anything from judgements."""
         return candidate not in ("start", "neighbourhoods")
 
-    def fit(self, candidate: str, train: Qrels | None, fold: int | None = None) -> Fitted:
-        """A candidate as a whole fit, or as a trial for one fold."""
+    def fit(self, candidate: str, train: Qrels | None, fold: int | None = None, held: Qrels | None = None) -> Fitted:
+        """Train a candidate: whole, or as a trial for one fold, whose held-out queries are not even read."""
         is_trial = fold is not None
         name = f"{candidate}, fold {fold + 1}" if fold is not None else candidate
         asking = self.unlabelled_queries
         if asking is None and train is not None:
             asking = train.query_rows
+        if asking is not None and held is not None:
+            asking = np.setdiff1d(asking, held.query_rows)
         folder = None
         if self.work_dir is not None:
             folder = self.work_dir / name.replace(", ", "-").replace(" ", "-") if is_trial else self.work_dir
         return fit_stages(
             self.table,
-            train if self.trains_on_labels(candidate) else None,
+            None if candidate == SAFEST else train,
             self.config.as_candidate(candidate, trial=is_trial),
             unlabelled_queries=asking,
             work_dir=folder,
@@ -181,7 +183,7 @@ class _Run:
         for fold, (rest, held) in enumerate(_folds(self.table, train, dev, self.config.seed)):
             evaluator = HeldOutEvaluator(self.table, held)
             for name in self.config.candidates:
-                ((folded, sizes), *_) = self.fit(name, rest, fold).maps
+                ((folded, sizes), *_) = self.fit(name, rest, fold, held).maps
                 scores[name].append(evaluator.scores(folded, sizes).mean(axis=1))
         return first_unbeaten({name: np.concatenate(parts) for name, parts in scores.items()}, what)
 

@@ -98,7 +98,8 @@ def fit_stages(
         adapt=config.adapt_steps > 0 and qrels is not None,
         selection_ratio=config.selection_ratio,
     )
-    columns = _training_rows(table, qrels, unlabelled_queries, config)
+    anchors = _anchors(table, unlabelled_queries, config.batch_size)
+    columns = anchors if qrels is None else _pairs(table, qrels, config.seed)
     batch_size = min(config.batch_size, len(columns["anchor"]))
     set_seed(config.seed)
     with quiet_libraries(), _work_dir(work_dir) as folder:
@@ -120,6 +121,7 @@ def fit_stages(
             ),
             stages=stages,
             train_dataset=Dataset.from_dict(columns),
+            unlabelled_dataset=Dataset.from_dict(anchors),
             distinct=qrels is not None and can_be_distinct(columns, batch_size),
         )
         trainer.progress.title = title
@@ -219,18 +221,22 @@ def _check_corpus(table: Table, config: FitConfig) -> None:
         )
 
 
-def _training_rows(
-    table: Table, qrels: Qrels | None, unlabelled_queries: np.ndarray | None, config: FitConfig
-) -> dict[str, np.ndarray]:
-    """Columns of the training dataset, as row ids: relevant pairs, or without labels the queries or the documents."""
-    if qrels is not None:
-        if len(qrels.pairs) == 0:
-            raise DataError("the training judgements hold no relevant pair; fit without labels instead.")
-        pairs = _some_of_each_query(qrels.pairs, config.seed)
-        return {"anchor": table.query_ids(pairs[:, 0]), "document": pairs[:, 1]}
+def _pairs(table: Table, qrels: Qrels, seed: int) -> dict[str, np.ndarray]:
+    """Columns of the training dataset with labels, as row ids: relevant pairs."""
+    if len(qrels.pairs) == 0:
+        raise DataError("the training judgements hold no relevant pair; fit without labels instead.")
+    pairs = _some_of_each_query(qrels.pairs, seed)
+    return {"anchor": table.query_ids(pairs[:, 0]), "document": pairs[:, 1]}
+
+
+def _anchors(table: Table, unlabelled_queries: np.ndarray | None, least: int) -> dict[str, np.ndarray]:
+    """The column of the training dataset without labels: queries, or documents where there are none.
+
+    They are repeated until there are at least ``least``, so that a batch is full.
+    """
     queries = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
     rows = table.query_ids(queries) if len(queries) else np.arange(table.corpus_size)
-    return {"anchor": np.resize(rows, max(len(rows), config.batch_size))}
+    return {"anchor": np.resize(rows, max(len(rows), least))}
 
 
 def _some_of_each_query(pairs: np.ndarray, seed: int) -> np.ndarray:

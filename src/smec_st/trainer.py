@@ -58,6 +58,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         table: Frozen vectors by row id; its rows are what the dataset's columns name.
         stages: The plan; None to make it from ``args``.
         distinct: Passed to the sampler.
+        unlabelled_dataset: Dataset of the stages that learn from neighbourhoods alone, with the column ``anchor``; None
+            for ``train_dataset``.
         guard: Scores a model at some sizes on each held-out query, ``(q, sizes)``, higher is better; see
             :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
@@ -67,6 +69,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
     args: SequentialTrainingArguments
     optimizer: Any
     lr_scheduler: Any
+    train_dataset: Any
     training_args_class = SequentialTrainingArguments
 
     def __init__(
@@ -78,6 +81,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         loss: SMECLoss,
         stages: tuple[Stage, ...] | None = None,
         distinct: bool = True,
+        unlabelled_dataset: Any | None = None,
         guard: Guard | None = None,
         **kwargs: Any,
     ) -> None:
@@ -103,6 +107,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.backbone = BackboneInTraining.of(model, table)
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
+        self._labelled_dataset, self._unlabelled_dataset = self.train_dataset, unlabelled_dataset
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(StepCallback(self))
@@ -198,6 +203,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         for module in list(self.model)[1:-2]:
             module.is_finished = True
         self.loss.begin_stage(stage, live=is_live, prepared=self._is_prepared)
+        learns_from_labels = self.loss.ranks or self._unlabelled_dataset is None
+        self.train_dataset = self._labelled_dataset if learns_from_labels else self._unlabelled_dataset
         self.args.output_dir, self.args.max_steps = str(root / stage.name), self.steps_of(stage)
         is_adapt = stage.phase == "adapt"
         self.args.learning_rate = (
@@ -383,7 +390,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             generator,
             seed=self.args.seed * 1009 + self.stage.index,
             pairs=np.stack([anchors, documents], axis=1),
-            distinct=self.distinct,
+            distinct=self.distinct and "document" in columns,
             parts=ranks,
         )
         return self.batch_sampler
@@ -444,7 +451,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             "stages": [f"{stage.name}-{stage.candidates}-{stage.sizes}-{self.steps_of(stage)}" for stage in self.plan],
             "batch": batch,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "rows": [*table, len(self.train_dataset)],
+            "rows": [*table, len(self._labelled_dataset)],
             "memory": None if self.loss.memory is None else self.loss.memory.capacity,
             "loss": self.loss.get_config_dict(),
             "trains_backbone": self.trained_backbone,
