@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.choice import Decision, first_unbeaten
+from smec_st.choice import Decision, first_unbeaten, still_in_question
 from smec_st.config import (
     ENOUGH_QUERIES,
     FEWEST_QUERIES,
@@ -23,10 +26,12 @@ from smec_st.config import (
     FitConfig,
 )
 from smec_st.data import DataError, Qrels, Table
+from smec_st.files import read_json, write_text
 from smec_st.recipe import Fitted, Maps, fit_stages, fit_untrained
 from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 UNTRAINED = ("truncate", "pca")
+DECISION = "decision.json"  # in the folder of a run, once it is made
 SAFEST = "neighbourhoods"  # what is trained where too few queries are judged to choose
 
 
@@ -104,7 +109,8 @@ def fit_maps(
     run = _Run(turned, config, unlabelled_queries, work_dir, progress)
     decisions: list[Decision] = []
     if train is not None and len(config.candidates) > 1:
-        decisions.append(run.choose(train, dev))
+        with _short_collections():
+            decisions.append(run.choose(train, dev))
         if not run.trains_on_labels(decisions[-1].chosen):
             warnings.warn(f"nothing is trained on the judgements. {decisions[-1]}", LabelsWarning, stacklevel=3)
     chosen = decisions[-1].chosen if decisions else config.candidates[-1] if train is not None else SAFEST
@@ -150,42 +156,83 @@ class _Run:
         """Whether a candidate learns anything from judgements."""
         return candidate not in ("start", "neighbourhoods")
 
-    def fit(self, candidate: str, train: Qrels | None, fold: int | None = None, held: Qrels | None = None) -> Fitted:
-        """Train a candidate: whole, or as a trial for one fold, whose held-out queries are not even read."""
-        is_trial = fold is not None
-        name = f"{candidate}, fold {fold + 1}" if fold is not None else candidate
-        asking = self.unlabelled_queries
-        if asking is None and train is not None:
-            asking = train.query_rows
-        if asking is not None and held is not None:
-            asking = np.setdiff1d(asking, held.query_rows)
-        folder = None
-        if self.work_dir is not None:
-            folder = self.work_dir / name.replace(", ", "-").replace(" ", "-") if is_trial else self.work_dir
+    def fit(self, candidate: str, train: Qrels | None) -> Fitted:
+        """Train a candidate."""
         return fit_stages(
             self.table,
             None if candidate == SAFEST else train,
-            self.config.as_candidate(candidate, trial=is_trial),
-            unlabelled_queries=asking,
-            work_dir=folder,
+            self.config.as_candidate(candidate),
+            unlabelled_queries=self._unlabelled(train),
+            work_dir=self.work_dir,
             progress=self.progress,
-            title=name,
+            title=candidate,
         )
 
     def choose(self, train: Qrels, dev: Qrels | None) -> Decision:
-        """Which candidate to train, by the mean nDCG@10 over all sizes of queries that it was not trained on."""
-        from smec_st.evaluation.evaluator import HeldOutEvaluator
+        """Which candidate to train, by the mean nDCG@10 over all sizes of queries that it was not trained on.
 
+        A run that is continued reads the decision that it made before.
+        """
+        made = None if self.work_dir is None else self.work_dir / DECISION
+        if made is not None and made.is_file():
+            return Decision(**read_json(made))
+        decision = self._decide(train, dev)
+        if made is not None:
+            made.parent.mkdir(parents=True, exist_ok=True)
+            write_text(made, json.dumps(decision.to_dict()))
+        return decision
+
+    def _decide(self, train: Qrels, dev: Qrels | None) -> Decision:
         what = "what to train"
         if len(train.query_rows) + (0 if dev is None else len(dev.query_rows)) < FEWEST_QUERIES:
             return Decision(what, SAFEST, SAFEST)
-        scores: dict[str, list[np.ndarray]] = {name: [] for name in self.config.candidates}
+        scores = {name: np.zeros(0) for name in self.config.candidates}
         for fold, (rest, held) in enumerate(_folds(self.table, train, dev, self.config.seed)):
-            evaluator = HeldOutEvaluator(self.table, held)
-            for name in self.config.candidates:
-                ((folded, sizes), *_) = self.fit(name, rest, fold, held).maps
-                scores[name].append(evaluator.scores(folded, sizes).mean(axis=1))
-        return first_unbeaten({name: np.concatenate(parts) for name, parts in scores.items()}, what)
+            found = self._try(list(scores), rest, held, f"fold {fold + 1}")
+            scores = {name: np.concatenate([before, found[name]]) for name, before in scores.items()}
+            scores = {name: scores[name] for name in still_in_question(scores)}
+        return first_unbeaten(scores, what)
+
+    def _try(self, names: list[str], train: Qrels, held: Qrels, fold: str) -> dict[str, np.ndarray]:
+        """Mean score over all sizes of each held-out query, ``(q,)``, by candidate; short trainings.
+
+        Held-out queries are not even read without their judgements. Candidates that adapt share the adapt stage.
+        """
+        from smec_st.evaluation.evaluator import HeldOutEvaluator
+
+        asking = np.setdiff1d(self._unlabelled(train), held.query_rows)
+        adapted, scores = None, {}
+        for name in names:
+            config, table = self.config.as_candidate(name, trial=True), self.table
+            if config.adapt_steps > 0 and config.order == "grow":
+                adapted = adapted or self._adapted(train, config, f"adapt, {fold}")
+                table, config = adapted, dataclasses.replace(config, adapt_steps=0)
+            ((folded, sizes), *_) = fit_stages(
+                table,
+                None if config.rank_weight == 0 else train,
+                config,
+                unlabelled_queries=asking,
+                progress=self.progress,
+                title=f"{name}, {fold}",
+            ).maps
+            scores[name] = HeldOutEvaluator(table, held).scores(folded, sizes).mean(axis=1)
+        return scores
+
+    def _adapted(self, train: Qrels, config: FitConfig, title: str) -> Table:
+        """The table as an adapt stage moves it."""
+        import torch
+
+        width = self.table.width
+        stage = Stage(index=0, order="grow", phase="adapt", in_dim=width, out_dim=width)
+        adapt = fit_stages(self.table, train, config, stages=(stage,), progress=self.progress, title=title)
+        ((folded, _),) = adapt.maps
+        return self.table.moved(torch.from_numpy(folded.layers[0].weight))
+
+    def _unlabelled(self, train: Qrels | None) -> np.ndarray:
+        """Query rows that are read without their judgements."""
+        if self.unlabelled_queries is not None:
+            return self.unlabelled_queries
+        return np.arange(self.table.query_size) if train is None else train.query_rows
 
 
 def _folds(table: Table, train: Qrels, dev: Qrels | None, seed: int) -> Iterator[tuple[Qrels, Qrels]]:
@@ -221,19 +268,30 @@ def _leading_axes(table: Table, most: int) -> tuple[Table, np.ndarray | None]:
     All but :data:`~smec_st.config.LEFT_OUT` of the energy is kept, in at most :data:`~smec_st.config.WIDEST` numbers,
     and never less than the largest size asked for.
     """
+    from smec_st.functional import subspace_iteration
     from smec_st.moments import corpus_moments
 
     if table.width <= WIDEST:
         return table, None
-    import torch
 
-    values, vectors = torch.linalg.eigh(corpus_moments(table)[1])
-    values, axes = values.flip(0).clamp_min(0), vectors.flip(1).T
-    energy = values.cumsum(0) / values.sum()
+    moment = corpus_moments(table)[1].float()
+    axes = subspace_iteration(moment, max(WIDEST, most))
+    energy = ((axes @ moment) * axes).sum(dim=1).clamp_min(0).cumsum(0) / moment.trace()
     keep = int((energy < 1 - LEFT_OUT).sum()) + 1
     keep = max(min(keep, WIDEST), most)
-    turn = axes[:keep].float()
+    turn = axes[:keep]
     return table.moved(turn), turn.numpy()
+
+
+@contextlib.contextmanager
+def _short_collections() -> Iterator[None]:
+    """Leave what exists out of garbage collections: each trial starts several, of half a second each."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def extend_maps(

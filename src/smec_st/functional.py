@@ -242,6 +242,30 @@ def _few_leading_axes(moment: Tensor, removed: Tensor, count: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(axes)).to(moment)
 
 
+def subspace_iteration(moment: Tensor, count: int, rounds: int = 4) -> Tensor:
+    """Leading eigenvectors of a wide second moment, about, by randomised subspace iteration (Halko et al., 2011).
+
+    A full decomposition of a 4,096 x 4,096 moment takes half a minute; the span of the leading axes is all that is
+    needed of them here.
+
+    Args:
+        moment: Symmetric, positive, ``(D, D)``.
+        count: How many, at most ``D``.
+        rounds: Multiplications by ``moment``.
+
+    Returns:
+        Orthonormal rows by descending eigenvalue, ``(count, D)``.
+    """
+    width = len(moment)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(width, min(width, count + count // 8), generator=generator).to(moment)
+    for _ in range(rounds):
+        basis = torch.linalg.qr(moment @ basis).Q
+    values, vectors = torch.linalg.eigh(basis.T @ moment @ basis)
+    axes: Tensor = (basis @ vectors.flip(1)[:, :count]).T.contiguous()
+    return axes
+
+
 def linear_link(inputs: Tensor, outputs: Tensor) -> Tensor:
     """The matrix that makes ``outputs`` of ``inputs``, as far as so many pairs can tell.
 

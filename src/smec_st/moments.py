@@ -10,11 +10,11 @@ from smec_st.data import Table
 from smec_st.functional import second_moment
 
 
-def corpus_moments(table: Table, chunk: int = 16384, most: int = 1 << 18) -> tuple[Tensor, Tensor]:
+def corpus_moments(table: Table, chunk: int = 16384, most: int = 1 << 16) -> tuple[Tensor, Tensor]:
     """Mean ``(D,)`` and uncentred second moment ``(D, D)`` of the corpus, float64, read in chunks.
 
-    Of more than ``most`` documents a random sample of that size is read: it costs ``D^2`` a row, and the axes of a
-    quarter of a million documents are those of ten million.
+    Of more than ``most`` documents a random sample of that size is read: it costs ``D^2`` a row, and the axes of
+    65,536 documents are those of ten million.
     """
     rows = torch.arange(table.corpus_size)
     if table.corpus_size > most:

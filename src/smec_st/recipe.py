@@ -171,9 +171,7 @@ def folded_maps(
     from smec_st.folding import fold
 
     if all(stage.order == "grow" for stage in stages):
-        sizes = tuple(
-            sorted({size for stage in stages if stage.phase != "adapt" for size in stage.sizes}, reverse=True)
-        )
+        sizes = tuple(sorted(stages[-1].sizes, reverse=True))
         return ((fold(modules).first(sizes[0]), sizes),)
     before = 1 if base is None else 3  # the input module, and the finished map's two
     maps = [(fold(modules[: before + 2 * (i + 1)]), (stage.out_dim,)) for i, stage in enumerate(stages)]

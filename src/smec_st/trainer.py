@@ -58,8 +58,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         table: Frozen vectors by row id; its rows are what the dataset's columns name.
         stages: The plan; None to make it from ``args``.
         distinct: Passed to the sampler.
-        unlabelled_dataset: Dataset of the stages that learn from neighbourhoods alone, with the column ``anchor``; None
-            for ``train_dataset``.
+        unlabelled_dataset: Dataset of the stages that learn from neighbourhoods alone, with the column ``anchor``;
+            None for ``train_dataset``.
         guard: Scores a model at some sizes on each held-out query, ``(q, sizes)``, higher is better; see
             :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
