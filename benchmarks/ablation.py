@@ -1,11 +1,13 @@
 """Settings of a fit against one another, by cross-validation over training and dev queries. Test is never read.
 
-    python benchmarks/ablation.py DATA/scifact --dims 24,12 --variant '{}' --variant '{"narrow_hidden": 0}'
+    python benchmarks/ablation.py DATA/scifact --dims 24,12 --name scifact-narrow \\
+        --variant '{"candidates": ["ranked"]}' --variant '{"candidates": ["ranked"], "narrow_hidden": 0}'
 
 Folds are drawn query by query, so that held-out queries share documents with training ones as they happen to; with
 --unseen, queries that share a relevant document stay together: what is held out asks for documents never trained on.
-Each variant is a JSON object of FitConfig fields; the first is the reference. Writes benchmarks/results/ablation/
-NAME.json: nDCG@10 by variant, size and query, means, and paired 95 % intervals of the difference to the first.
+Each variant is a JSON object of FitConfig fields; the first is the reference. A variant that names one candidate
+trains that one; otherwise each fit chooses. Writes benchmarks/results/ablation/NAME.json: nDCG@10 by variant, size and
+query, means, and paired 95 % intervals of the difference to the first.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--variant", action="append", required=True)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--unseen", action="store_true")
-    parser.add_argument("--only", type=int, help="Run so many of the folds.")
+    parser.add_argument("--only", type=int, help="Run this many of the folds.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", required=True, help="Of the result.")
     options = parser.parse_args()

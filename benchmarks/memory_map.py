@@ -77,6 +77,7 @@ def train(options: argparse.Namespace) -> None:
         arguments = SequentialTrainingArguments(
             output_dir=folder,
             dims=[options.dim],
+            adapt_steps=options.steps,
             max_steps=options.steps,
             per_device_train_batch_size=256,
             save_strategy="no",
@@ -86,9 +87,10 @@ def train(options: argparse.Namespace) -> None:
         )
         columns = {"anchor": table.query_ids(pairs), "document": written}
         trainer = SequentialTrainer(model, arguments, table=table, loss=loss, train_dataset=Dataset.from_dict(columns))
-        (report,) = trainer.train()
-    found = {"peak_mib": peak_mib(), "peak_mib_after_imports": imported, "loss": report.loss}
-    print(json.dumps({**found, "seconds_training": report.seconds, "seconds_checking": checked}))
+        reports = trainer.train()
+    found = {"peak_mib": peak_mib(), "peak_mib_after_imports": imported, "loss": reports[-1].loss}
+    trained = sum(report.seconds for report in reports)
+    print(json.dumps({**found, "seconds_training": trained, "seconds_checking": checked}))
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     corpus = np.random.default_rng(0).standard_normal((300, 384)).astype(np.float32)
-    compressor = Compressor.fit(corpus, dims=(96, 24), steps=20, selection_steps=5)
+    compressor = Compressor.fit(corpus, dims=(96, 24), steps=20)
     backbone = SentenceTransformer(str(get_model_path()), device="cpu")
     plain = backbone.encode(TEXTS)
     rows = []

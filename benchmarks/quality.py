@@ -1,7 +1,7 @@
 """Fit every named collection with the defaults, several seeds, and record quality by size and the time each fit took.
 
 Collections are folders in BEIR layout with a safetensors file of vectors beside the texts. Settings are the defaults
-of ``smec-st fit``; the dev split serves the guard, the test split the figures.
+of ``smec-st fit``; the dev split helps to choose what is trained, the test split gives the figures.
 
     python benchmarks/quality.py DATA/scifact DATA/medquad --json benchmarks/results/quality.json
 """
@@ -65,9 +65,18 @@ def run(
                 own_document=data.own_document,
             )
         ]
-        settled = {name: compressor.info["settings"][name] for name in ("teacher_strength", "alignment_weight")}
-        fits.append({"seed": seed, "seconds": seconds, **settled, "stages": compressor.info["stages"]})
-        print(f"{folder.name}, seed {seed}: {seconds:.0f} s", flush=True)
+        decisions = compressor.info["decisions"]
+        chosen = decisions[-1]["chosen"] if decisions else None
+        fits.append(
+            {
+                "seed": seed,
+                "seconds": seconds,
+                "chosen": chosen,
+                "decisions": decisions,
+                "stages": compressor.info["stages"],
+            }
+        )
+        print(f"{folder.name}, seed {seed}: {seconds:.0f} s, {chosen or 'nothing to choose'}", flush=True)
     names = list(dict.fromkeys(row["method"] for row in rows))
     median = {
         name: {

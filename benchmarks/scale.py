@@ -109,29 +109,32 @@ def fit_seconds(rows: int, width: int, dims: tuple[int, ...], steps: int) -> flo
     queries = corpus[:2000] + rng.standard_normal((2000, width), dtype=np.float32)
     pairs = np.repeat(np.arange(2000)[:, None], 2, axis=1)
     began = time.perf_counter()
-    Compressor.fit(corpus, queries, pairs, dims, guard=False, steps=steps, selection_steps=max(1, steps // 2))
+    Compressor.fit(corpus, queries, pairs, dims, candidates=("ranked",), steps=steps)
     return time.perf_counter() - began
 
 
 def floor_seconds(rows: int, width: int, dims: tuple[int, ...], steps: int) -> float:
-    """The products of a fit in bare numpy: teacher, map, similarities, and their gradients."""
+    """The products of a fit in bare numpy: full-width similarities, map, similarities, and their gradients.
+
+    All sizes are trained in one pass, and their similarities are summed block by block: the widest alone counts.
+    """
     config = FitConfig()
     batch, pool = config.batch_size, min(rows, config.random_rows) + config.batch_size
     rng = np.random.default_rng(0)
     anchors, others = (rng.standard_normal((n, width), dtype=np.float32) for n in (batch, pool))
-    total, times = 0.0, 3
-    for dim in dims:
-        weight = rng.standard_normal((width, dim), dtype=np.float32)
-        began = time.perf_counter()
-        for _ in range(times):
-            for left in (anchors, others[:batch]):  # queries and documents against the pool
-                left @ others.T
-            small, pooled = np.concatenate([anchors, others[:batch]]) @ weight, others @ weight
-            similarity = small @ pooled.T
-            back, gradient = similarity @ pooled, similarity.T @ small
-            others.T @ gradient, anchors.T @ back[:batch]
-        total += (time.perf_counter() - began) / times * (steps + max(1, steps // 2))
-    return total
+    weight = rng.standard_normal((width, max(dims)), dtype=np.float32)
+    times = 3
+    began = time.perf_counter()
+    for _ in range(times):
+        for left in (anchors, others[:batch]):  # queries and documents against the pool
+            left @ others.T
+        pooled = others @ weight
+        small = np.concatenate([anchors @ weight, pooled[:batch]])
+        similarity = small @ pooled.T
+        back, gradient = similarity @ pooled, similarity.T @ small
+        gradient[:batch] += back[batch:]
+        others.T @ gradient, anchors.T @ back[:batch]
+    return (time.perf_counter() - began) / times * steps
 
 
 def growth_part(steps: int) -> tuple[list[dict], dict]:

@@ -58,7 +58,7 @@ def make_trainer(options: argparse.Namespace, folder: str) -> SequentialTrainer:
         use_cpu=True,
     )
     stage = Stage(
-        index=0, order="grow", phase="adapt", in_dim=options.width, out_dim=options.dim, candidates=options.dim
+        index=0, order="grow", phase="compress", in_dim=options.width, out_dim=options.dim, candidates=options.dim
     )
     return SequentialTrainer(
         model,

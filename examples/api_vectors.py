@@ -42,9 +42,7 @@ def main(arguments=None):
 
     ids, corpus = read_answers(options.corpus)
     queries = read_answers(options.queries)[1] if options.queries else None
-    compressor = Compressor.fit(
-        corpus, queries, dims=dims, model=options.name, steps=options.steps, selection_steps=options.steps
-    )
+    compressor = Compressor.fit(corpus, queries, dims=dims, model=options.name, steps=options.steps)
     small = compressor.transform(corpus, dims[-1])
     lines = (json.dumps({"id": key, "embedding": row.tolist()}) + "\n" for key, row in zip(ids, small, strict=True))
     options.out.write_text("".join(lines), encoding="utf-8")

@@ -29,7 +29,7 @@ def main(arguments=None):
         data.queries,
         data.judged("train"),
         dims,
-        dev_qrels=data.qrels.get("dev"),  # held-out queries choose how far to go from PCA
+        dev_qrels=data.qrels.get("dev"),  # held-out queries choose what to train
         own_document=data.own_document,
         model=options.model,
         steps=options.steps,

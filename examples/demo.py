@@ -165,8 +165,8 @@ def write_vectors(model: SentenceTransformer, entries: Sequence[Entry], path: Pa
 
 
 def fit(data: Collection, model: SentenceTransformer, steps: int | None) -> Compressor:
-    """One nested map for all sizes, learned from the train queries, checked against the dev queries."""
-    settings = {} if steps is None else {"steps": steps, "selection_steps": steps}
+    """One nested map for all sizes, learned from the train queries; they and the dev queries choose how."""
+    settings = {} if steps is None else {"steps": steps, "adapt_steps": min(steps, 100)}
     judged = {"qrels": data.judged("train"), "dev_qrels": data.judged("dev")}
     return Compressor.fit(data.corpus, data.queries, dims=DIMS, model=model, progress=True, **judged, **settings)
 

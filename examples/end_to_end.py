@@ -1,10 +1,10 @@
-"""Fine-tune the backbone and the sizes together, on pairs of texts: the first size trains with it, the others follow.
+"""Fine-tune the backbone and all sizes together, on pairs of texts.
 
 `pairs.jsonl` holds `{"anchor": "a question", "positive": "its answer"}` per line; more columns are negatives.
 
     python examples/end_to_end.py pairs.jsonl --model sentence-transformers/all-MiniLM-L6-v2 --dims 96,48
 
-On a frozen backbone a fit takes minutes; this takes the time of a fine-tuning, and needs enough pairs to be worth it.
+On a frozen backbone a fit takes seconds; this takes the time of a fine-tuning, and needs enough pairs to be worth it.
 """
 
 import argparse
@@ -35,7 +35,6 @@ def main(arguments=None):
         output_dir=f"{options.out}-checkpoints",
         dims=[int(dim) for dim in options.dims.split(",")],
         max_steps=options.steps,
-        selection_steps=min(options.steps, 120),
         per_device_train_batch_size=options.batch_size,
         save_strategy="no",
         report_to="none",

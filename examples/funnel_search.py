@@ -36,7 +36,6 @@ def main(arguments=None):
         data.queries,
         dims=dims,  # without judgements: the funnel is to find what exact search at full width finds
         steps=options.steps,
-        selection_steps=min(options.steps, 120),
     )
     asked = data.queries[data.judged("test").query_rows]
     with FunnelIndex.build(options.uri, compressor, data.corpus, queries=data.queries) as index:

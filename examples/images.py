@@ -36,7 +36,6 @@ def main(arguments=None):
         own_document=data.own_document,  # a training image must not count as an answer to itself
         model=options.model,
         steps=options.steps,
-        selection_steps=min(options.steps, 120),
     )
     methods = {"original": original, "truncate": truncate, "pca": pca(data.corpus), "smec": compressor.transform}
     split = "test" if "test" in data.qrels else "train"

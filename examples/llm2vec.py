@@ -75,7 +75,6 @@ def main(arguments=None):
         dev_qrels=data.qrels.get("dev"),
         model=backbone,
         steps=options.steps,
-        selection_steps=min(options.steps, 120),
     )
     methods = {"original": original, "truncate": truncate, "pca": pca(data.corpus), "smec": compressor.transform}
     print_rows(sweep(data.corpus, data.queries, data.judged("test"), methods, dims), f"{data.name} (test)")

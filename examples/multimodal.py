@@ -60,7 +60,6 @@ def main(arguments=None):
         dims,
         model=options.model,
         steps=options.steps,
-        selection_steps=min(options.steps, 120),
     )
     asked, answer = text_vectors[held_out], wanted[held_out]
     print(f"recall@1 at {image_vectors.shape[1]}: {recall_at_1(asked, image_vectors, answer):.3f}")

@@ -33,7 +33,7 @@ def main(arguments=None):
     dims = tuple(int(dim) for dim in options.dims.split(","))
 
     model = SentenceTransformer(options.model)
-    compressor = Compressor.fit(TEXTS, dims=dims, model=model, steps=options.steps, selection_steps=options.steps)
+    compressor = Compressor.fit(TEXTS, dims=dims, model=model, steps=options.steps)
     compressor.export(model, options.out)
 
     small = SentenceTransformer(str(options.out), truncate_dim=dims[-1])

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from conftest import write_collection
-from smec_st import SequentialTrainingArguments
-from smec_st.analysis import ablation, convergence, gradients, importance, together
+from smec_st.analysis import ablation, convergence, gradients, importance
 from smec_st.analysis.layer import LOSSES, LabelledBatches, LayerTraining, loss_by_size, train_layer
 from smec_st.analysis.record import training_data
 from smec_st.analysis.ware import chance_deviation, leverage, most_important, similar_and_random_pairs, ware
@@ -20,9 +19,8 @@ from smec_st.config import METHODS, FitConfig
 from smec_st.data import Collection, DataError, Qrels, load_collection, unit_rows
 from smec_st.functional import unit
 from smec_st.metrics import evaluate_retrieval
-from smec_st.recipe import make_loss
 
-QUICK = {"steps": 4, "selection_steps": 2, "batch_size": 32}
+QUICK = {"steps": 4, "adapt_steps": 2, "selection_steps": 2, "batch_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -341,11 +339,28 @@ def config_of(recipe: str, **settings) -> FitConfig:
     return FitConfig.from_dict({**METHODS[recipe], **QUICK, "dims": (16, 8), **settings})
 
 
-def test_plan_without_selection_chooses_nothing():
-    grow = ablation.plan_without_selection(32, config_of("smec"))
-    assert [(stage.phase, stage.out_dim) for stage in grow] == [("adapt", 8), ("adapt", 16)]
-    shrink = ablation.plan_without_selection(32, config_of("smec-published"))
-    assert [(stage.phase, stage.in_dim, stage.out_dim) for stage in shrink] == [("adapt", 32, 16), ("adapt", 16, 8)]
+def test_without_ads_nothing_is_chosen():
+    grow, plan = ablation.without_part(config_of("smec", selection_ratio=2.0), ablation.NO_ADS, 32)
+    assert (grow.selection_ratio, plan) == (1.0, None)
+    _, shrink = ablation.without_part(config_of("smec-published"), ablation.NO_ADS, 32)
+    assert [(stage.phase, stage.in_dim, stage.out_dim) for stage in shrink] == [
+        ("compress", 32, 16), ("compress", 16, 8),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ablation.RECIPES)
+@pytest.mark.parametrize("variant", ablation.VARIANTS)
+def test_a_variant_changes_nothing_but_its_own_part(recipe, variant):
+    parts = {
+        ablation.FULL: set(),
+        ablation.NO_SMRL: {"order", "prefix_gradient", "wide_weight"},
+        ablation.NO_ADS: {"selection_ratio"},
+        ablation.NO_MEMORY: {"memory"},
+    }
+    before = config_of(recipe, selection_ratio=2.0)
+    after, _ = ablation.without_part(before, variant, 32)
+    changed = {name for name, value in before.to_dict().items() if after.to_dict()[name] != value}
+    assert changed <= parts[variant]
 
 
 def test_published_recipe_without_selection_keeps_the_first_coordinates(toy, data):
@@ -353,42 +368,19 @@ def test_published_recipe_without_selection_keeps_the_first_coordinates(toy, dat
     assert np.allclose(transform(toy.corpus, 8), unit_rows(toy.corpus[:, :8]), atol=1e-5)
 
 
-def test_all_sizes_loss_is_the_sum_of_each_sizes_own(data):
-    config = config_of("smec", guard=False)
-    model = nn.Sequential(_Wide(32))
-    alone = make_loss(config, together.Prefix(model, 8), data.table, data.train)
-    both = {dim: make_loss(config, together.Prefix(model, dim), data.table, data.train) for dim in (16, 8)}
-    summed = together.AllSizesLoss(model, both, 32)
-    rows = torch.from_numpy(data.train.pairs[:5])
-    labels = torch.stack([torch.from_numpy(data.table.query_ids(rows[:, 0].numpy())), rows[:, 1]], dim=1)
-    features = [{"sentence_embedding": data.table[labels[:, side]]} for side in (0, 1)]
-    for loss in (alone, summed):
-        loss.begin_stage(0, None, 8 / 32)
-        loss.begin_step(0, 0)
-    own, terms = alone(features, labels), summed(features, labels)
-    assert set(terms) == {f"{name}_{dim}" for name in own for dim in (16, 8)}
-    assert all(torch.equal(terms[f"{name}_8"], own[name]) for name in own)
-    assert summed.diagnostics()["temperature_8"] == alone.diagnostics()["temperature"]
+@pytest.mark.parametrize(("dims", "is_same"), [((16,), True), ((16, 8), False)])
+def test_without_smrl_only_several_sizes_differ(data, toy, dims, is_same):
+    """With one size no smaller one shares its columns, so there is nothing to freeze."""
+    full, shared = (
+        ablation.fit_variant(data, config_of("smec", dims=dims), variant)(toy.corpus, 8 if len(dims) > 1 else 16)
+        for variant in (ablation.FULL, ablation.NO_SMRL)
+    )
+    assert np.allclose(full, shared, atol=1e-6) == is_same
 
 
-class _Wide(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width, bias=False)
-
-    def forward(self, features):
-        return {"sentence_embedding": self.linear(features["sentence_embedding"])}
-
-
-LOGGED = int(SequentialTrainingArguments("unused").logging_steps)  # so many steps that the trainer logs
-
-
-@pytest.mark.parametrize("recipe", ablation.RECIPES)
-def test_all_sizes_at_once_train_one_nested_map(data, toy, recipe):
-    folded = together.fit_together(data, (16, 8), config_of(recipe))
-    assert (folded.in_dim, folded.out_dim) == (32, 32)
-    begin = together.fit_together(data, (16, 8), config_of(recipe, learning_rate=1e-12, steps=LOGGED))
-    assert not np.allclose(folded(toy.corpus), begin(toy.corpus), atol=1e-3)
+def test_without_smrl_the_published_recipe_trains_one_nested_map(data, toy):
+    transform = ablation.fit_variant(data, config_of("smec-published"), ablation.NO_SMRL)
+    assert np.allclose(transform(toy.corpus, 8), unit_rows(transform(toy.corpus, 16)[:, :8]), atol=1e-5)
 
 
 def test_ablation_records_each_variant_with_paired_intervals(toy, tmp_path):

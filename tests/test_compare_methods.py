@@ -18,7 +18,7 @@ from smec_st.compare.scoring import Yardstick
 from smec_st.data import Collection, DataError, VectorTable, unit_rows
 
 DIMS = (16, 8, 4)
-QUICK = {"steps": 8, "selection_steps": 4, "batch_size": 16}
+QUICK = {"steps": 8, "adapt_steps": 4, "batch_size": 16, "candidates": ["adapted and ranked"]}
 
 
 def source(folder: Path) -> Source:
@@ -101,7 +101,7 @@ def test_without_a_dev_split_our_method_shares_the_labels_out_as_fit_does(small_
     table = VectorTable(collection.corpus, collection.queries, collection.own_document)
     given = training_data(collection, table, True, 0)
     assert len(given.train.query_rows) < len(given.judged.query_rows) == 96
-    settings = {**QUICK, "folds": 2}
+    settings = {**QUICK, "candidates": ["start", "ranked"]}
     encoder = SMEC(settings=settings).fit(given, (8, 4), seed=3)
     fitted = Compressor.fit(
         collection.corpus,
@@ -113,7 +113,8 @@ def test_without_a_dev_split_our_method_shares_the_labels_out_as_fit_does(small_
         seed=3,
         **settings,
     )
-    assert fitted.info["data"]["folds"] == 2
+    assert fitted.info["data"]["training_queries"] == 96
+    assert [decision["queries"] for decision in fitted.info["decisions"]] == [96]
     ours, theirs = encoder.documents(collection.corpus, Size(8, 32)), fitted.transform(collection.corpus, 8)
     assert np.allclose(ours, theirs, atol=1e-4)
 

@@ -82,8 +82,8 @@ def test_made_queries_join_the_training_split_and_are_never_judged_by_their_whol
     few = add_synthetic_queries(plain, model, "halves", most=7)
     assert len(few.queries) == 37
     assert Compressor.fit(
-        few.corpus, few.queries, few.qrels["train"], [8], own_document=few.own_document, steps=3, selection_steps=2,
-        batch_size=8, guard=False,
+        few.corpus, few.queries, few.qrels["train"], [8], own_document=few.own_document, steps=3, batch_size=8,
+        candidates=("ranked",),
     ).dims == (8,)  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_cut_or_read_is_said(folder, model, small_collection):
 
 def fit(folder, model, out, *more):
     config = out.with_suffix(".json")
-    config.write_text(json.dumps({"steps": 4, "selection_steps": 2, "batch_size": 16, "guard": False}))
+    config.write_text(json.dumps({"steps": 4, "batch_size": 16, "candidates": ["ranked"]}))
     return run(["fit", "--data", str(folder), "--model", model, "--dims", "8,4", "--config", str(config),
                 "--out", str(out), *more])  # fmt: skip
 
@@ -109,7 +109,7 @@ def fit(folder, model, out, *more):
 def test_command_fits_on_made_queries_with_and_without_judged_ones(folder, model, tmp_path, more, asked):
     assert fit(folder, model, tmp_path / "out", "--synthetic", "auto", *more) == 0
     data = json.loads((tmp_path / "out" / "compressor.json").read_text())["data"]
-    assert data["training_queries"] + data["held_out_queries"] == asked
+    assert data["training_queries"] == asked
     assert (tmp_path / "out" / "report.json").is_file()
 
 
@@ -117,7 +117,7 @@ def test_command_without_labels_needs_no_training_split(folder, model, tmp_path)
     (folder / "qrels" / "train.tsv").unlink()
     assert fit(folder, model, tmp_path / "out", "--no-labels") == 0
     data = json.loads((tmp_path / "out" / "compressor.json").read_text())["data"]
-    assert data == {"documents": 60, "training_queries": 0, "held_out_queries": 0}
+    assert data == {"documents": 60, "training_queries": 0}
 
 
 def test_command_fits_and_saves_where_nothing_is_judged(folder, model, tmp_path, capsys):
