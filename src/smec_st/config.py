@@ -28,6 +28,7 @@ TRIAL = {"steps": 50, "batch_size": 64, "memory": 2048, "random_rows": 512, "top
 MOST = ("steps", "random_rows")
 
 PAIRS_PER_QUERY = 16  # that are trained on; classes as labels have hundreds, which would crowd out other queries
+MANY_QUERIES = 4800  # judged ones; with more of them more steps and candidates pay, up to twice as many of both
 FEWEST_QUERIES = 20  # that can choose; below, candidates are not compared
 ENOUGH_QUERIES = 300  # held-out ones that choose: folds are tried until there are that many
 MOST_QUERIES = 1200  # of a dev split, or to make folds of; more would tell candidates apart no better
@@ -204,6 +205,13 @@ class FitConfig(LossSettings):
             changes[key] = min(value, changes.get(key, getattr(self, key)))
         changes.update({key: min(changes[key], getattr(self, key)) for key in MOST if key in changes})
         return dataclasses.replace(self, **changes)
+
+    def for_queries(self, count: int) -> FitConfig:
+        """Settings for this number of judged queries: more steps and candidates where there are many to learn from."""
+        factor = min(2.0, max(1.0, count / MANY_QUERIES))
+        return dataclasses.replace(
+            self, steps=round(factor * self.steps), random_rows=round(factor * self.random_rows)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able settings."""

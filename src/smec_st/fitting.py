@@ -158,10 +158,13 @@ class _Run:
 
     def fit(self, candidate: str, train: Qrels | None) -> Fitted:
         """Train a candidate."""
+        config = self.config.as_candidate(candidate)
+        if train is not None and config.rank_weight > 0:
+            config = config.for_queries(len(train.query_rows))
         return fit_stages(
             self.table,
             None if candidate == SAFEST else train,
-            self.config.as_candidate(candidate),
+            config,
             unlabelled_queries=self._unlabelled(train),
             work_dir=self.work_dir,
             progress=self.progress,
