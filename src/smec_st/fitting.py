@@ -322,7 +322,7 @@ def extend_maps(
         raise DataError(f"size {max(set(new) & set(have))} exists already.")
     widest = have[-1]
     above = [dim for dim in new if dim > widest]
-    options: dict[str, Any] = {"progress": progress}
+    options: dict[str, Any] = {"progress": progress, "unlabelled_queries": None if train is None else train.query_rows}
     if above:
         home = next(i for i, (_, sizes) in enumerate(kept) if widest in sizes)
         plan = plan_stages(table.width, above, "grow", selection_ratio=config.selection_ratio, have=widest)

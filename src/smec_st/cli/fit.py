@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smec_st.cli.allocator import keep_freed_memory
-from smec_st.cli.evaluate import score
 from smec_st.cli.options import FOLDER, collection_options, refuse_existing, thinking, whole_numbers
 
 if TYPE_CHECKING:
@@ -71,6 +70,7 @@ def fit(
         from smec_st.compressor import Compressor
         from smec_st.data import DataError, add_synthetic_queries, load_collection
         from smec_st.evaluation import print_rows, write_report
+        from smec_st.evaluation.scoring import score_compressor
         from smec_st.files import new_folder
 
         collection = load_collection(data, vectors, model, task)
@@ -105,7 +105,7 @@ def fit(
         )
         split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
         title = f"{collection.name} ({split})"
-        rows = [] if split is None else score(compressor, collection, split)
+        rows = [] if split is None else score_compressor(compressor, collection, split)
         if aim is not None:
             choice = choose_size(aim, compressor, collection, kept)
             compressor.info["target"] = choice.to_dict()
@@ -198,15 +198,20 @@ def _quiet_labels() -> Iterator[None]:
 
 @contextmanager
 def _work_dir(out: Path, key: str) -> Iterator[Path]:
-    """A folder for checkpoints beside ``out``; stays when the run is cut off, goes when it is done."""
+    """A folder for checkpoints beside ``out``; it stays when the run is cut off and goes when the run is done."""
     work = out.with_name(f".{out.name}.{key}.unfinished")
-    if work.exists() and any(work.rglob("stage-*")):
+    if _has_progress(work):
         click.echo(f"continuing the unfinished run in {work}", err=True)
     try:
         yield work
     except BaseException:
-        if not any(work.rglob("stage-*/final")) and not any(work.rglob("stage-*/checkpoint-*")):
+        if not _has_progress(work):
             shutil.rmtree(work, ignore_errors=True)
         raise
     for stale in out.parent.glob(f".{out.name}.*.unfinished"):
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def _has_progress(work: Path) -> bool:
+    """Whether a run can be continued: a candidate was chosen, or a stage has a checkpoint."""
+    return any(any(work.rglob(name)) for name in ("decision.json", "stage-*/final", "stage-*/checkpoint-*"))
