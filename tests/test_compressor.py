@@ -252,7 +252,9 @@ def test_extend_makes_a_smaller_size_from_the_next_larger_one(toy):
     parent, child = (more.map_for(dim).layers[0].weight for dim in (12, 9))
     solved, *_ = np.linalg.lstsq(parent.T, child.T, rcond=None)
     assert np.allclose(parent.T @ solved, child.T, atol=1e-5)  # every new row lies in the span of the old ones
-    assert [stage["stage"] for stage in more.info["stages"][len(fitted.info["stages"]) :]] == ["stage-00-shrink-9-joint"]
+    assert [stage["stage"] for stage in more.info["stages"][len(fitted.info["stages"]) :]] == [
+        "stage-00-shrink-9-joint"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def runs(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(runs, name):
-    """Batches of 15 rows: the halves are unequal. The memory (64 of 120 rows) moves; 40 random rows, and mined ones where `top_k` says so."""
+    """Batches of 15 rows: the halves are unequal. The memory (64 of 120 rows) moves."""
     for ranks in zip(*runs[1, name], *runs[2, name], strict=True):  # a stage on each
         (loss, decision, selected, weights, memory, scale), *others = ranks
         for other_loss, *other_choices, other_weights, other_memory, other_scale in others:
