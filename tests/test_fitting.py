@@ -16,6 +16,7 @@ from smec_st.data import Qrels, VectorTable, unit_rows
 from smec_st.fitting import LabelsWarning, _folds, _leading_axes, fit_maps
 from smec_st.metrics import evaluate_retrieval
 from smec_st.modules import EmbeddingInput, ResidualAdapter
+from smec_st.recipe import fit_untrained
 from smec_st.trainer import SequentialTrainer
 
 WIDTH, DOCUMENTS, QUERIES, MEANING = 24, 300, 160, 8
@@ -269,7 +270,7 @@ def test_without_labels_rows_are_orthonormal(world, dims):
     fitted = Compressor.fit(corpus, queries, None, dims, **QUICK)
     (layer,) = fitted.map_for(dims[0]).layers
     np.testing.assert_allclose(layer.weight @ layer.weight.T, np.eye(dims[0]), atol=1e-5)
-    start = Compressor.fit(corpus, dims=dims, method="pca").map_for(dims[0]).layers[0].weight
+    start = fit_untrained("start", VectorTable(corpus), dims).maps[0][0].layers[0].weight
     assert not np.allclose(layer.weight[:6] @ start[:6].T @ start[:6], layer.weight[:6], atol=0.01), "it was trained"
     if dims[0] == WIDTH:
         sides = unit_rows(corpus), fitted.transform(corpus, WIDTH)
