@@ -93,29 +93,34 @@ def nearest(teacher, mask, k):
     return chosen
 
 
-def naive_terms(loss, table, labels, candidate_ids, sharper=1.0):
-    """What the loss must be for these candidates, at weights 1, in the order of its formula."""
+def naive_terms(loss, table, labels, candidate_ids, sharper=1.0, queries=None, grades=None):
+    """What the loss must be for these candidates, at weights 1, in the order of its formula.
 
-    def mapped(rows):
-        whole = loss.model({"sentence_embedding": table[rows]})["sentence_embedding"]
+    ``queries`` and ``grades`` stand in for the anchors' vectors and for what is judged of them.
+    """
+
+    def mapped(vectors):
+        whole = loss.model({"sentence_embedding": vectors})["sentence_embedding"]
         return unit(whole[:, : loss._sizes[-1]] if loss._sizes else whole)
 
-    def drift(rows):
-        student, teacher = mapped(rows) @ mapped(candidate_ids).T, table[rows] @ table[candidate_ids].T
+    def drift(rows, vectors):
+        student, teacher = mapped(vectors) @ mapped(pool).T, vectors @ pool.T
         others = table.own(rows).unsqueeze(1) != candidate_ids
         if settings.alignment == "kl":
             if loss.relevance is None:
-                teacher = sharper * teacher / min(spread(table[candidate_ids]).item() / 0.8, 1)
+                teacher = sharper * teacher / min(spread(pool).item() / 0.8, 1)
             return settings.alignment_tau * alignment_kl(student, teacher, settings.alignment_tau, others)
         return alignment_l1(student, teacher, nearest(teacher, others, settings.top_k))
 
     anchors, documents = labels.T
-    settings = loss.settings
+    settings, pool = loss.settings, table[candidate_ids]
+    queries = table[anchors] if queries is None else queries
     drawn = candidate_ids[loss._documents(len(candidate_ids), anchors)]
-    alignment = drift(anchors) + (drift(drawn) if len(drawn) else 0.0)
+    alignment = drift(anchors, queries) + (drift(drawn, table[drawn]) if len(drawn) else 0.0)
     if (documents < 0).any():
         return {"alignment": alignment}
-    similarity, grades = mapped(anchors) @ mapped(candidate_ids).T, naive_grades(anchors, candidate_ids)
+    similarity = mapped(queries) @ mapped(pool).T
+    grades = naive_grades(anchors, candidate_ids) if grades is None else grades
     similarity[table.own(anchors).unsqueeze(1) == candidate_ids] = -1e9
     if settings.rank == "pairwise":
         return {"rank": rank_loss(similarity, grades), "alignment": alignment}

@@ -13,13 +13,14 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import write_collection
 from smec_st.compressor import Compressor
-from smec_st.config import FitConfig
+from smec_st.config import PAIRS_PER_QUERY
 from smec_st.data import DataError, Qrels, load_collection, unit_rows
 from smec_st.functional import alignment_kl
 from smec_st.metrics import evaluate_retrieval
-from smec_st.recipe import PAIRS_PER_QUERY, _some_of_each_query
+from smec_st.recipe import _some_of_each_query
 
-QUICK = {"steps": 30, "selection_steps": 8, "batch_size": 32, "folds": 0}
+QUICK = {"steps": 30, "adapt_steps": 20, "batch_size": 32, "candidates": ("adapted and ranked",)}
+PUBLISHED = {"steps": 30, "batch_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_transform_refuses_a_size_it_does_not_serve(fitted, toy):
 
 def test_published_order_serves_its_own_sizes_only(toy):
     fitted = Compressor.fit(
-        toy.corpus, toy.queries, toy.qrels["train"], dims=(32, 8, 4), method="smec-published", **QUICK
+        toy.corpus, toy.queries, toy.qrels["train"], dims=(32, 8, 4), method="smec-published", **PUBLISHED
     )
     assert fitted.dims == (32, 8, 4)
     assert not fitted.is_nested
@@ -169,7 +170,8 @@ def test_published_order_serves_its_own_sizes_only(toy):
 
 @pytest.mark.parametrize("method", ["smec", "smec-published"])
 def test_save_and_load_give_the_same_vectors_and_facts(toy, tmp_path, method):
-    fitted = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(8, 4), method=method, **QUICK)
+    settings = QUICK if method == "smec" else PUBLISHED
+    fitted = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(8, 4), method=method, **settings)
     fitted.save(tmp_path / "saved")
     loaded = Compressor.load(tmp_path / "saved")
     for dim in fitted.dims:
@@ -252,7 +254,9 @@ def test_extend_makes_a_smaller_size_from_the_next_larger_one(toy):
     parent, child = (more.map_for(dim).layers[0].weight for dim in (12, 9))
     solved, *_ = np.linalg.lstsq(parent.T, child.T, rcond=None)
     assert np.allclose(parent.T @ solved, child.T, atol=1e-5)  # every new row lies in the span of the old ones
-    assert more.info["stages"][-1]["held_out"]  # new sizes are guarded as those of a fit are
+    assert [stage["stage"] for stage in more.info["stages"][len(fitted.info["stages"]) :]] == [
+        "stage-00-shrink-9-joint"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -336,21 +340,3 @@ def test_fit_without_a_memory_uses_the_batch_alone(toy):
     remembering = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(8,), **QUICK)
     assert plain.fingerprint != remembering.fingerprint
     assert ndcg(plain.transform, toy) > ndcg(lambda x: unit_rows(x[:, :8]), toy)
-
-
-def test_the_narrowest_sizes_get_a_hidden_layer_and_others_none(toy):
-    narrow = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(8, 1), **QUICK)  # 1 of 32
-    assert [len(layer.weight) for layer in narrow.map_for(1).layers] == [4 * 32 + 2 * 8, 1]
-    linear = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(8, 2), **QUICK)  # 2 of 32 is too wide
-    for other in (
-        linear,
-        Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(8, 1), **{**QUICK, "narrow_hidden": 0}),
-        Compressor.fit(toy.corpus, toy.queries, dims=(8, 1), **QUICK),
-    ):
-        assert len(other.map_for(other.dims[-1]).layers) == 1
-
-
-def test_settings_left_open_follow_the_kind_of_labels():
-    assert [FitConfig().for_labels(classes).learning_rate for classes in (False, True)] == [1e-2, 2e-3]
-    assert FitConfig(learning_rate=0.5, alignment_weight=0.0).for_labels(True).to_dict()["learning_rate"] == 0.5
-    assert FitConfig(alignment_weight=0.0).for_labels(True).alignment_weight == 0

@@ -236,4 +236,3 @@ def test_encoded_table_numbers_rows_as_a_vector_table_without_being_one(tmp_path
     assert encoded.own(torch.arange(5)).tolist() == plain.own(torch.arange(5)).tolist()
     assert encoded.query_ids(np.array([1, 0])).tolist() == plain.query_ids(np.array([1, 0])).tolist()
     assert encoded[torch.arange(5)].shape == (5, encoded.width)
-    assert encoded.distance_moved == plain.distance_moved == 0

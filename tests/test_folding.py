@@ -105,6 +105,18 @@ def test_fold_equals_linear_stages_around_a_hidden_layer(make, rng):
     assert_folds([around[0][0], *(module for chain in around for module in chain[1:])], rng, layers=2)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("hidden_outputs", [1, 4, 7])
+def test_fold_equals_a_hidden_layer_beside_a_linear_map(make, rng, activation, hidden_outputs):
+    options = {"hidden_dim": 9, "hidden_outputs": hidden_outputs, "activation": activation}
+    adapter = make.adapter(WIDTH, 7, **options)
+    assert_folds([EmbeddingInput(WIDTH), adapter, make.selection(7, 7)], rng, layers=2)
+    behind = make.shrink([12]) + [adapter, make.selection(7, 4)]
+    assert_folds(behind, rng, layers=2)
+    grown = make.grow([3, 7], [{}, {**options, "hidden_outputs": 1}])
+    assert_folds(grown, rng, layers=2)
+
+
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_fold_takes_the_strength_in(make, rng, strength):
     assert_folds(make.shrink([7, 3], strength=strength, hidden_dim=4), rng, layers=3)
@@ -130,7 +142,9 @@ def test_fold_leaves_the_modules_as_they_are(make, rng):
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("options", [{}, {"hidden_dim": 5}], ids=["linear", "hidden"])
+@pytest.mark.parametrize(
+    "options", [{}, {"hidden_dim": 5}, {"hidden_dim": 5, "hidden_outputs": 2}], ids=["linear", "hidden", "beside"]
+)
 @pytest.mark.parametrize("dim", [1, 3, 7])
 def test_first_maps_to_the_first_outputs(make, rng, options, dim):
     folded = fold(make.grow([3, 7], [options] * 2))
@@ -138,6 +152,17 @@ def test_first_maps_to_the_first_outputs(make, rng, options, dim):
     part = folded.first(dim)
     assert part.out_dim == dim
     np.testing.assert_allclose(part(x), folded(x)[:, :dim], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"hidden_dim": 5}], ids=["linear", "hidden"])
+def test_after_a_linear_map_is_one_after_the_other(make, rng, options):
+    folded = fold(make.grow([3, 7], [options] * 2))
+    weight = rng.normal(size=(WIDTH, 20)).astype(np.float32)
+    x = rng.normal(size=(9, 20)).astype(np.float32)
+    joined = folded.after(weight)
+    assert (joined.in_dim, len(joined.layers)) == (20, len(folded.layers))
+    np.testing.assert_allclose(joined(x), folded(x @ weight.T), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(joined.first(3)(x), folded.first(3)(x @ weight.T), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dim", [0, 8])

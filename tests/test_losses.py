@@ -91,6 +91,7 @@ def test_a_querys_own_document_takes_no_part(rng, qrels, rank, alignment):
             rank=rank,
             alignment=alignment,
             alignment_weight=1.0,
+            top_k=3,
         )
         terms[name], candidates = run(loss, columns, labels)
         for term, expected in naive_terms(loss, vectors, labels, candidates).items():

@@ -16,6 +16,7 @@ SELECTIONS = [
 ADAPTERS = [
     {"in_dim": 8, "out_dim": 8},
     {"in_dim": 8, "out_dim": 3, "hidden_dim": 5, "activation": "gelu"},
+    {"in_dim": 8, "out_dim": 5, "hidden_dim": 4, "hidden_outputs": 2, "activation": "silu"},
     {"in_dim": 8, "out_dim": 5, "reads": "source_embedding", "writes": "candidate_embedding"},
 ]
 
@@ -177,11 +178,66 @@ def test_residual_adapter_reads_the_source_however_far_behind(x, start):
     torch.testing.assert_close(features["sentence_embedding"], x @ start.T)
 
 
-def test_residual_adapter_exposes_its_start_when_asked(x, start):
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("hidden_outputs", [1, 2, 5])
+def test_a_hidden_layer_for_the_first_outputs_adds_to_those_alone(x, start, activation, hidden_outputs):
+    adapter = ResidualAdapter(8, 5, hidden_dim=6, hidden_outputs=hidden_outputs, activation=activation, start=start)
+    torch.testing.assert_close(embed(adapter, x), x @ start.T)
+    trained(adapter).strength.fill_(0.5)
+    hidden = getattr(nn.functional, activation)(x @ adapter.hidden.weight.T)
+    expected = x @ (start + adapter.residual.weight / 2).T
+    expected[:, :hidden_outputs] += hidden @ adapter.narrow.weight.T / 6**0.5 / 2
+    torch.testing.assert_close(embed(adapter, x), expected)
+    assert adapter.has_linear_part
+
+
+def test_a_hidden_layer_beside_a_linear_map_begins_at_zero_and_both_learn(x, start):
+    adapter = ResidualAdapter(8, 5, hidden_dim=6, hidden_outputs=2, start=start)
+    names = ["hidden.weight", "narrow.weight", "residual.weight"]
+    assert sorted(name for name, _ in adapter.named_parameters()) == names
+    embed(adapter, x).square().sum().backward()
+    assert adapter.residual.weight.grad.abs().max() > 0
+    assert adapter.narrow.weight.grad.abs().max() > 0
+    assert adapter.narrow.weight.shape == (2, 6)
+
+
+@pytest.mark.parametrize("hidden_outputs", [None, 2])
+def test_an_adapter_knows_whether_its_hidden_layer_adds_anything(hidden_outputs):
+    adapter = ResidualAdapter(8, 5, hidden_dim=6, hidden_outputs=hidden_outputs)
+    assert not adapter.is_at_start  # it is about to learn
+    assert adapter.requires_grad_(False).is_at_start
+    trained(adapter)
+    assert not adapter.is_at_start
+    adapter.strength.fill_(0.0)
+    assert adapter.is_at_start
+
+
+def test_hidden_layers_are_drawn_by_their_seed_alone():
+    first, second = (ResidualAdapter(8, 5, hidden_dim=2000) for _ in range(2))
+    first.draw_hidden(3)
+    assert not torch.equal(first.hidden.weight, second.hidden.weight)
+    second.draw_hidden(3)
+    assert torch.equal(first.hidden.weight, second.hidden.weight)
+    assert first.hidden.weight.std().item() == pytest.approx(1, abs=0.03)
+    second.draw_hidden(4)
+    assert not torch.equal(first.hidden.weight, second.hidden.weight)
+    ResidualAdapter(8, 5).draw_hidden(3)  # nothing to draw
+
+
+def test_orthonormalize_gives_the_rows_of_gram_and_schmidt(start):
     adapter = trained(ResidualAdapter(8, 5, start=start))
-    assert "start_embedding" not in adapter({"sentence_embedding": x})
-    adapter.exposes_start = True
-    torch.testing.assert_close(embed(adapter, x, "start_embedding"), x @ start.T)
+    before = adapter.linear_map().detach().double()
+    expected = []
+    for row in before:
+        for other in expected:
+            row = row - (row @ other) * other
+        expected.append(row / row.norm())
+    adapter.orthonormalize()
+    torch.testing.assert_close(adapter.linear_map().double(), torch.stack(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(adapter.start, start)
+    again = adapter.linear_map().detach().clone()
+    adapter.orthonormalize()
+    torch.testing.assert_close(adapter.linear_map(), again, atol=1e-6, rtol=0)
 
 
 def test_residual_adapter_trains_only_its_residual(x, start):
@@ -208,9 +264,17 @@ def test_linear_map_is_what_a_linear_adapter_applies(x, start):
     torch.testing.assert_close(embed(adapter, x), x @ adapter.linear_map().T)
 
 
-def test_linear_map_rejects_an_adapter_with_a_hidden_layer():
+@pytest.mark.parametrize("hidden_outputs", [None, 3])
+def test_linear_map_rejects_an_adapter_with_a_hidden_layer(hidden_outputs):
     with pytest.raises(ValueError, match="An adapter with a hidden layer is no linear map"):
-        ResidualAdapter(4, 4, hidden_dim=2).linear_map()
+        ResidualAdapter(4, 4, hidden_dim=2, hidden_outputs=hidden_outputs).linear_map()
+
+
+def test_linear_part_is_what_an_adapter_applies_beside_its_hidden_layer(x, start):
+    mixed = trained(ResidualAdapter(8, 5, hidden_dim=6, hidden_outputs=2, start=start))
+    torch.testing.assert_close(embed(mixed, x)[:, 2:], (x @ mixed.linear_part().T)[:, 2:])
+    replaced = trained(ResidualAdapter(8, 5, hidden_dim=6, start=start))
+    assert torch.equal(replaced.linear_part(), start)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +282,9 @@ def test_linear_map_rejects_an_adapter_with_a_hidden_layer():
     [
         ({"in_dim": 0}, "`in_dim` and `out_dim` must be at least 1, got 0 and 4"),
         ({"activation": "tanh"}, "`activation` must be one of relu, gelu, silu, got 'tanh'"),
+        ({"hidden_dim": 0}, "`hidden_dim` must be at least 1, or None for a linear map; got 0"),
+        ({"hidden_outputs": 2}, r"`hidden_outputs` must be in \[1, 4\] of a hidden layer, got 2"),
+        ({"hidden_dim": 3, "hidden_outputs": 5}, r"`hidden_outputs` must be in \[1, 4\] of a hidden layer, got 5"),
         ({"start": torch.ones(8, 4)}, r"`start` must be \(4, 8\), got \(8, 4\)"),
     ],
 )

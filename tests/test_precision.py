@@ -12,18 +12,22 @@ from test_trainer import assert_equal, make_trainer, weights
 
 @pytest.mark.parametrize("order", ["grow", "shrink"])
 def test_bfloat16_leaves_selection_noise_loss_and_weights_in_float32(tmp_path, monkeypatch, order):
-    trainer = make_trainer(tmp_path, order=order, bf16=True, save_strategy="no")
+    settings = {"order": order, "save_strategy": "no", "selection_ratio": 1.5}
+    trainer = make_trainer(tmp_path, **settings, bf16=True)
     seen: dict[str, set[torch.dtype]] = {}
 
     def note(name, *tensors):
         seen.setdefault(name, set()).update(tensor.dtype for tensor in tensors)
 
     forward = ResidualAdapter.forward
-    monkeypatch.setattr(
-        ResidualAdapter,
-        "forward",
-        lambda self, features, **k: note("adapter", (out := forward(self, features, **k))[self.writes]) or out,
-    )
+
+    def noting(self, features, **options):
+        out = forward(self, features, **options)
+        if self.writes in out:  # finished adapters are passed by
+            note("adapter", out[self.writes])
+        return out
+
+    monkeypatch.setattr(ResidualAdapter, "forward", noting)
     draw = AdaptiveDimensionSelection.draw
     monkeypatch.setattr(
         AdaptiveDimensionSelection,
@@ -32,20 +36,24 @@ def test_bfloat16_leaves_selection_noise_loss_and_weights_in_float32(tmp_path, m
     )
     loss = trainer.loss.forward
     trainer.loss.forward = lambda *a: note("loss", *(terms := loss(*a)).values()) or terms
-    rank = trainer.loss._rank
-    trainer.loss._rank = lambda student, grades: note("similarity", student) or rank(student, grades)
-    trainer.guard = lambda model: (
+    compare = trainer.loss._compare
+    trainer.loss._compare = lambda left, right, *a: note("compared", left, right) or compare(left, right, *a)
+    asked = []  # start, then trained: what is trained wins
+
+    def guard(model, sizes):
         note("guard", model({"sentence_embedding": torch.eye(16)})["sentence_embedding"])
-        or np.ones(20)  # all of the result
-    )
+        asked.append(sizes)
+        return np.full((20, len(sizes)), float(len(asked) % 2 == 0)) + np.arange(20)[:, None] / 100
+
+    trainer.guard = guard
     trainer.train()
     assert torch.bfloat16 in seen["adapter"]  # the matrix products of training
-    assert seen["loss"] == seen["selection"] == seen["similarity"] == {torch.float32}
+    assert seen["loss"] == seen["selection"] == seen["compared"] == {torch.float32}
     assert seen["guard"] == {torch.float32}
     assert all(value.dtype == torch.float32 for name, value in weights(trainer).items() if "indices" not in name)
     out = trainer.model({"sentence_embedding": torch.eye(16)})["sentence_embedding"]
     assert out.dtype == torch.float32
-    plain = make_trainer(tmp_path / "plain", order=order, guarded=False, save_strategy="no")
+    plain = make_trainer(tmp_path / "plain", **settings, guarded=False)
     plain.train()
     moved = [name for name, value in weights(trainer).items() if name.endswith("residual.weight")]
     for name in moved:

@@ -126,8 +126,9 @@ class VectorTable(Table):
 
     def moved(self, weight: Tensor) -> Table:
         """See :class:`Table`; a table in memory is mapped at once."""
+        moved = super().moved(weight)
         if self._table is None:
-            return super().moved(weight)
+            return moved
         import torch
 
         table = copy.copy(self)
