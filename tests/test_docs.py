@@ -29,14 +29,12 @@ PACKAGE = ROOT / "src" / "smec_st"
 
 # A module may import those of its own layer or lower ones.
 LAYERS = [
-    {"functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
+    {"choice", "functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
     {
         "arguments",
         "backbone_training",
         "collator",
         "config",
-        "guard",
-        "labels",
         "metrics",
         "matmul",
         "memory",
@@ -52,9 +50,6 @@ LAYERS = [
         "run_folder",
         "recipe",
         "fitting",
-        "teacher",
-        "trials",
-        "classes",
         "hub",
         "compressor",
         "evaluation",
@@ -172,6 +167,7 @@ def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "desk")
     quick = {
         "steps": 3,
+        "adapt_steps": 3,
         "selection_steps": 3,
         "batch_size": 16,
         "random_rows": 32,
