@@ -342,8 +342,7 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen) -> None:
 def long(tmp_path):
     path = tmp_path / "long.yaml"
     path.write_text(
-        "steps: 24\nadapt_steps: 8\nbatch_size: 16\ncheckpoint_steps: 4\n"
-        "candidates: [ranked, adapted and ranked]\n"
+        "steps: 24\nadapt_steps: 8\nbatch_size: 16\ncheckpoint_steps: 4\ncandidates: [ranked, adapted and ranked]\n"
     )
     return path
 

@@ -110,6 +110,11 @@ def layer_of(module: str) -> int:
     return next(i for i, names in enumerate(LAYERS) if module in names)
 
 
+def test_layers_name_every_module_once_and_nothing_else():
+    modules = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in PACKAGE.rglob("*.py")}
+    assert sorted(name for names in LAYERS for name in names) == sorted(modules)
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_downwards(path):
     own = path.relative_to(PACKAGE).with_suffix("").parts[0]
