@@ -139,7 +139,7 @@ def test_one_script_fits_measures_and_writes_the_folder(tmp_path, capsys):
     spec.loader.exec_module(script)
     folder = write_collection(tmp_path / "toy")
     (folder / "about.json").write_text('{"licence": "CC0"}')
-    (tmp_path / "quick.yaml").write_text("steps: 3\nselection_steps: 3\nbatch_size: 16\n")
+    (tmp_path / "quick.yaml").write_text("steps: 3\nadapt_steps: 3\nbatch_size: 16\n")
     more = ["--dims", "16,8", "--config", str(tmp_path / "quick.yaml"), "--dataset", "org/toy"]
     script.main([str(folder), "--out", str(tmp_path / "card"), *more])
     assert sorted(path.name for path in (tmp_path / "card").iterdir()) == [

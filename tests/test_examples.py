@@ -157,7 +157,7 @@ def test_serve_openai(backbone, here, rng):
         server.server_close()
 
 
-@pytest.mark.filterwarnings("ignore::smec_st.labels.LabelsWarning")  # a random model knows nothing of its texts
+@pytest.mark.filterwarnings("ignore::smec_st.fitting.LabelsWarning")  # a random model knows nothing of its texts
 def test_llm2vec(small_collection, here, capsys):
     qwen2 = tiny_qwen2(here / "qwen2")
     folder = small_collection(documents=60, queries=40)

@@ -33,7 +33,7 @@ def corpus():
 
 
 def fit(corpus, **settings):
-    quick = {"steps": 10, "selection_steps": 5, "batch_size": 32, "dims": (96, 24)}
+    quick = {"steps": 10, "batch_size": 32, "dims": (96, 24)}
     return Compressor.fit(corpus, **{**quick, **settings})
 
 
@@ -168,7 +168,7 @@ def test_export_command_names_folder_and_sizes_and_refuses_a_model_that_is_not_t
 
 def test_fit_on_texts_remembers_the_backbone(backbone):
     texts = [f"document number {i} about {word}" for i in range(6) for word in ("cats", "paths", "sorting")]
-    fitted = Compressor.fit(texts, dims=(8,), model=backbone, steps=3, selection_steps=2)
+    fitted = Compressor.fit(texts, dims=(8,), model=backbone, steps=3)
     assert fitted.width == 384
     assert fitted.info["backbone"]["prompts"] == {"query": "query: "}
     assert fitted.info["backbone"]["width"] == 384

@@ -39,7 +39,7 @@ def backbone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compressor(backbone):
     vectors = np.random.default_rng(0).standard_normal((60, 32)).astype(np.float32)
-    return Compressor.fit(vectors, dims=(16, 8, 4), model=backbone, steps=3, selection_steps=2, batch_size=16)
+    return Compressor.fit(vectors, dims=(16, 8, 4), model=backbone, steps=3, batch_size=16)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_head_only_revision_of_one_size(hub, compressor, backbone):
 
 def test_overwriting_removes_what_would_change_the_model_and_nothing_else(hub, backbone, compressor):
     vectors = np.random.default_rng(0).standard_normal((60, 32)).astype(np.float32)
-    deep = Compressor.fit(vectors, dims=(8,), steps=2, selection_steps=2, batch_size=16, hidden_dim=4)
+    deep = Compressor.fit(vectors, dims=(8,), steps=2, batch_size=16, hidden_dim=4)
     deep.push_to_hub("org/model", backbone)
     tree = hub.repos["org/model"].commits[hub.repos["org/model"].branches["main"]]
     tree["LICENSE"] = tree[".gitattributes"]

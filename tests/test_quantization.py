@@ -18,7 +18,7 @@ from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_co
 from smec_st.quantization.training import LastStage, train_codes
 
 pytest.importorskip("faiss")
-QUICK = {"steps": 60, "selection_steps": 8, "batch_size": 32}
+QUICK = {"steps": 60, "batch_size": 32, "candidates": ("adapted and ranked",)}
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_what_fits_no_size_is_refused(fitted, toy):
 def test_the_command_fits_for_bytes_and_saves_what_it_chose(small_collection, tmp_path, capsys):
     folder, out = small_collection(), tmp_path / "out"
     config = tmp_path / "quick.yaml"
-    config.write_text("steps: 8\nselection_steps: 4\nbatch_size: 16\n")
+    config.write_text("steps: 8\nadapt_steps: 4\nbatch_size: 16\n")
     base = ["--data", str(folder), "--vectors", str(folder / "vectors.safetensors"), "--config", str(config)]
     assert run(["fit", *base, "--dims", "16,8,4", "--bytes", "4", "--out", str(out)]) == 0
     head = Compressor.load(out).head(bytes=4)

@@ -142,7 +142,9 @@ class ResidualAdapter(WeightedModule):
         has no gradient would otherwise drift; and a map onto the full width gives back all similarities exactly.
         """
         rows = self.linear_map()
-        lower = torch.linalg.cholesky(rows @ rows.T)
+        lower, failed = torch.linalg.cholesky_ex(rows @ rows.T)
+        if bool(failed):
+            raise FloatingPointError("a map diverged (its rows are no longer independent); lower `learning_rate`.")
         rows = torch.linalg.solve_triangular(lower, rows, upper=False)
         self.residual.weight.copy_(rows - self.start)
 
