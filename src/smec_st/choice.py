@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 #: Chance of leaving a candidate for one that is no better, in one comparison: short trials flatter what learns fast.
-LEVEL = 0.05
+LEVEL = 0.1
 #: The same for a candidate that is not tried any further.
 HOPELESS = 0.001
 

@@ -13,10 +13,11 @@ from smec_st.data.errors import DataError
 #: What learning from neighbourhoods alone needs: the nearest documents of each query in its pool (without them 24
 #: dims lose .05 on SciFact), and counterfactual queries, as documents are asked for that no query is near.
 _NEIGHBOURHOODS = {"rank_weight": 0.0, "top_k": 10, "shadow_share": 0.5, "steps": 150, "random_rows": 1024}
-#: From safe to bold: what held-out queries choose among, and the settings that make each candidate what it is.
+#: What held-out queries choose among, and the settings that make each candidate what it is. The first one, the fit
+#: without labels, is taken where nothing is surely better; from there on each reads more out of the labels.
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "start": {"steps": 0, "adapt_steps": 0},
     "neighbourhoods": {**_NEIGHBOURHOODS, "adapt_steps": 0},
+    "start": {"steps": 0, "adapt_steps": 0},
     "adapted": _NEIGHBOURHOODS,
     "ranked": {"adapt_steps": 0},
     "adapted and ranked": {"shadow_share": 0.5},
@@ -30,7 +31,8 @@ MOST = ("steps", "random_rows")
 PAIRS_PER_QUERY = 16  # that are trained on; classes as labels have hundreds, which would crowd out other queries
 MANY_QUERIES = 4800  # judged ones; with more of them more steps and candidates pay, up to twice as many of both
 FEWEST_QUERIES = 20  # that can choose; below, candidates are not compared
-ENOUGH_QUERIES = 300  # held-out ones that choose: folds are tried until there are that many
+JUDGED_DOCUMENTS = 20_000  # that trials are scored on, beside the relevant ones
+ENOUGH_QUERIES = 600  # held-out ones that choose: folds are tried until there are that many
 MOST_QUERIES = 1200  # of a dev split, or to make folds of; more would tell candidates apart no better
 FOLDS = 4  # parts that are held out in turn; half of them share no relevant document with what is trained on
 HELD_OUT = 0.1  # share of the training queries that choose codes, or a rival's early stopping, without a dev split
@@ -205,6 +207,11 @@ class FitConfig(LossSettings):
             changes[key] = min(value, changes.get(key, getattr(self, key)))
         changes.update({key: min(changes[key], getattr(self, key)) for key in MOST if key in changes})
         return dataclasses.replace(self, **changes)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether labels may move the full width first; other activations than relu do not let lengths pass."""
+        return self.adapt_steps > 0 and self.order == "grow" and self.activation == "relu"
 
     def for_queries(self, count: int) -> FitConfig:
         """Settings for this number of judged queries: more steps and candidates where there are many to learn from."""

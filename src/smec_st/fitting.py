@@ -19,6 +19,7 @@ from smec_st.config import (
     ENOUGH_QUERIES,
     FEWEST_QUERIES,
     FOLDS,
+    JUDGED_DOCUMENTS,
     LEFT_OUT,
     METHODS,
     MOST_QUERIES,
@@ -32,7 +33,7 @@ from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_st
 
 UNTRAINED = ("truncate", "pca")
 DECISION = "decision.json"  # in the folder of a run, once it is made
-SAFEST = "neighbourhoods"  # what is trained where too few queries are judged to choose
+SAFEST = "neighbourhoods"  # the fit without labels
 
 
 class LabelsWarning(UserWarning):
@@ -116,7 +117,7 @@ def fit_maps(
     chosen = decisions[-1].chosen if decisions else config.candidates[-1] if train is not None else SAFEST
     fitted = run.fit(chosen, train)
     maps = fitted.maps if turn is None else tuple((folded.after(turn), sizes) for folded, sizes in fitted.maps)
-    used = config.as_candidate(chosen) if train is not None else config
+    used = config.as_candidate(chosen)
     learned = train is not None and run.trains_on_labels(chosen)
     return FitResult(maps, _info_of(method, used, table, train, decisions, fitted.reports), learned)
 
@@ -188,7 +189,7 @@ class _Run:
     def _decide(self, train: Qrels, dev: Qrels | None) -> Decision:
         what = "what to train"
         if len(train.query_rows) + (0 if dev is None else len(dev.query_rows)) < FEWEST_QUERIES:
-            return Decision(what, SAFEST, SAFEST)
+            return Decision(what, self.config.candidates[0], self.config.candidates[0])
         scores = {name: np.zeros(0) for name in self.config.candidates}
         for fold, (rest, held) in enumerate(_folds(self.table, train, dev, self.config.seed)):
             found = self._try(list(scores), rest, held, f"fold {fold + 1}")
@@ -204,21 +205,25 @@ class _Run:
         from smec_st.evaluation.evaluator import HeldOutEvaluator
 
         asking = np.setdiff1d(self._unlabelled(train), held.query_rows)
-        adapted, scores = None, {}
+        tables = {False: self.table}
+        judges: dict[bool, HeldOutEvaluator] = {}
+        scores = {}
         for name in names:
-            config, table = self.config.as_candidate(name, trial=True), self.table
-            if config.adapt_steps > 0 and config.order == "grow":
-                adapted = adapted or self._adapted(train, config, f"adapt, {fold}")
-                table, config = adapted, dataclasses.replace(config, adapt_steps=0)
-            ((folded, sizes), *_) = fit_stages(
-                table,
+            config = self.config.as_candidate(name, trial=True)
+            adapts = config.adapts
+            if adapts and adapts not in tables:
+                tables[adapts] = self._adapted(train, config, f"adapt, {fold}")
+            if adapts not in judges:
+                judges[adapts] = HeldOutEvaluator(tables[adapts], held, max_corpus=JUDGED_DOCUMENTS)
+            maps = fit_stages(
+                tables[adapts],
                 None if config.rank_weight == 0 else train,
-                config,
+                dataclasses.replace(config, adapt_steps=0),
                 unlabelled_queries=asking,
                 progress=self.progress,
                 title=f"{name}, {fold}",
             ).maps
-            scores[name] = HeldOutEvaluator(table, held).scores(folded, sizes).mean(axis=1)
+            scores[name] = np.hstack([judges[adapts].scores(*each) for each in maps]).mean(axis=1)
         return scores
 
     def _adapted(self, train: Qrels, config: FitConfig, title: str) -> Table:
@@ -245,15 +250,16 @@ def _folds(table: Table, train: Qrels, dev: Qrels | None, seed: int) -> Iterator
     with what is trained on. A held-out query that is a document itself is out of training altogether: as a labelled
     document it would give the answer away.
     """
-    asked = 0
-    if dev is not None:
-        asked += len(dev.query_rows)
-        yield train, _some_queries(dev, seed)
+    parts = [dev] if dev is not None else []
     some = _some_queries(train, seed)
-    parts = some.folds(FOLDS, seed) if len(some.query_rows) >= FEWEST_QUERIES else ()
-    for held in (*parts[:: FOLDS // 2], *parts[1 :: FOLDS // 2]):  # unseen documents, any, unseen, any
+    if len(some.query_rows) >= FEWEST_QUERIES:
+        folds = some.folds(FOLDS, seed)
+        parts += [*folds[:: FOLDS // 2], *folds[1 :: FOLDS // 2]]  # unseen documents, any, unseen, any
+    asked = 0
+    for held in parts:
         if asked >= ENOUGH_QUERIES:
             return
+        held = _some_queries(held, seed)
         asked += len(held.query_rows)
         rest = train.of_queries(np.setdiff1d(train.query_rows, held.query_rows))
         keep = ~np.isin(rest.documents, table.own_documents(held.query_rows))
@@ -261,8 +267,9 @@ def _folds(table: Table, train: Qrels, dev: Qrels | None, seed: int) -> Iterator
 
 
 def _some_queries(qrels: Qrels, seed: int) -> Qrels:
-    rows = np.random.default_rng(seed).permutation(qrels.query_rows)
-    return qrels.of_queries(rows[:MOST_QUERIES])
+    """At most :data:`~smec_st.config.MOST_QUERIES` queries; those that share a relevant document stay together."""
+    count = len(qrels.query_rows)
+    return qrels if count <= MOST_QUERIES else qrels.split(MOST_QUERIES / count, seed)[1]
 
 
 def _leading_axes(table: Table, most: int) -> tuple[Table, np.ndarray | None]:

@@ -87,7 +87,6 @@ def fit_stages(
     from smec_st.modules import EmbeddingInput
     from smec_st.trainer import SequentialTrainer
 
-    _check_corpus(table, config)
     dims = check_dims(config.dims or default_dims(table.width), table.width)
     if config.steps == 0 and base is None:
         return fit_untrained("start", table, dims)
@@ -95,7 +94,7 @@ def fit_stages(
         table.width,
         dims,
         "shrink" if config.order == "shrink" else "grow",
-        adapt=config.adapt_steps > 0 and qrels is not None,
+        adapt=config.adapts and qrels is not None,
         selection_ratio=config.selection_ratio,
     )
     anchors = _anchors(table, unlabelled_queries, config.batch_size)
@@ -141,7 +140,7 @@ def _make_arguments(
         hidden_dim=config.hidden_dim or None,
         narrow_hidden_dim=min(round(config.narrow_hidden * width), MOST_HIDDEN) or None,
         activation=config.activation,
-        adapt_steps=config.adapt_steps,
+        adapt_steps=config.adapt_steps if config.adapts else 0,
         selection_ratio=config.selection_ratio,
         selection_steps=config.selection_steps,
         max_steps=config.steps,
@@ -208,15 +207,6 @@ def _finished_modules(base: FoldedMap) -> tuple[Any, Any]:
     )
     selection = AdaptiveDimensionSelection(base.out_dim, base.out_dim, reads="candidate_embedding", frozen=True)
     return adapter, selection
-
-
-def _check_corpus(table: Table, config: FitConfig) -> None:
-    needed = config.top_k + 1
-    if table.corpus_size < needed:
-        raise DataError(
-            f"the corpus has {table.corpus_size} documents; at least {needed} are needed "
-            f"to mine {config.top_k} neighbors."
-        )
 
 
 def _pairs(table: Table, qrels: Qrels, seed: int) -> dict[str, np.ndarray]:
