@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from smec_st.choice import LEVEL, Decision, first_unbeaten
+from smec_st.choice import HOPELESS, LEVEL, Decision, first_unbeaten, still_in_question
 
 
 def wave(queries, errors):
@@ -58,18 +58,26 @@ def test_of_equals_the_safest_wins():
 
 def test_a_candidate_that_none_beats_wins_though_it_beats_none():
     """The second is no better than the first; but the first is beaten by the third, and the second is not."""
-    first, third = np.zeros(20), wave(20, 1.2)
+    first, third = np.zeros(20), wave(20, 1.5)
     second = 0.5 * third + 0.05 * np.where(np.arange(20) % 4 < 2, 1.0, -1.0)
     assert chosen(first=first, second=second) == "first"
     assert chosen(second=second, third=third) == "second"
     assert chosen(first=first, second=second, third=third) == "second"
 
 
-@pytest.mark.parametrize(("queries", "threshold"), [(2, 1.819), (4, 1.189), (10, 1.053), (400, 0.996)])
+@pytest.mark.parametrize(("queries", "threshold"), [(2, 3.078), (4, 1.638), (10, 1.383), (400, 1.284)])
 def test_few_queries_must_gain_more_standard_errors(queries, threshold):
-    """The thresholds are quantiles of the t distribution at 0.16, from a table."""
+    """The thresholds are quantiles of the t distribution at 0.1, from a table."""
     for errors, expected in ((threshold - 0.02, "safe"), (threshold + 0.02, "bold")):
         assert chosen(safe=np.zeros(queries), bold=wave(queries, errors)) == expected
+
+
+def test_only_what_is_beaten_beyond_doubt_leaves_the_race():
+    best = wave(50, 8.0)
+    scores = {"safest": np.zeros(50), "hopeless": np.zeros(50), "close": best - wave(50, 2.0), "best": best}
+    assert ttest_rel(best, scores["hopeless"], alternative="greater").pvalue < HOPELESS
+    assert ttest_rel(best, scores["close"], alternative="greater").pvalue > HOPELESS
+    assert still_in_question(scores) == ["safest", "close", "best"]
 
 
 def test_the_level_can_be_set():
