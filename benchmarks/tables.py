@@ -204,7 +204,7 @@ def bytes_section() -> str:
         ]
     return (
         f"{markdown_table(['nDCG@10', *(f'{budget} bytes' for budget in BUDGETS)], lines)}\n\n"
-        "Each method's floats at every size under every precision that takes so many bytes. The dev split chooses "
+        "Each method's floats at every size under every precision that takes that many bytes. The dev split chooses "
         f"size and precision, the test split gives the figure. Seed {result['arguments']['seed']}; `bytes.json`."
     )
 

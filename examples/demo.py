@@ -165,14 +165,14 @@ def write_vectors(model: SentenceTransformer, entries: Sequence[Entry], path: Pa
 
 
 def fit(data: Collection, model: SentenceTransformer, steps: int | None) -> Compressor:
-    """One nested map for all sizes, learned from the train queries, checked against the dev queries."""
+    """One nested map for all sizes, learned from the train queries; the dev queries choose how."""
     settings = {} if steps is None else {"steps": steps, "selection_steps": steps}
     judged = {"qrels": data.judged("train"), "dev_qrels": data.judged("dev")}
     return Compressor.fit(data.corpus, data.queries, dims=DIMS, model=model, progress=True, **judged, **settings)
 
 
 def compare(data: Collection, compressor: Compressor, folder: Path) -> None:
-    """Score the compressor beside what needs no training, on the test queries."""
+    """Score the compressor and the methods that need no training on the test queries."""
     methods = {"original": original, "truncate": truncate, "pca": pca(data.corpus), "smec": compressor.transform}
     rows = sweep(data.corpus, data.queries, data.judged("test"), methods, DIMS)
     title = f"{len(data.corpus_ids):,} docstrings, {len(np.unique(data.judged('test').queries)):,} test queries"
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--query", default="how do I delete a directory tree", help="question to answer at the end")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything; results are replaced")
     parser.add_argument("--documents", type=int, default=2000, help="at most this many docstrings")
-    parser.add_argument("--steps", type=int, help="training steps per stage, fewer than usual for a quick look")
+    parser.add_argument("--steps", type=int, help="training steps per stage; fewer than the default for a quick look")
     options = parser.parse_args()
     out, seconds = options.out, {}
     for name in ("collection", "report", "model"):
