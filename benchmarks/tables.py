@@ -1,4 +1,4 @@
-"""Write the tables of README.md and ablation.md, and the plot, from the recorded results.
+"""Write the tables and plots of README.md, docs/ and ablation.md from the recorded results.
 
 python benchmarks/tables.py
 """
@@ -10,13 +10,27 @@ import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
+from smec_st.config import CANDIDATES, TRIAL
 from smec_st.evaluation.report import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
+IMAGES = DOCS / "images"
 METHODS = {"truncate": "truncated", "pca": "PCA (uncentred)", "smec": "**smec_st**"}
 RATIOS = (4, 8, 16, 32, 64)
+#: Lines of the README's plot: method and label.
+PLOTTED = {
+    "truncate": "truncated",
+    "pca": "PCA",
+    "opq": "OPQ codes",
+    "smec-published": "SMEC as published",
+    "mrl-principal": "MRL from PCA",
+    "smec": "smec_st",
+}
+BUDGETS = ("96", "48", "24", "12", "6")
 
 
 def table(result: dict) -> str:
@@ -34,7 +48,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def plot(result: dict, path: Path) -> None:
+def plot_by_size(result: dict, path: Path) -> None:
     """One panel per collection: quality against size."""
     collections = result["collections"]
     figure = Figure(figsize=(4 * len(collections), 3.2), layout="constrained")
@@ -63,6 +77,52 @@ def plot(result: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def plot_by_bytes(path: Path) -> None:
+    """Mean quality over all compared collections against how many times fewer bytes a vector takes, six methods."""
+    means, original, _ = comparison_means()
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(original, color="0.4", linestyle="--", label="original")
+    for method, label in PLOTTED.items():
+        points = sorted((ratio, mean) for (name, ratio), mean in means.items() if name == method)
+        axes.plot(
+            *zip(*points, strict=True),
+            marker="o",
+            label=label,
+            color="black" if method == "smec" else None,
+            linewidth=2.8 if method == "smec" else 1.3,
+        )
+    ratios = sorted({ratio for (name, ratio) in means if name in PLOTTED})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ratios, [f"{ratio}x" for ratio in ratios])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("times fewer bytes per vector")
+    axes.set_ylabel("mean nDCG@10")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def headline_section() -> str:
+    """A few figures for the README: quality at 48 numbers."""
+    result = json.loads((RESULTS / "quality.json").read_text())
+    lines = []
+    for name, collection in result["collections"].items():
+        scores = collection["median_ndcg@10"]
+        (whole,) = scores["original"].values()
+        small = [f"{scores[method]['48']:.3f}" for method in ("truncate", "pca")]
+        lines.append([name, f"{whole:.3f}", *small, *(f"**{scores['smec'][dim]:.3f}**" for dim in ("48", "192"))])
+    head = [
+        "nDCG@10 on test queries",
+        "384 numbers, original",
+        "48, truncated",
+        "48, PCA",
+        "48, smec_st",
+        "192, smec_st",
+    ]
+    return markdown_table(head, lines)
+
+
 def quality_section() -> str:
     """What the defaults give."""
     result = json.loads((RESULTS / "quality.json").read_text())
@@ -73,14 +133,19 @@ def quality_section() -> str:
         f"Test queries, all-MiniLM-L6-v2, the defaults of `smec-st fit`, median of {seeds} seeds. A fit took "
         f"{min(seconds):.0f} to {max(seconds):.0f} seconds on {result['arguments']['threads']} thread(s){machines}."
     )
-    return f"![Quality by size](benchmarks/results/quality.png)\n\n{table(result)}\n\n{note}"
+    return f"![Quality by size](images/quality.png)\n\n{table(result)}\n\n{note}"
 
 
-def comparison_section() -> str:
-    """Every method's mean over the collections at equal compression, and how far each goes without loss."""
-    folder = RESULTS / "compare"
-    rows = json.loads((folder / "report.json").read_text())
-    lossless = json.loads((folder / "lossless.json").read_text())
+def no_labels_section() -> str:
+    """What the defaults give without labels."""
+    result = json.loads((RESULTS / "quality-no-labels.json").read_text())
+    seeds = len(result["arguments"]["seeds"])
+    return f"{table(result)}\n\nTest queries, no judgements, the defaults, median of {seeds} seeds."
+
+
+def comparison_means() -> tuple[dict[tuple[str, int], float], float, list[str]]:
+    """Mean nDCG@10 over the collections by method and compression; the original's mean; and the collections."""
+    rows = json.loads((RESULTS / "compare" / "report.json").read_text())
     collections = list(dict.fromkeys(row["collection"] for row in rows))
     original = {row["collection"]: row for row in rows if row["method"] == "original"}
     scores: dict[tuple[str, int], dict[str, float]] = {}
@@ -91,10 +156,18 @@ def comparison_section() -> str:
                 "ndcg@10"
             ]
     means = {key: statistics.mean(v.values()) for key, v in scores.items() if set(v) == set(collections)}
+    return means, statistics.mean(row["ndcg@10"] for row in original.values()), collections
+
+
+def comparison_section() -> str:
+    """Every method's mean over the collections at equal compression, and how far each goes without loss."""
+    folder = RESULTS / "compare"
+    lossless = json.loads((folder / "lossless.json").read_text())
+    means, average, collections = comparison_means()
     best = {ratio: max(v for (_, other), v in means.items() if other == ratio) for ratio in RATIOS}
     further = {(entry["collection"], entry["method"]): entry["byte_ratio"] for entry in lossless}
     lines = []
-    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "original"):
+    for method in dict.fromkeys(method for method, _ in means if method != "original"):
         if not any((method, ratio) in means for ratio in RATIOS):
             continue
         cells = []
@@ -107,11 +180,32 @@ def comparison_section() -> str:
     head = ["mean nDCG@10", *(f"{ratio}x smaller" for ratio in RATIOS), *(f"lossless, {name}" for name in collections)]
     run = json.loads((folder / "run.json").read_text())
     waiting = f" {len(run['missing'])} fits are still to be run (`run.json`)." if run["missing"] else ""
-    average = statistics.mean(row["ndcg@10"] for row in original.values())
     return (
         f"{markdown_table(head, lines)}\n\nMean over {', '.join(collections)} (original: {average:.3f}), by bytes per "
         "vector; then how many times smaller before nDCG@10 falls below the original's. Codebooks and maps are not "
         f"counted. Each collection's own table, with intervals: `benchmarks/results/compare/report.md`.{waiting}"
+    )
+
+
+def bytes_section() -> str:
+    """The best codes of our vectors and of the original ones at equal bytes."""
+    result = json.loads((RESULTS / "bytes.json").read_text())
+    lines = []
+    for name, collection in result["collections"].items():
+        best = collection["best"]
+        others = {
+            budget: max(best[method][budget]["test"] for method in best if method not in ("smec_st", "original"))
+            for budget in BUDGETS
+        }
+        lines += [
+            [f"{name}, original", *(f"{best['original'][budget]['test']:.3f}" for budget in BUDGETS)],
+            [f"{name}, best of {len(best) - 2} other methods", *(f"{others[budget]:.3f}" for budget in BUDGETS)],
+            [f"{name}, **smec_st**", *(f"{best['smec_st'][budget]['test']:.3f}" for budget in BUDGETS)],
+        ]
+    return (
+        f"{markdown_table(['nDCG@10', *(f'{budget} bytes' for budget in BUDGETS)], lines)}\n\n"
+        "Each method's floats at every size under every precision that takes that many bytes. The dev split chooses "
+        f"size and precision, the test split gives the figure. Seed {result['arguments']['seed']}; `bytes.json`."
     )
 
 
@@ -137,9 +231,72 @@ def search_section() -> str:
     )
 
 
+def robustness_section() -> str:
+    """Each recorded hard case: nDCG@10 by size, one row per fit."""
+    parts = []
+    for name, says in ROBUSTNESS.items():
+        rows = json.loads((RESULTS / "robustness" / f"{name}.json").read_text())["rows"]
+        if name == "few":  # ours beside PCA, which is the same with any number of labels
+            ours = [row for row in rows if row["method"] == "smec"]
+            rows = [row for row in rows if row["method"] == "pca" and row["queries"] == 0] + ours
+            rows.sort(key=lambda row: (row["data"], row["method"], row["queries"]))
+        parts.append(f"### {says}\n\n{rows_table(rows)}\n\n`benchmarks/results/robustness/{name}.json`")
+    return "\n\n".join(parts)
+
+
+def rows_table(rows: list[dict]) -> str:
+    """A table of recorded fits: what tells them apart, and the median over the seeds by size."""
+    keys = [key for key in rows[0] if key not in ("ndcg@10", "seed", "seconds")]
+    keys = [key for key in keys if len({row[key] for row in rows}) > 1]
+    found: dict[tuple, dict[int, list[float]]] = {}
+    for row in rows:
+        by_size = found.setdefault(tuple(row[key] for key in keys), {})
+        for dim, score in row["ndcg@10"].items():
+            by_size.setdefault(int(dim), []).append(score)
+    sizes = sorted({dim for by_size in found.values() for dim in by_size}, reverse=True)
+    lines = [
+        [*map(str, label), *(f"{statistics.median(by_size[dim]):.3f}" if dim in by_size else "" for dim in sizes)]
+        for label, by_size in found.items()
+    ]
+    return markdown_table([*(key.replace("_", " ") for key in keys), *(f"{dim} dims" for dim in sizes)], lines)
+
+
+def transfer_section() -> str:
+    """Fitted on one collection and used on another: the difference to PCA of the first, mean and worst."""
+    record = json.loads((RESULTS / "robustness" / "transfer.json").read_text())
+    scores: dict[tuple[str, str], dict[tuple[str, str], dict[str, float]]] = {}
+    for row in record["rows"]:
+        if row["fitted_on"] != row["used_on"]:
+            pair = row["fitted_on"], row["used_on"]
+            scores.setdefault((row["method"], row["labels"]), {})[pair] = row["ndcg@10"]
+    pca = scores["pca", "none"]
+    sizes = list(next(iter(pca.values())))
+    lines = []
+    for labels, label in (("judged", "with labels"), ("none", "without")):
+        of_us = scores["smec", labels]
+        gains = {dim: [of_us[pair][dim] - pca[pair][dim] for pair in pca] for dim in sizes}
+        for name, of in (("mean", statistics.mean), ("worst", min)):
+            lines.append([f"{label}, {name}", *(f"{of(gains[dim]):+.3f}" for dim in sizes)])
+    return (
+        f"{markdown_table(['nDCG@10 less that of PCA', *(f'{dim} dims' for dim in sizes)], lines)}\n\n"
+        f"{len(pca)} pairs of {', '.join(record['data'])}, seed 0; `benchmarks/results/robustness/transfer.json`."
+    )
+
+
+def candidates_section() -> str:
+    """The candidates and what makes each, from :mod:`smec_st.config`."""
+
+    def listed(settings: dict) -> str:
+        return ", ".join(f"`{name}` {value:g}" for name, value in settings.items()) or "none"
+
+    rows = [f"| `{name}` | {LEARNS[name]} | {listed(settings)} |" for name, settings in CANDIDATES.items()]
+    head = ["| candidate | what it learns | settings that differ from the defaults |", "|---|---|---|"]
+    return "\n".join([*head, *rows, "", f"In a trial, at most: {listed(TRIAL)}."])
+
+
 def ablation_section() -> str:
     """Each recorded ablation: what every change of a setting costs or gains, with its interval."""
-    parts = []
+    parts = ["Nothing is recorded yet."] if not any((RESULTS / "ablation").glob("*.json")) else []
     for path in sorted((RESULTS / "ablation").glob("*.json")):
         record = json.loads(path.read_text())
         sizes = list(dict.fromkeys(row["dim"] for row in record["rows"]))
@@ -164,8 +321,36 @@ def ablation_section() -> str:
     return "\n\n".join(parts)
 
 
+LEARNS = {
+    "start": "nothing: principal axes, the mean's direction last",
+    "neighbourhoods": "full-width neighbourhoods; no label is read",
+    "adapted": "the full width learns from labels, then its neighbourhoods are kept",
+    "ranked": "both terms, on the original vectors",
+    "adapted and ranked": "the full width learns from labels, then both terms",
+}
+ROBUSTNESS = {
+    "few": "Few labels",
+    "unseen": "Queries about documents without a training label",
+    "misleading": "Misleading labels",
+    "gallery": "Classes as labels: half of the images are searched, the other half asks",
+    "partial": "The same, with half of each class left out of the judgements",
+    "cone": "Vectors in a narrow cone",
+    "wide": "Made vectors of 4,096 numbers, their meaning under louder noise",
+    "mix": "One map for several collections",
+    "synthetic": "Queries made from the documents",
+}
 PAGES = {
-    ROOT / "README.md": {"search": search_section, "quality": quality_section, "comparison": comparison_section},
+    ROOT / "README.md": {"headline": headline_section},
+    DOCS / "benchmarks.md": {
+        "quality": quality_section,
+        "no-labels": no_labels_section,
+        "comparison": comparison_section,
+        "bytes": bytes_section,
+        "search": search_section,
+        "robustness": robustness_section,
+    },
+    DOCS / "guide" / "method.md": {"candidates": candidates_section},
+    DOCS / "guide" / "without-labels.md": {"no-labels": no_labels_section, "transfer": transfer_section},
     ROOT / "benchmarks" / "ablation.md": {"ablation": ablation_section},
 }
 
@@ -182,7 +367,8 @@ def with_sections(page: Path) -> str:
 
 
 def main() -> None:
-    plot(json.loads((RESULTS / "quality.json").read_text()), RESULTS / "quality.png")
+    plot_by_size(json.loads((RESULTS / "quality.json").read_text()), IMAGES / "quality.png")
+    plot_by_bytes(IMAGES / "by_bytes.png")
     for page in PAGES:
         page.write_text(with_sections(page), encoding="utf-8")
 

@@ -21,6 +21,12 @@ def modules() -> list[str]:
     return names
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the pages to the navigation."""
+    config.nav = [*(config.nav or []), {"API": [f"api/{name.removeprefix('smec_st.')}.md" for name in modules()]}]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages."""
     for name in modules():

@@ -3,8 +3,8 @@
     python examples/paper_tables.py --data scifact --vectors scifact.safetensors --out paper
 
 The methods that the paper compares (Search-Adaptor, Matryoshka-Adaptor with and without labels, SMEC as published) and
-its analyses run on the same vectors, judgements and held-out queries. What is done is kept: the same command goes on
-after a stop. The paper's own vectors (LLM2Vec, OpenAI) are not public, so its figures cannot be repeated as they are.
+its analyses run on the same vectors, judgements and held-out queries. Finished fits are kept: the same command
+continues after a stop. The paper's own vectors (LLM2Vec, OpenAI) are not public, so its figures cannot be repeated as they are.
 """
 
 import argparse

@@ -27,7 +27,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--dims", default="96,48")
-    parser.add_argument("--steps", type=int, default=100, help="of each size; more than enough for so few texts")
+    parser.add_argument("--steps", type=int, default=100, help="training steps; more than enough for a few texts")
     parser.add_argument("--out", type=Path, default=Path("quickstart-model"))
     options = parser.parse_args(arguments)
     dims = tuple(int(dim) for dim in options.dims.split(","))

