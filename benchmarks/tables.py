@@ -327,6 +327,7 @@ LEARNS = {
     "adapted": "the full width learns from labels, then its neighbourhoods are kept",
     "ranked": "both terms, on the original vectors",
     "adapted and ranked": "the full width learns from labels, then both terms",
+    "labels alone": "the full width learns from labels, then ranking without the neighbourhood term",
 }
 ROBUSTNESS = {
     "few": "Few labels",

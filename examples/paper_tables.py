@@ -4,7 +4,8 @@
 
 The methods that the paper compares (Search-Adaptor, Matryoshka-Adaptor with and without labels, SMEC as published) and
 its analyses run on the same vectors, judgements and held-out queries. Finished fits are kept: the same command
-continues after a stop. The paper's own vectors (LLM2Vec, OpenAI) are not public, so its figures cannot be repeated as they are.
+continues after a stop. The paper's own vectors (LLM2Vec, OpenAI) are not public, so its figures cannot be repeated as
+they are.
 """
 
 import argparse

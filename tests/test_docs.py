@@ -123,7 +123,7 @@ def test_method_page_tells_every_setting_as_it_is():
     assert set(told) == set(values)
     for name, value in values.items():
         if name == "candidates":
-            assert (told[name], len(value)) == ("all five", 5)
+            assert (told[name], len(value)) == ("all six", 6)
         elif value is None or isinstance(value, str):
             assert told[name] == (value or "none"), name
         else:

@@ -197,7 +197,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience_counter = 0  # each stage has its own patience
         self.optimizer, self.lr_scheduler = None, None  # else the last stage's optimizer goes on, over frozen weights
-        self.accum_loss_components: dict[str, Any] = {"train": {}, "eval": {}}  # else its first log counts the last stage's terms
+        # Else the first log counts terms of the last stage.
+        self.accum_loss_components: dict[str, Any] = {"train": {}, "eval": {}}
         self.accelerator.free_memory()
         self.model_wrapped = self.model  # else DDP keeps the last stage's parameter list
         self.loss.model = self.model  # else the loss calls the last stage's wrapper
