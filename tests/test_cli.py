@@ -69,7 +69,7 @@ def test_fit_writes_compressor_and_reports_that_agree(small_collection, tmp_path
         assert f"{row['ndcg@10']:.3f}" in printed
     (decision,) = Compressor.load(out).info["decisions"]
     assert decision["what"] == "what to train"
-    assert list(decision["means"]) == list(CANDIDATES)
+    assert set(decision["means"]) <= set(CANDIDATES)
     assert str(Decision(**decision)) in printed.splitlines()
     with (out / "report.csv").open() as file:
         assert [float(row["ndcg@10"]) for row in csv.DictReader(file)] == [row["ndcg@10"] for row in rows]
@@ -258,9 +258,9 @@ def test_fit_refuses_bad_options(small_collection, tmp_path, quick, capsys, more
         ("batch_size: 0", "`batch_size` must be 1 or more, got 0"),
         ("hidden_dim: wide", "setting `hidden_dim` must be of the kind of 0, got 'wide'"),
         ("guard: true", "unknown setting guard; known are"),
-        ("candidates: ranked", "setting `candidates` must be of the kind of .'start',.*, got 'ranked'"),
-        ("candidates: [ranked, best]", "`candidates` must be some of start, .*; got best"),
-        ("candidates: []", "`candidates` must be some of start, .*; got none"),
+        ("candidates: ranked", "setting `candidates` must be of the kind of .'neighbourhoods',.*, got 'ranked'"),
+        ("candidates: [ranked, best]", "`candidates` must be some of neighbourhoods, .*; got best"),
+        ("candidates: []", "`candidates` must be some of neighbourhoods, .*; got none"),
         ("order: sideways", "`order` must be grow or shrink, got 'sideways'"),
         ("rank: best", "`rank` must be contrastive or pairwise"),
         ("prefix_gradient: 1.5", "`prefix_gradient` must be in .0, 1., got 1.5"),
@@ -280,10 +280,9 @@ def test_fit_refuses_bad_settings(small_collection, tmp_path, capsys, text, matc
     assert not (tmp_path / "out").exists()
 
 
-def test_fit_refuses_a_corpus_smaller_than_its_neighborhoods(small_collection, tmp_path, quick, capsys):
+def test_fit_of_a_corpus_smaller_than_its_neighborhoods(small_collection, tmp_path, quick):
     folder = small_collection(documents=9, queries=20, width=16)
-    arguments = fit_arguments(folder, tmp_path / "out", quick, "--no-labels")
-    fails(capsys, arguments, "9 documents; at least 11 are needed to mine 10")
+    assert run(fit_arguments(folder, tmp_path / "out", quick, "--no-labels")) == 0
 
 
 @pytest.mark.parametrize("command", ["fit", "export"])
@@ -347,9 +346,9 @@ def long(tmp_path):
     return path
 
 
-#: A checkpoint of a candidate that is tried, and one of the candidate that was chosen.
+#: A candidate was chosen; and a checkpoint of it.
 RUNNING = [
-    ".out.*.unfinished/adapted-and-ranked-fold-2/stage-01*/checkpoint-*/smec_state.safetensors",
+    ".out.*.unfinished/decision.json",
     ".out.*.unfinished/stage-*-compress/checkpoint-*/smec_state.safetensors",
 ]
 
@@ -379,7 +378,7 @@ def test_an_interrupted_fit_keeps_what_it_has_done_and_nothing_else(tmp_path, do
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("running", RUNNING, ids=["a trial", "the chosen one"])
+@pytest.mark.parametrize("running", RUNNING, ids=["chosen", "training"])
 def test_fit_continued_after_a_kill_is_bit_identical(small_collection, tmp_path, long, running):
     folder = small_collection()
     assert run(fit_arguments(folder, tmp_path / "whole", long)) == 0

@@ -102,7 +102,7 @@ EVALUATE = {"eval_strategy": "steps", "eval_steps": 4, "save_steps": 4, "load_be
 @pytest.mark.parametrize("order", ["grow", "shrink"])
 def test_each_stage_keeps_its_best_checkpoint(tmp_path, order):
     table = make_trainer(tmp_path / "t").table
-    script = [0.3, 0.9, 0.1] + ([0.7, 0.6] if order == "grow" else []) + [0.5, 0.4, 0.45]  # the selection: two calls
+    script = [0.3, 0.9] + ([] if order == "grow" else [0.1]) + [0.5, 0.4, 0.45]  # the adapt stage: two calls
     evaluator = scripted(table, script)
     trainer = make_trainer(
         tmp_path, order=order, guarded=False, evaluator=evaluator, metric_for_best_model="eval_sweep_ndcg@10",
@@ -115,7 +115,7 @@ def test_each_stage_keeps_its_best_checkpoint(tmp_path, order):
     best = evaluator.seen[1][residuals[0]]
     assert torch.equal(final[residuals[0]], best)  # of the first stage, at its second call
     assert torch.equal(final[residuals[1]], evaluator.seen[-3][residuals[1]])  # of the last, at its first
-    assert not torch.equal(evaluator.seen[2][residuals[0]], best)
+    assert not torch.equal(evaluator.seen[0][residuals[0]], best)
 
 
 def test_each_stage_stops_early_by_its_own_patience(tmp_path):
@@ -128,7 +128,7 @@ def test_each_stage_stops_early_by_its_own_patience(tmp_path):
     assert [report.steps for report in trainer.train()] == [8, 8]
 
 
-def test_a_stages_true_scores_come_from_the_size_it_trains(tmp_path):
+def test_a_stage_is_scored_at_all_sizes_and_by_the_largest(tmp_path):
     table = make_trainer(tmp_path / "t").table
     held = np.arange(60, 80)
     evaluator = DimensionSweepEvaluator.from_table(table, Qrels(held, held, np.ones(20)), [8, 4])
@@ -138,5 +138,6 @@ def test_a_stages_true_scores_come_from_the_size_it_trains(tmp_path):
     trainer.log = lambda logs, *a: seen.append((trainer.stage.out_dim, dict(logs))) or log(logs, *a)
     trainer.train()
     evaluated = [(dim, logs) for dim, logs in seen if "eval_sweep_ndcg@10" in logs]
-    assert {dim for dim, _ in evaluated} == {4, 8}
-    assert all(logs["eval_sweep_ndcg@10"] == logs[f"eval_sweep_{dim}_ndcg@10"] for dim, logs in evaluated)
+    assert {dim for dim, _ in evaluated} == {16, 8}, "the adapt stage keeps the full width"
+    assert all(logs["eval_sweep_ndcg@10"] == logs["eval_sweep_8_ndcg@10"] for _, logs in evaluated)
+    assert all("eval_sweep_4_ndcg@10" in logs for _, logs in evaluated)

@@ -11,7 +11,7 @@ from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, VectorTable, load_collection, unit_rows
 from smec_st.metrics import evaluate_retrieval
-from smec_st.quantization.choice import Judge, candidates, taught
+from smec_st.quantization.choice import Judge, candidates
 from smec_st.quantization.codecs import Binary, Plain, Product, make_codec
 from smec_st.quantization.head import Head
 from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, random_rotation
@@ -193,7 +193,7 @@ def test_training_through_the_rounding_helps_codes_and_interpolates(fitted, toy,
     at = train_codes(
         VectorTable(toy.corpus, toy.queries), folded, codec, toy.qrels["train"], np.arange(9),
         LastStage(steps=60, batch_size=32, learning_rate=5e-3, code_learning_rate=5e-3),
-        taught(fitted, VectorTable(toy.corpus, toy.queries), toy.qrels["train"]),
+        fitted.map_for(None),
     )  # fmt: skip
     start, end = Head(*at(0.0)), Head(*at(1.0))
     np.testing.assert_array_equal(start.encode(toy.corpus), Head(folded, codec).encode(toy.corpus))
