@@ -317,7 +317,7 @@ class Compressor:
                 images): it counts neither as relevant nor as irrelevant.
             backbone: What is known of the model that made the vectors (``model``, ``revision``, ``prompt``), when they
                 come without it.
-            bytes: Also find the best pair of size and precision for documents of so many bytes; see :meth:`quantize`.
+            bytes: Also find the best pair of size and precision for documents of this many bytes; see :meth:`quantize`.
             **settings: Fields of :class:`~smec_st.config.FitConfig`.
 
         Raises:
@@ -388,9 +388,9 @@ class Compressor:
         own_document: Sequence[int] | np.ndarray | None = None,
         seed: int = 0,
     ) -> Compressor:
-        """Add the best way to store documents in so many bytes.
+        """Add the best way to store documents in this many bytes.
 
-        Every size that this compressor has is tried with every precision that takes so many bytes; the best is
+        Every size that this compressor has is tried with every precision that takes this many bytes; the best is
         trained through the rounding; held-out queries choose, or without judgements how well the neighbours of full
         width are found again. Float vectors, and codes that were there, stay as they are.
 
@@ -401,7 +401,7 @@ class Compressor:
             bytes: Bytes per document.
             dev_qrels: As for :meth:`fit`.
             own_document: As for :meth:`fit`.
-            seed: Of everything random.
+            seed: Random seed.
 
         Raises:
             DataError: If no size of this compressor fits, or the input cannot be used.

@@ -92,13 +92,13 @@ class Judge:
 
 
 def candidates(compressor: Compressor, corpus: np.ndarray, bytes: int, seed: int) -> Iterator[Head]:
-    """Untrained ways to store a document in so many bytes, each with a size that the compressor serves.
+    """Untrained ways to store a document in this many bytes, each with a size that the compressor serves.
 
     Args:
         compressor: Gives the sizes.
         corpus: Rows that codes are fitted on, ``(n, D)``.
         bytes: Bytes per document.
-        seed: Of everything random.
+        seed: Random seed.
     """
     nested = compressor.nested_dims
 
@@ -140,7 +140,7 @@ def add_best(
     unlabelled_queries: Sequence[int] | np.ndarray | None,
     config: LastStage | None = None,
 ) -> Compressor:
-    """A compressor that has the best head of so many bytes; it takes the place of any other of that many.
+    """Return a compressor with the best head of this many bytes, in place of any other head of that size.
 
     Args:
         compressor: Gives sizes and maps.
@@ -148,7 +148,7 @@ def add_best(
         train: Training judgements, or None.
         dev: Held-out judgements, or None.
         bytes: Bytes per document.
-        seed: Of everything random.
+        seed: Random seed.
         unlabelled_queries: Query rows to train on without judgements; None for all.
         config: Settings of the last stage.
 
