@@ -317,7 +317,7 @@ class Compressor:
                 images): it counts neither as relevant nor as irrelevant.
             backbone: What is known of the model that made the vectors (``model``, ``revision``, ``prompt``), when they
                 come without it.
-            bytes: Also find the best pair of size and precision for documents of this many bytes; see :meth:`quantize`.
+            bytes: Also choose the best size and precision for documents of this many bytes; see :meth:`quantize`.
             **settings: Fields of :class:`~smec_st.config.FitConfig`.
 
         Raises:

@@ -38,7 +38,9 @@ FAILED = 1
     help="Also train on queries made from the documents: their titles, first sentences or halves. Needs --model.",
 )
 @click.option("--seed", type=int, help="Random seed.")
-@click.option("--bytes", "bytes_", type=int, help="Also choose the best size and precision for vectors of this many bytes.")
+@click.option(
+    "--bytes", "bytes_", type=int, help="Also choose the best size and precision for vectors of this many bytes."
+)
 @click.option("--target", help="Find the smallest size that holds: lossless, or 'ndcg@10 >= 0.99 original'.")
 @click.option("--config", type=FOLDER, help="JSON or YAML file of settings.")
 def fit(
