@@ -116,7 +116,7 @@ def test_readme_is_short():
 def test_method_page_tells_every_setting_as_it_is():
     page = (ROOT / "docs" / "guide" / "method.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", page.split("## Every setting")[1], re.MULTILINE))
-    shared = ("CANDIDATES", "TRIAL", "MOST", "FORMS", "CHOICES", "METHODS")  # those are told in tables of their own
+    shared = ("CANDIDATES", "TRIAL", "MOST", "FORMS", "CHOICES", "METHODS")  # these have tables of their own
     values = {name: value for name, value in vars(config).items() if name.isupper() and name not in shared}
     values = {name: value for name, value in values.items() if not name.startswith("_")}
     values |= {field.name: field.default for field in dataclasses.fields(FitConfig)}

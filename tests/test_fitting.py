@@ -104,7 +104,7 @@ def test_a_candidate_never_takes_more_than_it_was_given(name, given, trial):
 
 
 def pairs_of(queries, per_document=2):
-    """Every so many queries ask for one document."""
+    """Judgements in which `per_document` queries share each document."""
     return Qrels(np.arange(queries), np.arange(queries) // per_document, np.ones(queries))
 
 
