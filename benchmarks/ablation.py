@@ -23,9 +23,9 @@ import torch
 from record import write_record
 
 from smec_st import Compressor
-from smec_st.compare.statistics import paired_interval
 from smec_st.data import Collection, Qrels, load_collection
-from smec_st.metrics import evaluate_retrieval
+from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.evaluation.statistics import paired_interval
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
 

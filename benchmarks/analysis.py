@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from smec_st import load_collection
-from smec_st.analysis import ablation, convergence, gradients, importance
+from smec_st.research.analysis import ablation, convergence, gradients, importance
 
 ANALYSES = {
     "gradients": gradients.run,

@@ -28,13 +28,13 @@ import numpy as np
 import torch
 
 from smec_st import Collection, Compressor, VectorTable, load_collection
-from smec_st.baselines import Size, TrainingData
-from smec_st.compare import METHODS
 from smec_st.data import unit_rows
-from smec_st.matmul import fast_matmul
-from smec_st.metrics import evaluate_retrieval, leave_out, score_rankings
+from smec_st.evaluation.metrics import evaluate_retrieval, leave_out, score_rankings
 from smec_st.quantization.codecs import Binary
 from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation, sample_rows
+from smec_st.research.baselines import Size, TrainingData
+from smec_st.research.compare import METHODS
+from smec_st.system.matmul import fast_matmul
 
 BUDGETS = (384, 96, 48, 32, 24, 16, 12, 6)
 WIDEST_GROUP = 16  # of product codes; any for the original's own width

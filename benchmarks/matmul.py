@@ -18,7 +18,7 @@ import torch
 from record import write_record
 
 from smec_st import Collection, Compressor, load_collection
-from smec_st.matmul import fast_matmul, rounding
+from smec_st.system.matmul import fast_matmul, rounding
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((256, 1024, 384), (1024, 1024, 1024), (5000, 96, 384))  # rows, columns, inner

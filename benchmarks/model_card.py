@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 
 from smec_st import Compressor, load_collection
-from smec_st.config import read_settings
 from smec_st.data import join_collections
 from smec_st.evaluation.scoring import measure
-from smec_st.files import new_folder
+from smec_st.fitting.config import read_settings
 from smec_st.hub.card import write_card
+from smec_st.system.files import new_folder
 
 SOURCE = "SciFact (Wadden et al., EMNLP 2020) in BEIR's form; 81 of its 809 training queries are the dev split"
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"

@@ -25,9 +25,9 @@ import torch
 import transformers
 
 from smec_st import Compressor, FitConfig, load_collection
-from smec_st.baselines import original, pca, truncate
-from smec_st.config import METHODS, read_settings
-from smec_st.evaluation import sweep
+from smec_st.evaluation.sweep import sweep
+from smec_st.evaluation.untrained import original, pca, truncate
+from smec_st.fitting.config import METHODS, read_settings
 
 
 def run(

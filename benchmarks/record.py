@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smec_st.files import write_text
+from smec_st.system.files import write_text
 
 PACKAGES = ("smec-st", "sentence-transformers", "transformers", "torch", "numpy")
 

@@ -41,8 +41,6 @@ import numpy as np
 import torch
 from record import write_record
 
-from smec_st.baselines import TrainingData
-from smec_st.compare import METHODS
 from smec_st.data import (
     Collection,
     Qrels,
@@ -54,8 +52,10 @@ from smec_st.data import (
     unit_rows,
 )
 from smec_st.data.beir import Side
-from smec_st.matmul import fast_matmul
-from smec_st.metrics import evaluate_retrieval
+from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.research.baselines import TrainingData
+from smec_st.research.compare import METHODS
+from smec_st.system.matmul import fast_matmul
 
 RESULTS = Path(__file__).parent / "results" / "robustness"
 UNTRAINED = ("truncate", "pca", "pca-centred")

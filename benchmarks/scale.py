@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import numpy as np
 
 from smec_st import Compressor, FitConfig
-from smec_st.streaming import Job, transform_files
+from smec_st.stores import Job, transform_files
 
 WIDTH, DIMS = 384, (96, 48, 24)
 
@@ -82,7 +82,7 @@ def transform_part(folder: Path, rows: int, repeats: int) -> list[dict]:
 MEMORY = """
 import sys
 from pathlib import Path
-from smec_st.streaming import Job, transform_files
+from smec_st.stores import Job, transform_files
 transform_files(Job(sys.argv[1], sys.argv[2], dim=96), Path(sys.argv[3]))
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(status["VmHWM"].split()[0], status["RssAnon"].split()[0])

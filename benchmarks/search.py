@@ -29,7 +29,7 @@ import faiss
 import numpy as np
 
 from smec_st import Compressor, FunnelIndex, load_collection
-from smec_st.metrics import exact_search, leave_out, score_rankings
+from smec_st.evaluation.metrics import exact_search, leave_out, score_rankings
 from smec_st.search.schedule import lower_bound
 
 TARGET, K = 0.99, 10

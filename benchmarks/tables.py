@@ -12,8 +12,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from smec_st.config import CANDIDATES, TRIAL
 from smec_st.evaluation.report import markdown_table
+from smec_st.fitting.config import CANDIDATES, TRIAL
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -284,7 +284,7 @@ def transfer_section() -> str:
 
 
 def candidates_section() -> str:
-    """The candidates and what makes each, from :mod:`smec_st.config`."""
+    """The candidates and what makes each, from :mod:`smec_st.fitting.config`."""
 
     def listed(settings: dict) -> str:
         return ", ".join(f"`{name}` {value:g}" for name, value in settings.items()) or "none"

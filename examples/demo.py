@@ -34,8 +34,9 @@ from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
 from smec_st import Collection, Compressor, load_collection
-from smec_st.baselines import original, pca, truncate
-from smec_st.evaluation import print_rows, sweep, write_report
+from smec_st.evaluation.report import print_rows, write_report
+from smec_st.evaluation.sweep import sweep
+from smec_st.evaluation.untrained import original, pca, truncate
 
 DIMS = (384, 192, 96, 48, 24)
 SERVED = 48

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from smec_st import SequentialTrainingArguments
 from smec_st.data.jsonl import read_jsonl
-from smec_st.text import text_trainer, trained_compressor
+from smec_st.training.text import text_trainer, trained_compressor
 
 
 def main(arguments=None):

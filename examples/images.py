@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 
 from smec_st import Compressor, load_collection
-from smec_st.baselines import original, pca, truncate
-from smec_st.evaluation import print_rows, sweep
+from smec_st.evaluation.report import print_rows
+from smec_st.evaluation.sweep import sweep
+from smec_st.evaluation.untrained import original, pca, truncate
 
 
 def main(arguments=None):

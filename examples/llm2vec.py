@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from smec_st import Compressor, load_collection
-from smec_st.baselines import original, pca, truncate
 from smec_st.data.embedding import embed
 from smec_st.data.jsonl import read_jsonl
-from smec_st.evaluation import print_rows, sweep
+from smec_st.evaluation.report import print_rows
+from smec_st.evaluation.sweep import sweep
+from smec_st.evaluation.untrained import original, pca, truncate
 from smec_st.hub.decoder import decoder_backbone
 
 QUERY = "Given a question, retrieve passages that answer it: "

@@ -31,7 +31,7 @@ def rng():
 @pytest.fixture
 def cut_off(monkeypatch):
     """Call with a number: the end of the stage of that number, over all runs, is an interrupt. Returns their names."""
-    from smec_st.trainer import SequentialTrainer
+    from smec_st.training.trainer import SequentialTrainer
 
     def at(number):
         end, ended = SequentialTrainer._end_stage, []

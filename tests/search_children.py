@@ -12,7 +12,7 @@ from smec_st.data import DataError
 from smec_st.search import FunnelIndex, build
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["torch", "faiss", "smec_st.recipe", "smec_st.search", "pymilvus"])
+context.set_forkserver_preload(["torch", "faiss", "smec_st.fitting.recipe", "smec_st.search", "pymilvus"])
 
 
 def start(work, *arguments):

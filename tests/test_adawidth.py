@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from conftest import make_vectors
-from smec_st.baselines import Size, TrainingData, pca, truncate
-from smec_st.baselines.adawidth import AdaWidth, UnlabelledPools, householder
-from smec_st.baselines.training import DevScore
 from smec_st.data import Qrels, VectorTable, unit_rows
+from smec_st.evaluation.untrained import pca, truncate
 from smec_st.functional import NEVER, alignment_kl, alignment_l1, contrastive_loss, unit
+from smec_st.research.baselines import Size, TrainingData
+from smec_st.research.baselines.adawidth import AdaWidth, UnlabelledPools, householder
+from smec_st.research.baselines.training import DevScore
 
 WIDTH = 16
 DIMS = (8, 4)

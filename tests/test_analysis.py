@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from conftest import write_collection
-from smec_st.analysis import ablation, convergence, gradients, importance
-from smec_st.analysis.layer import LOSSES, LabelledBatches, LayerTraining, loss_by_size, train_layer
-from smec_st.analysis.record import training_data
-from smec_st.analysis.ware import chance_deviation, leverage, most_important, similar_and_random_pairs, ware
-from smec_st.config import METHODS, FitConfig
 from smec_st.data import Collection, DataError, Qrels, load_collection, unit_rows
+from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.fitting.config import METHODS, FitConfig
 from smec_st.functional import unit
-from smec_st.metrics import evaluate_retrieval
+from smec_st.research.analysis import ablation, convergence, gradients, importance
+from smec_st.research.analysis.layer import LOSSES, LabelledBatches, LayerTraining, loss_by_size, train_layer
+from smec_st.research.analysis.record import training_data
+from smec_st.research.analysis.ware import chance_deviation, leverage, most_important, similar_and_random_pairs, ware
 
 QUICK = {"steps": 4, "adapt_steps": 2, "selection_steps": 2, "batch_size": 32}
 

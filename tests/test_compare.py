@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from smec_st.baselines import FloatEncoder, TrainingData
-from smec_st.baselines.projections import PCA, Original, RandomCoordinates, Truncation
 from smec_st.cli import run
-from smec_st.compare import SMEC, Factory, Plan, Source, compare, plan, registry
-from smec_st.compare.cells import Result, fingerprint
 from smec_st.data import DataError, Qrels
+from smec_st.research.baselines import FloatEncoder, TrainingData
+from smec_st.research.baselines.projections import PCA, Original, RandomCoordinates, Truncation
+from smec_st.research.compare import SMEC, Factory, Plan, Source, compare, plan, registry
+from smec_st.research.compare.cells import Result, fingerprint
 
 DIMS = (16, 8, 4)
 QUICK = {"steps": 8, "adapt_steps": 4, "batch_size": 16, "candidates": ["adapted and ranked"]}
@@ -292,7 +292,9 @@ def arguments(folder: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_command_compares_collections_and_prints_their_tables(toy, small_collection, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(registry.METHODS, "smec", Factory("smec_st.compare.ours", "SMEC", {"settings": QUICK}))
+    monkeypatch.setitem(
+        registry.METHODS, "smec", Factory("smec_st.research.compare.ours", "SMEC", {"settings": QUICK})
+    )
     wide, out = small_collection(name="wide", width=48, seed=1), tmp_path / "out"
     more = ["--data", str(wide), "--vectors", str(wide / "vectors.safetensors"), "--dims", "16,8", "--dims", "24"]
     assert run(arguments(toy, out, *more, "--methods", "smec", "--seeds", "0,1")) == 0

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from smec_st import Compressor
-from smec_st.baselines import FloatEncoder, Size, truncate
-from smec_st.compare import SMEC, Factory, Source, choose, registry
-from smec_st.compare.runner import training_data
-from smec_st.compare.scoring import Yardstick
 from smec_st.data import Collection, DataError, VectorTable, unit_rows
+from smec_st.evaluation.untrained import truncate
+from smec_st.research.baselines import FloatEncoder, Size
+from smec_st.research.compare import SMEC, Factory, Source, choose, registry
+from smec_st.research.compare.runner import training_data
+from smec_st.research.compare.scoring import Yardstick
 
 DIMS = (16, 8, 4)
 QUICK = {"steps": 8, "adapt_steps": 4, "batch_size": 16, "candidates": ["adapted and ranked"]}

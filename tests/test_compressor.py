@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import write_collection
 from smec_st.compressor import Compressor
-from smec_st.config import PAIRS_PER_QUERY
 from smec_st.data import DataError, Qrels, load_collection, unit_rows
+from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.fitting.config import PAIRS_PER_QUERY
+from smec_st.fitting.recipe import _some_of_each_query
 from smec_st.functional import alignment_kl
-from smec_st.metrics import evaluate_retrieval
-from smec_st.recipe import _some_of_each_query
 
 QUICK = {"steps": 30, "adapt_steps": 20, "batch_size": 32, "candidates": ("adapted and ranked",)}
 PUBLISHED = {"steps": 30, "batch_size": 32}

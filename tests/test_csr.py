@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from conftest import make_vectors
-from smec_st.baselines import Size, TrainingData
-from smec_st.baselines.csr import CSR, Contrastive, SelfPairs, scaled, size_of_code
-from smec_st.baselines.training import DevScore
 from smec_st.data import Qrels, VectorTable, unit_rows
+from smec_st.research.baselines import Size, TrainingData
+from smec_st.research.baselines.csr import CSR, Contrastive, SelfPairs, scaled, size_of_code
+from smec_st.research.baselines.training import DevScore
 
 WIDTH, HIDDEN = 16, 64
 DIMS = (8, 4)

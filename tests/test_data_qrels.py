@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smec_st.data import DataError, Qrels
-from smec_st.metrics import score_rankings
+from smec_st.evaluation.metrics import score_rankings
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from transformers import EarlyStoppingCallback
 
 from smec_st import DataError, EmbeddingInput, Qrels, VectorTable
 from smec_st.data import unit_rows
-from smec_st.evaluation import DimensionSweepEvaluator
-from smec_st.metrics import evaluate_retrieval
+from smec_st.evaluation.dimension_sweep import DimensionSweepEvaluator
+from smec_st.evaluation.metrics import evaluate_retrieval
 from test_trainer import make_trainer
 from tiny_models import WORDS, tiny_model
 

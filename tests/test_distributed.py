@@ -27,7 +27,7 @@ TRAIN = textwrap.dedent(
     import test_text, test_trainer
     from test_trainer import weights
     from tiny_models import tiny_model
-    from smec_st.trainer import SequentialTrainer
+    from smec_st.training.trainer import SequentialTrainer
     rank = os.environ.get("RANK", "0")
     end = SequentialTrainer._end_stage
 
@@ -188,11 +188,11 @@ FSDP = textwrap.dedent(
     from torch import nn
     from torch.distributed.fsdp import FullyShardedDataParallel
     from smec_st import SMECLoss, SelectableCrossBatchMemory
-    from smec_st.config import LossSettings
+    from smec_st.fitting.config import LossSettings
     from smec_st.data import Qrels, VectorTable
     from smec_st.losses import Relevance
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-    from smec_st.stages import Stage
+    from smec_st.training.stages import Stage
 
     torch.manual_seed(0)
     table = VectorTable(torch.randn(40, 16).numpy(), torch.randn(12, 16).numpy())

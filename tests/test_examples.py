@@ -157,7 +157,7 @@ def test_serve_openai(backbone, here, rng):
         server.server_close()
 
 
-@pytest.mark.filterwarnings("ignore::smec_st.fitting.LabelsWarning")  # a random model knows nothing of its texts
+@pytest.mark.filterwarnings("ignore::smec_st.fitting.fit.LabelsWarning")  # a random model knows nothing of its texts
 def test_llm2vec(small_collection, here, capsys):
     qwen2 = tiny_qwen2(here / "qwen2")
     folder = small_collection(documents=60, queries=40)
@@ -203,7 +203,7 @@ def test_paper_tables(small_collection, here):
 
 
 def test_paper_tables_names_methods_that_there_are():
-    from smec_st.compare.registry import METHODS
+    from smec_st.research.compare.registry import METHODS
 
     assert set(example("paper_tables").METHODS.split(",")) <= set(METHODS)
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from smec_st import Compressor
-from smec_st.config import CANDIDATES, ENOUGH_QUERIES, FEWEST_QUERIES, FOLDS, LEFT_OUT, MOST, TRIAL, FitConfig
 from smec_st.data import Qrels, VectorTable, unit_rows
-from smec_st.fitting import LabelsWarning, _folds, _leading_axes, fit_maps
-from smec_st.metrics import evaluate_retrieval
+from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.fitting.config import CANDIDATES, ENOUGH_QUERIES, FEWEST_QUERIES, FOLDS, LEFT_OUT, MOST, TRIAL, FitConfig
+from smec_st.fitting.fit import LabelsWarning, _folds, _leading_axes, fit_maps
+from smec_st.fitting.recipe import fit_untrained
 from smec_st.modules import EmbeddingInput, ResidualAdapter
-from smec_st.recipe import fit_untrained
-from smec_st.trainer import SequentialTrainer
+from smec_st.training.trainer import SequentialTrainer
 
 WIDTH, DOCUMENTS, QUERIES, MEANING = 24, 300, 160, 8
 QUICK = {"steps": 40, "adapt_steps": 30, "batch_size": 32, "random_rows": 128, "memory": 256}
@@ -353,7 +353,7 @@ def test_sizes_up_to_a_twenty_fourth_of_the_width_get_a_hidden_layer(world, dims
     folded = fitted.map_for(dims[0])
     assert len(folded.layers) == (2 if hidden else 1)
     if hidden:
-        # Hidden units, and each linear output as a pair of them (see `smec_st.folding`).
+        # Hidden units, and each linear output as a pair of them (see `smec_st.maps.folding`).
         assert len(folded.layers[0].weight) in (hidden + 2 * dims[0], hidden + 2 * WIDTH)
         wide_sizes = folded(corpus)[:, 1:]
         solved, *_ = np.linalg.lstsq(corpus, wide_sizes, rcond=None)

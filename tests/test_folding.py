@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from smec_st.folding import FoldedMap, Layer, fold
+from smec_st.maps.folding import FoldedMap, Layer, fold
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
 
 WIDTH = 12

@@ -31,7 +31,7 @@ from loss_world import (  # noqa: F401
 )
 from smec_st.data import Qrels, VectorTable
 from smec_st.losses import Relevance
-from smec_st.memory import SelectableCrossBatchMemory
+from smec_st.losses.memory import SelectableCrossBatchMemory
 from smec_st.modules import EmbeddingInput, ResidualAdapter
 
 # -- relevance --------------------------------------------------------------------------------------------------------

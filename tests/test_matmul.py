@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smec_st import matmul
-from smec_st.matmul import fast_matmul, rounding
+from smec_st.system import matmul
+from smec_st.system.matmul import fast_matmul, rounding
 from test_trainer import make_trainer
 
 if matmul._precision_setting() is None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from smec_st.memory import EMPTY, SelectableCrossBatchMemory
+from smec_st.losses.memory import EMPTY, SelectableCrossBatchMemory
 
 
 def rows_of(ids):

@@ -12,7 +12,7 @@ import torch
 
 from smec_st import DataError, VectorTable
 from smec_st.data import table as table_module
-from smec_st.moments import corpus_moments
+from smec_st.training.moments import corpus_moments
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "memory_map.py"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smec_st.data import Qrels
-from smec_st.metrics import evaluate_retrieval, exact_search, leave_out, neighbour_overlap, score_rankings
+from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, leave_out, neighbour_overlap, score_rankings
 
 CORPUS_IDS = list(range(8))
 JUDGED = {0: {2: 3, 5: 1, 6: 0, 7: 2}, 1: {0: 1}, 3: {4: 0}, 2: {1: 2, 3: 2, 4: 1}}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from smec_st.functional import gumbel_noise, top_k_indices
-from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
+from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, LiveBackbone, ResidualAdapter
 
 SELECTIONS = [
     {"in_dim": 8, "keep": 3, "reads": "source_embedding"},
@@ -64,6 +64,7 @@ def choosing(keep=3, **options):
         (EmbeddingInput, "smec_st.modules.embedding_input.EmbeddingInput"),
         (ResidualAdapter, "smec_st.modules.adapter.ResidualAdapter"),
         (AdaptiveDimensionSelection, "smec_st.modules.selection.AdaptiveDimensionSelection"),
+        (LiveBackbone, "smec_st.modules.live_backbone.LiveBackbone"),
     ],
 )
 def test_modules_stay_at_the_path_written_into_saved_models(cls, path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from smec_st.callbacks import GradientMeter
+from smec_st.training.callbacks import GradientMeter
 from test_trainer import make_trainer
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA as ScikitPCA
 
-from smec_st.baselines import Size, TrainingData, original, pca, truncate
-from smec_st.baselines.projections import (
+from smec_st.data import VectorTable, unit_rows
+from smec_st.evaluation.untrained import original, pca, truncate
+from smec_st.research.baselines import Size, TrainingData
+from smec_st.research.baselines.projections import (
     PCA,
     Original,
     RandomCoordinates,
@@ -13,7 +15,6 @@ from smec_st.baselines.projections import (
     Truncation,
     VarianceSorted,
 )
-from smec_st.data import VectorTable, unit_rows
 
 WIDTH = 12
 DIMS = (8, 5, 2)

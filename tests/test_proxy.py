@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smec_st.compare import Calibration
-from smec_st.compare.proxy import CALIBRATION, calibrate, correlations, recommend_size, recommendations
-from smec_st.evaluation import Row
+from smec_st.evaluation.report import Row
+from smec_st.research.compare import Calibration
+from smec_st.research.compare.proxy import CALIBRATION, calibrate, correlations, recommend_size, recommendations
 
 
 def proxy_row(

@@ -10,7 +10,7 @@ from conftest import write_collection
 from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, VectorTable, load_collection, unit_rows
-from smec_st.metrics import evaluate_retrieval
+from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.quantization.choice import Judge, candidates
 from smec_st.quantization.codecs import Binary, Plain, Product, make_codec
 from smec_st.quantization.head import Head

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from smec_st.baselines import Size, TrainingData
-from smec_st.baselines.quantizers import PQ, ROTATION_ROUNDS, ROTATION_ROWS, Binary, Int8
 from smec_st.data import DataError, VectorTable, unit_rows
+from smec_st.research.baselines import Size, TrainingData
+from smec_st.research.baselines.quantizers import PQ, ROTATION_ROUNDS, ROTATION_ROWS, Binary, Int8
 
 faiss = pytest.importorskip("faiss")
 
@@ -217,6 +217,6 @@ def test_pq_refuses_a_width_that_nothing_divides(rng, rotation):
 def test_pq_names_the_extra_when_faiss_is_missing(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(
-        DataError, match=r'^PQ and OPQ need faiss. Install it with `pip install "smec-st\[search\]"`.$'
+        DataError, match=r'^PQ or OPQ needs faiss. Install it with `pip install "smec-st\[search\]"`.$'
     ):
         PQ().fit(data, ())

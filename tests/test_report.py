@@ -10,10 +10,9 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from smec_st.compare.plots import plot_by_bytes, plot_by_size, plot_proxy, plot_small_multiples
-from smec_st.compare.proxy import correlations
-from smec_st.evaluation import Row, print_rows, write_report
-from smec_st.evaluation.report import Grid, draw_lines, markdown_rows
+from smec_st.evaluation.report import Grid, Row, draw_lines, markdown_rows, print_rows, write_report
+from smec_st.research.compare.plots import plot_by_bytes, plot_by_size, plot_proxy, plot_small_multiples
+from smec_st.research.compare.proxy import correlations
 
 METHODS = ["original", "truncate", "pca", *(f"rival-{i}" for i in range(22)), "smec"]
 

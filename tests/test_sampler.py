@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from smec_st.sampler import SpreadPairSampler
+from smec_st.training.sampler import SpreadPairSampler
 
 
 def bipartite(rng, queries=80, documents=60, count=160):

@@ -13,10 +13,10 @@ from torch import nn
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError
-from smec_st.folding import FoldedMap, Layer
+from smec_st.data.space import check_backbone
 from smec_st.maps import ACTIVATIONS
+from smec_st.maps.folding import FoldedMap, Layer
 from smec_st.modules.adapter import ACTIVATIONS as MODULES
-from smec_st.space import check_backbone
 
 NUMPY_ALONE = """
 import sys

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from smec_st.compare import Lossless, lossless, paired_interval, sign_flip_p
-from smec_st.evaluation import Row
+from smec_st.evaluation.report import Row
+from smec_st.research.compare import Lossless, lossless, paired_interval, sign_flip_p
 
 
 def test_paired_interval_agrees_with_a_naive_bootstrap(rng):

@@ -19,9 +19,9 @@ import pytest
 from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, load_vectors, open_vectors
-from smec_st.streaming import Job, Manifest, transform_files
-from smec_st.streaming.on_ray import ATTEMPTS, start_ray
-from smec_st.streaming.shards import Cutter
+from smec_st.stores import Job, Manifest, transform_files
+from smec_st.stores.on_ray import ATTEMPTS, start_ray
+from smec_st.stores.shards import Cutter
 
 WIDTH, ROWS = 16, 1000
 
@@ -212,7 +212,7 @@ def test_cutter_yields_each_row_once_for_any_sizes(tmp_path, vectors, rng):
 
 KILLED = """
 import sys, time
-import smec_st.streaming.job as job
+import smec_st.stores.job as job
 write = job.write_shard
 def slow(*arguments):
     time.sleep(0.15)

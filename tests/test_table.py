@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from smec_st.data import EncodedTable, VectorTable, unit_rows
-from smec_st.moments import corpus_moments
+from smec_st.training.moments import corpus_moments
 from tiny_models import tiny_bert
 
 WIDTH, DOCUMENTS, QUERIES = 6, 20, 7

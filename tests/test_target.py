@@ -9,9 +9,9 @@ import pytest
 
 from smec_st import Compressor
 from smec_st.cli import run
-from smec_st.compare import Target, choose_size, paired_interval
 from smec_st.data import DataError, load_collection, unit_rows
-from smec_st.metrics import evaluate_retrieval
+from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.research.compare import Target, choose_size, paired_interval
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from datasets import Dataset
 from PIL import Image
 
 from smec_st import DataError, SequentialTrainingArguments
-from smec_st.config import LossSettings
 from smec_st.data import EncodedTable, number_pairs
+from smec_st.fitting.config import LossSettings
 from smec_st.modules import EmbeddingInput
-from smec_st.text import text_trainer, trained_compressor
+from smec_st.training.text import text_trainer, trained_compressor
 from tiny_models import WORDS, tiny_clip, tiny_model, tiny_router
 
 
@@ -220,7 +220,7 @@ def test_image_text_pairs_train_through_the_same_parts(tmp_path, train_backbone)
 
 
 def test_the_sweep_sees_a_training_backbone_as_it_is(tmp_path):
-    from smec_st.evaluation import DimensionSweepEvaluator
+    from smec_st.evaluation.dimension_sweep import DimensionSweepEvaluator
 
     prompts = {"query": "query : ", "document": "document : "}
     backbone = tiny_model(tmp_path / "bert", prompts=prompts)

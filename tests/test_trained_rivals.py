@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from conftest import make_vectors
-from smec_st.baselines import Size, TrainingData
-from smec_st.baselines.adaptor import Adaptor, prefix_rank_loss
-from smec_st.baselines.dive import DIVE, hinge_triplet_loss, nt_xent, view_agreement
-from smec_st.baselines.matryoshka_adaptor import MatryoshkaAdaptor
-from smec_st.baselines.mrl import MRL
-from smec_st.baselines.search_adaptor import SearchAdaptor
-from smec_st.baselines.training import Batches, DevScore, dev_score, train
 from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.functional import rank_loss
-from smec_st.metrics import evaluate_retrieval
+from smec_st.research.baselines import Size, TrainingData
+from smec_st.research.baselines.adaptor import Adaptor, prefix_rank_loss
+from smec_st.research.baselines.dive import DIVE, hinge_triplet_loss, nt_xent, view_agreement
+from smec_st.research.baselines.matryoshka_adaptor import MatryoshkaAdaptor
+from smec_st.research.baselines.mrl import MRL
+from smec_st.research.baselines.search_adaptor import SearchAdaptor
+from smec_st.research.baselines.training import Batches, DevScore, dev_score, train
 
 DIMS = (16, 8, 4)
 QUICK = [

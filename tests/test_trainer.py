@@ -15,14 +15,14 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
-from smec_st.arguments import SequentialTrainingArguments
-from smec_st.config import LossSettings
 from smec_st.data import Qrels, VectorTable
-from smec_st.evaluation import HeldOutEvaluator
+from smec_st.evaluation.evaluator import HeldOutEvaluator
+from smec_st.fitting.config import LossSettings
 from smec_st.losses import Relevance, SMECLoss
-from smec_st.memory import SelectableCrossBatchMemory
+from smec_st.losses.memory import SelectableCrossBatchMemory
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-from smec_st.trainer import SequentialTrainer
+from smec_st.training.arguments import SequentialTrainingArguments
+from smec_st.training.trainer import SequentialTrainer
 
 WIDTH, DIMS = 16, [8, 4]
 

@@ -16,7 +16,7 @@ import pytest
 from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import load_vectors, open_vectors
-from smec_st.overlap import kept_neighbors, pool_for
+from smec_st.evaluation.overlap import kept_neighbors, pool_for
 
 faiss = pytest.importorskip("faiss")
 WIDTH, ROWS = 24, 600

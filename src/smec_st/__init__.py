@@ -16,16 +16,16 @@ _HOME = {
     "Compressor": "smec_st.compressor",
     "DataError": "smec_st.data",
     "EmbeddingInput": "smec_st.modules",
-    "FitConfig": "smec_st.config",
-    "LossSettings": "smec_st.config",
+    "FitConfig": "smec_st.fitting.config",
+    "LossSettings": "smec_st.fitting.config",
     "FunnelIndex": "smec_st.search",
     "Qrels": "smec_st.data",
     "ResidualAdapter": "smec_st.modules",
     "SMECLoss": "smec_st.losses",
-    "SelectableCrossBatchMemory": "smec_st.memory",
-    "SequentialTrainer": "smec_st.trainer",
-    "SequentialTrainingArguments": "smec_st.arguments",
-    "SpreadPairSampler": "smec_st.sampler",
+    "SelectableCrossBatchMemory": "smec_st.losses.memory",
+    "SequentialTrainer": "smec_st.training.trainer",
+    "SequentialTrainingArguments": "smec_st.training.arguments",
+    "SpreadPairSampler": "smec_st.training.sampler",
     "VectorTable": "smec_st.data",
     "load_collection": "smec_st.data",
     "load_vectors": "smec_st.data",
@@ -55,16 +55,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from smec_st.arguments import SequentialTrainingArguments
     from smec_st.compressor import Compressor
-    from smec_st.config import FitConfig, LossSettings
     from smec_st.data import Collection, DataError, Qrels, VectorTable, load_collection, load_vectors, open_vectors
+    from smec_st.fitting.config import FitConfig, LossSettings
     from smec_st.losses import SMECLoss
-    from smec_st.memory import SelectableCrossBatchMemory
+    from smec_st.losses.memory import SelectableCrossBatchMemory
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-    from smec_st.sampler import SpreadPairSampler
     from smec_st.search import FunnelIndex
-    from smec_st.trainer import SequentialTrainer
+    from smec_st.training.arguments import SequentialTrainingArguments
+    from smec_st.training.sampler import SpreadPairSampler
+    from smec_st.training.trainer import SequentialTrainer
 
 
 def __getattr__(name: str) -> Any:

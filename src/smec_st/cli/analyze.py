@@ -45,7 +45,7 @@ def analyze(
     with thinking("reading"):
         from smec_st.data import load_collection
 
-        analysis = importlib.import_module(f"smec_st.analysis.{what}")
+        analysis = importlib.import_module(f"smec_st.research.analysis.{what}")
         collection = load_collection(data, vectors, model, task)
     out.mkdir(parents=True, exist_ok=True)
     with thinking(what):

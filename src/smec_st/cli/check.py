@@ -24,8 +24,8 @@ def check(compressor: Path, vectors: str, threshold: float, column: str | None, 
 
         from smec_st.compressor import Compressor
         from smec_st.data import open_vectors
-        from smec_st.files import write_text
-        from smec_st.upkeep import measure_drift
+        from smec_st.stores import measure_drift
+        from smec_st.system.files import write_text
 
         drift = measure_drift(Compressor.load(compressor), open_vectors(vectors, column))
     if json_file is not None:

@@ -15,7 +15,7 @@ from smec_st.cli.allocator import keep_freed_memory
 from smec_st.cli.options import FOLDER, TASK, thinking, whole_numbers
 
 if TYPE_CHECKING:
-    from smec_st.compare import Outcome, Recommendation
+    from smec_st.research.compare import Outcome, Recommendation
 
 FAILED = 1
 
@@ -53,8 +53,8 @@ def compare(
         raise DataError(f"give one --vectors for each --data; got {len(files)} and {len(folders)}.")
     dims = [whole_numbers(text, "--dims") for text in sizes]
     with thinking("reading"):
-        from smec_st import compare as comparing
-        from smec_st.evaluation import print_rows
+        from smec_st.evaluation.report import print_rows
+        from smec_st.research import compare as comparing
 
         chosen, notices = comparing.choose(methods, labels=not no_labels)
         sources = [

@@ -27,8 +27,7 @@ def evaluate(
     with thinking("reading"):
         from smec_st.compressor import Compressor
         from smec_st.data import load_collection
-        from smec_st.evaluation import print_rows
-        from smec_st.evaluation.report import write_json
+        from smec_st.evaluation.report import print_rows, write_json
         from smec_st.evaluation.scoring import score_compressor
 
         loaded = Compressor.load(compressor)

@@ -67,13 +67,13 @@ def fit(
     settings = _settings(config, dims, seed)
     refuse_existing(out)
     with thinking("reading"):
-        from smec_st.choice import Decision
-        from smec_st.compare import Target, choose_size
         from smec_st.compressor import Compressor
         from smec_st.data import DataError, add_synthetic_queries, load_collection
-        from smec_st.evaluation import print_rows, write_report
+        from smec_st.evaluation.report import print_rows, write_report
         from smec_st.evaluation.scoring import score_compressor
-        from smec_st.files import new_folder
+        from smec_st.fitting.choice import Decision
+        from smec_st.research.compare import Target, choose_size
+        from smec_st.system.files import new_folder
 
         collection = load_collection(data, vectors, model, task)
         train, dev = _judgements(collection, no_labels)
@@ -161,7 +161,7 @@ def _keep_for_target(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | No
 
 
 def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[str, Any]:
-    from smec_st.config import read_settings
+    from smec_st.fitting.config import read_settings
 
     settings = read_settings(config) if config is not None else {}
     if dims is not None:
@@ -191,7 +191,7 @@ def _quiet_labels() -> Iterator[None]:
     """The decision is printed below the table; as a warning above it nobody would see it."""
     import warnings
 
-    from smec_st.fitting import LabelsWarning
+    from smec_st.fitting.fit import LabelsWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LabelsWarning)

@@ -10,7 +10,7 @@ import click
 from smec_st.cli.options import BYTES, COLUMN, FOLDER, PRECISION, row_progress, thinking
 
 if TYPE_CHECKING:
-    from smec_st.upkeep import Estimate
+    from smec_st.stores import Estimate
 
 
 @click.command()
@@ -37,9 +37,8 @@ def migrate(
     """Rewrite an existing STORE of vectors (files, FAISS, Milvus) with a COMPRESSOR."""
     with thinking("reading"):
         from smec_st.data import DataError
-        from smec_st.streaming import Job
-        from smec_st.upkeep import Plan, estimate
-        from smec_st.upkeep import migrate as rewrite
+        from smec_st.stores import Job, Plan, estimate
+        from smec_st.stores import migrate as rewrite
     if not dry_run and in_place == (out is not None):
         raise DataError("say where to write: --out or --in-place; or estimate first with --dry-run.")
     plan = Plan(Job(str(compressor), store, column, dim, precision, bytes_), out)

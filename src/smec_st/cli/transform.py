@@ -34,7 +34,7 @@ def transform(
 ) -> None:
     """Compress VECTORS into the folder OUT in bounded memory; the same command continues after an interruption."""
     with thinking("reading"):
-        from smec_st.streaming import Job, transform_files
+        from smec_st.stores import Job, transform_files
     job = Job(str(compressor), vectors, column, dim, precision, bytes_, kind, shard_rows)
     with row_progress() as report:
         manifest = transform_files(job, out, engine, report)

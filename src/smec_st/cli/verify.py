@@ -22,8 +22,8 @@ def verify(model: str, json_file: Path | None) -> None:
     The exit code is 1 if they differ.
     """
     with thinking("loading"):
-        from smec_st.files import write_text
         from smec_st.hub.verify import verify as check
+        from smec_st.system.files import write_text
 
         checks = check(model)
     if json_file is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from smec_st.data.errors import DataError, one_line
 from smec_st.data.safetensors import read_safetensors
 from smec_st.data.vectors import as_numpy
-from smec_st.quiet import quiet_libraries
+from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

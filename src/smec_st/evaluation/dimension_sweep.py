@@ -12,9 +12,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from smec_st.data import DataError, EncodedTable, Qrels, as_numpy, unit_rows
+from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.report import Row
 from smec_st.evaluation.sweep import METRICS
-from smec_st.metrics import evaluate_retrieval
 from smec_st.modules import LiveBackbone
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class DimensionSweepEvaluator(BaseEvaluator):
 
     Corpus and queries are encoded once per call. They may be texts (images, anything that ``encode_query`` and
     ``encode_document`` accept) or vectors, for a model that starts with :class:`~smec_st.modules.EmbeddingInput`.
-    Relevance may be graded. In :class:`~smec_st.trainer.SequentialTrainer` the evaluator can select each stage's best
-    checkpoint (``load_best_model_at_end=True``, ``metric_for_best_model="eval_sweep_ndcg@10"``) and stop a stage
-    early.
+    Relevance may be graded. In :class:`~smec_st.training.trainer.SequentialTrainer` the evaluator can select each
+    stage's best checkpoint (``load_best_model_at_end=True``, ``metric_for_best_model="eval_sweep_ndcg@10"``) and stop
+    a stage early.
 
     The result has ``{name}_{dim}_{metric}`` for each size up to the model's width, and ``{name}_{metric}``, the value
     chosen by ``main``.
@@ -38,7 +38,7 @@ class DimensionSweepEvaluator(BaseEvaluator):
         queries: Queries: texts, or vectors ``(Q, D)``.
         qrels: Judgements by row of both; only judged queries are encoded.
         dims: Sizes; those above the model's width are skipped. None for the model's width alone.
-        metrics: Names as in :func:`~smec_st.metrics.evaluate_retrieval`; the first is the primary one.
+        metrics: Names as in :func:`~smec_st.evaluation.metrics.evaluate_retrieval`; the first is the primary one.
         main: The size reported as ``{name}_{metric}``: the ``widest`` (in a ``grow`` stage, the size being trained),
             the ``mean`` over sizes, or one of ``dims``.
         name: Prefix of the metrics.

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from smec_st.data import Qrels, Table, unit_rows
-from smec_st.metrics import evaluate_retrieval
+from smec_st.evaluation.metrics import evaluate_retrieval
 
 
 class HeldOutEvaluator(BaseEvaluator):

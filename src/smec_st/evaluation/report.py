@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich.table
 
-from smec_st.files import write_text
+from smec_st.system.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,8 +6,8 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING
 
-from smec_st import baselines
 from smec_st.data import Collection, DataError, Qrels
+from smec_st.evaluation import untrained
 from smec_st.evaluation.report import Row
 from smec_st.evaluation.sweep import sweep
 
@@ -73,10 +73,10 @@ def _score_sizes(compressor: Compressor, collection: Collection, qrels: Qrels, i
     if width != compressor.width:
         raise DataError(f"the vectors are {width} wide; this compressor reads {compressor.width}.")
     name = str(compressor.info.get("method", "compressor"))
-    methods: dict[str, baselines.Transform] = {
-        "original": baselines.original,
-        "truncate": baselines.truncate,
-        "pca": baselines.pca(collection.corpus),
+    methods: dict[str, untrained.Transform] = {
+        "original": untrained.original,
+        "truncate": untrained.truncate,
+        "pca": untrained.pca(collection.corpus),
     }
     own_intervals = [name] if intervals and name not in methods else []
     methods[name] = compressor.transform

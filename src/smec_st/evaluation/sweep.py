@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.baselines import Transform
 from smec_st.data import Qrels
-from smec_st.evaluation.intervals import paired_interval
+from smec_st.evaluation.metrics import PerQuery, evaluate_retrieval
 from smec_st.evaluation.report import Row
-from smec_st.metrics import PerQuery, evaluate_retrieval
+from smec_st.evaluation.statistics import paired_interval
+from smec_st.evaluation.untrained import Transform
 
 METRICS = ("ndcg@10", "recall@100", "mrr@10")
 
@@ -35,7 +35,7 @@ def sweep(
         qrels: Judgements.
         methods: Transforms by name; each maps ``(vectors, dim)`` to ``(n, dim)``, unit norm.
         dims: Sizes; the method "original" is scored at full width only.
-        metrics: Names as in :func:`~smec_st.metrics.evaluate_retrieval`.
+        metrics: Names as in :func:`~smec_st.evaluation.metrics.evaluate_retrieval`.
         on_row: Called with each row as soon as it is ready, for progress.
         own_document: Corpus row that is the query itself and is left out of its ranking, -1 for none, ``(Q,)``.
         intervals: Methods whose rows get the mean difference to "original" in the first metric and its 95 % interval

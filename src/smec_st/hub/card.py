@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st import __version__
-from smec_st.choice import Decision
 from smec_st.evaluation.report import Row, draw_lines, label_of, label_sizes, markdown_rows, save_figure
+from smec_st.fitting.choice import Decision
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor

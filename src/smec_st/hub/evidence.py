@@ -10,7 +10,7 @@ from typing import Any
 
 from smec_st.data import DataError
 from smec_st.evaluation.report import Row
-from smec_st.files import write_text
+from smec_st.system.files import write_text
 
 FILE = "evidence.json"
 

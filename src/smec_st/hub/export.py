@@ -16,12 +16,12 @@ from sentence_transformers.base.modules import Dense, Normalize
 from torch import nn
 
 from smec_st.data import DataError
-from smec_st.files import new_folder, read_json, write_json
 from smec_st.hub.card import write_card
 from smec_st.hub.load import INSIDE
 from smec_st.hub.serving import LEGACY
 from smec_st.modules.adapter import ACTIVATIONS
-from smec_st.quiet import quiet_libraries
+from smec_st.system.files import new_folder, read_json, write_json
+from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
-from smec_st.files import read_json
 from smec_st.hub.card import REPO_ID, write_card
 from smec_st.hub.errors import LOG_IN, explain, hub_errors
+from smec_st.system.files import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data import DataError, read_safetensors, unit_rows
-from smec_st.files import read_json
+from smec_st.system.files import read_json
 
 LEGACY = "sentence_transformers.models."  # module names before sentence-transformers 5.4
 KNOWN_NAMES = tuple(LEGACY + name for name in ("Transformer", "Pooling", "Dense", "Normalize"))

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smec_st.config import LossSettings
 from smec_st.data import Table
+from smec_st.fitting.config import LossSettings
+from smec_st.losses.memory import EMPTY, SelectableCrossBatchMemory
 from smec_st.losses.ranks import any_rank, gather_rows, world_size
 from smec_st.losses.relevance import Relevance
-from smec_st.memory import EMPTY, SelectableCrossBatchMemory
 
 
 class CandidatePool:

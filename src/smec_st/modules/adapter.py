@@ -19,9 +19,9 @@ class ResidualAdapter(WeightedModule):
     With ``B`` the identity this is the residual adapter of Search-Adaptor and MA; with ``B`` principal axes training
     starts from PCA. ``f`` is one linear map ``A x``; or one hidden layer of width ``h``, ``U a(V x) / sqrt(h)``; or
     both, where only the first outputs get the hidden layer. All are without bias, so that a chain folds into stock
-    ``Dense`` modules (see :mod:`smec_st.folding`). ``V`` begins at standard normal numbers, so that the hidden layer
-    begins as random features of unit scale (Rahimi & Recht, NeurIPS 2007) and a step changes it little, however wide
-    it is. ``s`` interpolates between start and result.
+    ``Dense`` modules (see :mod:`smec_st.maps.folding`). ``V`` begins at standard normal numbers, so that the hidden
+    layer begins as random features of unit scale (Rahimi & Recht, NeurIPS 2007) and a step changes it little, however
+    wide it is. ``s`` interpolates between start and result.
 
     Args:
         in_dim: Width ``D`` of the input.

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.maps import FoldedMap
-from smec_st.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.quantization.codecs import Binary, Codec, Plain
 from smec_st.quantization.head import Head
 from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, sample_rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from smec_st.data import Qrels
-from smec_st.evaluation import Row
+from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.evaluation.report import Row
 from smec_st.evaluation.sweep import METRICS
-from smec_st.metrics import evaluate_retrieval
 from smec_st.quantization.head import Head
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smec_st.baselines.quantizers import load_faiss
 from smec_st.data import DataError
 from smec_st.quantization.codecs import Binary, Int8, Product
 from smec_st.quantization.head import Head
+from smec_st.system.faiss import load_faiss
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
@@ -76,7 +76,7 @@ def product_codes(
     Raises:
         DataError: If FAISS is missing, or ``codes`` does not divide the width.
     """
-    faiss = load_faiss("product codes")
+    faiss = load_faiss("a product codec")
     count, width = rows.shape
     if width % codes:
         raise DataError(f"product codes of {codes} bytes need a size that is a multiple of {codes}, got {width}.")

@@ -21,8 +21,8 @@ from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.functional import alignment_kl, contrastive_loss, unit
 from smec_st.losses.relevance import Relevance
 from smec_st.maps import FoldedMap
-from smec_st.matmul import fast_matmul
 from smec_st.quantization.codecs import Binary, Codec, Int8, Product
+from smec_st.system.matmul import fast_matmul
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
+from smec_st.system.faiss import load_faiss
 
 KINDS = ("flat", "hnsw", "ivf")
 PRECISIONS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "int4": "SQ4", "pq": "PQ"}
@@ -25,15 +26,6 @@ EXACT_BELOW = 4096  # with fewer rows than this, a flat head is faster than any 
 TRAIN_ROWS = 100_000
 ADD_ROWS = 512  # rows added per write lock, so that searches can run in between
 REBUILD_AT = 4  # a trained head is rebuilt when the index has this many times the rows it was trained for
-
-
-def load_faiss() -> Any:
-    """Import FAISS, which is an optional dependency."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise DataError('this index needs faiss. Install it with `pip install "smec-st[search]"`.') from error
-    return faiss
 
 
 def check_kind(name: str) -> tuple[str, str]:
@@ -127,7 +119,7 @@ class Head:
         check_kind(name)
         self.name, self.size = name, size
         self.built_on = 0  # number of rows that its structure was chosen and trained for
-        self._faiss = load_faiss()
+        self._faiss = load_faiss("this index")
         self._lock = ReadWriteLock()
         self._index: Any = self._faiss.IndexFlatIP(size)
 

@@ -119,7 +119,7 @@ class MilvusBackend:
     def compressor(self) -> Compressor:
         """Load the compressor that is stored in the database."""
         from smec_st.compressor import Compressor
-        from smec_st.saved import CONFIG_FILE, WEIGHTS_FILE
+        from smec_st.compressor.files import CONFIG_FILE, WEIGHTS_FILE
 
         with tempfile.TemporaryDirectory() as folder, calls(self.uri, "reading the compressor"):
             for name in (CONFIG_FILE, WEIGHTS_FILE):

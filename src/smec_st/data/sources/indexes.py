@@ -12,6 +12,7 @@ import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.sources.batch import Batch, choose_column, file_state, sidecar_record
+from smec_st.system.faiss import load_faiss
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,7 @@ class FaissVectors:
 
 def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
     """Open a file that ``faiss.write_index`` wrote."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise DataError(
-            'reading a FAISS index needs faiss. Install it with `pip install "smec-st[search]"`.'
-        ) from error
+    faiss = load_faiss("reading a FAISS index")
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:

@@ -1,0 +1,531 @@
+"""``Compressor``: fit on vectors, transform vectors, save, load, and hand back an ordinary model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from smec_st.compressor.files import CONFIG_FILE, read_files, write_files
+from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
+from smec_st.data.embedding import backbone_record, embed_if_texts
+from smec_st.data.space import check_backbone
+from smec_st.fitting.config import HELD_OUT
+from smec_st.maps import FoldedMap
+from smec_st.quantization.codecs import Plain
+from smec_st.quantization.head import Head
+from smec_st.system.files import new_folder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+
+    from smec_st.fitting.config import FitConfig
+    from smec_st.hub.evidence import Evidence
+
+PLAIN = ("float32", "float16")
+
+Vectors = TypeVar("Vectors", np.ndarray, "Tensor")
+
+
+class Compressor:
+    """Maps a backbone's vectors to any of its sizes, unit norm at each.
+
+    Made by :meth:`fit` or :meth:`load`; never half-made. With the order ``grow`` one map serves all sizes and the
+    first ``m`` numbers are the ``m``-dimensional vector ("nested").
+
+    Args:
+        maps: Folded maps and the sizes each serves.
+        info: What is known of the fit: backbone, method, settings, stages.
+        heads: Ways to store documents in fewer bytes per number.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[tuple[FoldedMap, Sequence[int]]],
+        info: Mapping[str, Any] | None = None,
+        heads: Sequence[Head] = (),
+    ) -> None:
+        self._maps = tuple((folded, tuple(sizes)) for folded, sizes in maps)
+        self._by_dim = {dim: folded for folded, sizes in self._maps for dim in sizes}
+        if not self._by_dim or len({folded.in_dim for folded, _ in self._maps}) != 1:
+            raise ValueError("A compressor needs at least one map, all reading the same width.")
+        self.info: dict[str, Any] = dict(info or {})
+        self.heads = tuple(heads)
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        """Width ``D`` of the vectors it reads."""
+        return self._maps[0][0].in_dim
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Sizes it was trained for, falling."""
+        return tuple(sorted(self._by_dim, reverse=True))
+
+    @property
+    def nested_dims(self) -> tuple[int, ...]:
+        """Sizes that are prefixes of the widest of them, falling."""
+        best = max((sizes for _, sizes in self._maps), key=lambda sizes: (len(sizes), max(sizes)))
+        return tuple(sorted(best, reverse=True))
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether all sizes are prefixes of the widest."""
+        return self.nested_dims == self.dims
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of backbone and weights: vectors of different fingerprints must not meet in one index."""
+        digest = hashlib.sha256(json.dumps(self.info.get("backbone") or {}, sort_keys=True).encode())
+        for name, weight in sorted(self.tensors().items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(weight).tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def maps(self) -> tuple[tuple[FoldedMap, tuple[int, ...]], ...]:
+        """Folded maps and the sizes each serves."""
+        return self._maps
+
+    def __repr__(self) -> str:
+        sizes = "/".join(map(str, self.dims))
+        return f"Compressor({self.width} -> {sizes}, nested={self.is_nested}, method={self.info.get('method')!r})"
+
+    def map_for(self, dim: int | None = None) -> FoldedMap:
+        """The folded map to one of :attr:`dims`, or to any prefix when nested; the widest by default.
+
+        Raises:
+            ValueError: If no map serves that size.
+        """
+        if dim is None:
+            dim = self.dims[0]
+        if dim in self._by_dim:
+            return self._by_dim[dim].first(dim)
+        if not 1 <= dim <= self.nested_dims[0] or len(self.nested_dims) < 2:
+            raise ValueError(f"`dim` must be one of {', '.join(map(str, self.dims))}, got {dim}.")
+        return self._by_dim[self.nested_dims[0]].first(dim)
+
+    # -- use ----------------------------------------------------------------------------------------------------------
+
+    def head(self, dim: int | None = None, precision: str | None = None, bytes: int | None = None) -> Head:
+        """A way to store documents: what encodes them, and what queries are compared with.
+
+        Args:
+            dim: Size; the widest that fits the rest by default.
+            precision: "float32", "float16", "int8", "binary" or "pq". By default that of the head with so many
+                ``bytes``, or float32.
+            bytes: Bytes per document.
+
+        Raises:
+            DataError: If there is no such head; the message names those there are.
+        """
+        if precision in PLAIN or (precision is None and bytes is None):
+            plain = Plain(0, precision or "float32")
+            wanted = dim if dim is not None or bytes is None else bytes // np.dtype(plain.precision).itemsize
+            folded = self.map_for(wanted)
+            found = [Head(folded, dataclasses.replace(plain, dim=folded.out_dim))]
+        else:
+            found = [head for head in self.heads if dim in (None, head.dim) and precision in (None, head.precision)]
+        found = [head for head in found if bytes in (None, head.bytes)]
+        if not found:
+            have = ", ".join(f"{head.precision} of {head.dim} numbers ({head.bytes} bytes)" for head in self.heads)
+            asked = [f"{dim} numbers" if dim else "", precision or "", f"{bytes} bytes" if bytes else ""]
+            wanted_words = " ".join(word for word in asked if word)
+            raise DataError(
+                f"this compressor has no codes of {wanted_words}; it has {have or 'none'}. "
+                "`Compressor.quantize` adds more."
+            )
+        return max(found, key=lambda head: (bytes is not None and "for_bytes" in head.info, head.dim))
+
+    def transform(
+        self, vectors: Vectors, dim: int | None = None, chunk: int = 65536, precision: str = "float32"
+    ) -> Vectors:
+        """Compress vectors.
+
+        Args:
+            vectors: ``(n, D)`` or ``(D,)``, numpy array, memory map or tensor of any float type; lengths do not
+                matter.
+            dim: Size wanted: one of :attr:`dims`, or any prefix of a nested compressor. The widest by default.
+            chunk: Rows mapped at a time, to bound memory.
+            precision: How documents are stored, see :meth:`head`. Queries stay float32.
+
+        Returns:
+            ``(n, dim)`` or ``(dim,)`` float32 of length 1, or codes; a tensor for a tensor, otherwise numpy.
+
+        Raises:
+            ValueError: If the width is not :attr:`width`, or a row is zero, NaN or infinite.
+        """
+        if hasattr(vectors, "detach"):
+            import torch
+
+            compressed: Any = torch.from_numpy(self.transform(as_numpy(vectors), dim, chunk, precision))
+            return compressed.to(vectors.device)  # type: ignore[no-any-return]
+        codes: Any = self.head(dim, precision).encode(np.asarray(vectors), chunk)
+        return codes  # type: ignore[no-any-return]
+
+    def attach(self, model: SentenceTransformer | str, dim: int | None = None) -> SentenceTransformer:
+        """An ordinary sentence-transformers model: the backbone's modules, then stock ``Dense`` and ``Normalize``.
+
+        Args:
+            model: The backbone whose vectors this was fitted on; its modules are shared, not copied.
+            dim: Size to serve. By default the widest nested size, to be cut by ``truncate_dim``.
+
+        Raises:
+            ValueError: If the backbone's width is not :attr:`width`, or it is known to be another model or revision.
+        """
+        from smec_st.hub.export import attach
+
+        self._check_model(model)
+        return attach(self, model, dim)
+
+    def export(
+        self, model: SentenceTransformer | str, folder: str | Path, dim: int | None = None, *, onnx: bool = False
+    ) -> None:
+        """Save :meth:`attach` as a model folder that plain sentence-transformers, 5.2 or later, loads.
+
+        Args:
+            model: The backbone whose vectors this was fitted on.
+            folder: New or empty folder.
+            dim: The one size to serve; all nested ones by default.
+            onnx: Write ``onnx/model.onnx`` as well, backbone and compressor in one graph.
+        """
+        from smec_st.hub.export import export
+
+        self._check_model(model)
+        export(self, model, folder, dim, onnx)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        model: SentenceTransformer | str | None = None,
+        *,
+        dim: int | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        overwrite: bool = False,
+        revision: str | None = None,
+        per_size: str | None = None,
+        message: str | None = None,
+        evidence: Evidence | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Publish on the Hugging Face Hub: folded into its backbone, or by itself when no ``model`` is given.
+
+        Everything is safetensors. Each revision is one commit and ``main`` moves last; what a failed push has created
+        is removed again.
+
+        Args:
+            repo_id: ``owner/name``.
+            model: The backbone, to publish :meth:`export`'s model, which loads without this package. None publishes
+                the compressor alone, a few MB, for :meth:`from_pretrained`.
+            dim: The one size to publish; all nested ones by default (all, without a model).
+            private: Make a new repository private.
+            token: Access token; by default the one that is logged in.
+            overwrite: Whether a repository that holds something may be changed.
+            revision: Branch to publish on; ``main`` by default.
+            per_size: ``branches`` or ``tags``: a revision ``dim-48`` for each size as well, which holds that one size.
+            message: Of the commits.
+            evidence: Measurements for the model card.
+            license: The Hub's short name of the licence, for the card.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            DataError: If the Hub refuses or the upload breaks; the message says what to do and what remains there.
+        """
+        from smec_st.hub.push import push
+
+        return push(
+            self,
+            repo_id,
+            model,
+            dim=dim,
+            private=private,
+            token=token,
+            overwrite=overwrite,
+            revision=revision,
+            per_size=per_size,
+            message=message,
+            evidence=evidence,
+            license=license,
+        )
+
+    def _check_model(self, model: SentenceTransformer | str) -> None:
+        record = {"model": model} if isinstance(model, str) else backbone_record(model)
+        check_backbone(self.info.get("backbone") or {}, record, "the model")
+
+    def to_onnx(self, path: str | Path, dim: int | None = None) -> None:
+        """Write one size as a tiny ONNX model: ``vectors`` ``(n, D)`` float32 to ``embedding`` ``(n, dim)``.
+
+        Raises:
+            DataError: If the package onnx is missing.
+        """
+        from smec_st.compressor.onnx import write_onnx
+
+        write_onnx(self, Path(path), dim)
+
+    # -- make ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        corpus: Any,
+        queries: Any | None = None,
+        qrels: Any | None = None,
+        dims: Sequence[int] | None = None,
+        *,
+        dev_qrels: Any | None = None,
+        model: SentenceTransformer | str | None = None,
+        method: str = "smec",
+        config: FitConfig | None = None,
+        work_dir: str | Path | None = None,
+        progress: bool = False,
+        unlabelled_queries: Sequence[int] | np.ndarray | None = None,
+        own_document: Sequence[int] | np.ndarray | None = None,
+        backbone: Mapping[str, Any] | None = None,
+        bytes: int | None = None,
+        **settings: Any,
+    ) -> Compressor:
+        """Fit on a corpus, better with queries, best with judgements.
+
+        Args:
+            corpus: ``(N, D)`` vectors (array, memory map, tensor), or a list of texts when ``model`` is given.
+            queries: ``(Q, D)`` vectors or texts.
+            qrels: Which documents are relevant: a :class:`~smec_st.data.Qrels`, ``{query row: {document row:
+                grade}}``, or pairs ``(P, 2)`` of rows. None to train without labels.
+            dims: Sizes; by default the width and its halvings down to a sixteenth.
+            dev_qrels: Judgements of held-out queries, which only choose among the candidates; by default the training
+                queries are cross-validated. With fewer than 20 judged queries nothing is trained on them; a warning
+                says so.
+            model: The backbone, to embed texts with and to remember by name.
+            method: A name in :data:`~smec_st.fitting.config.METHODS`.
+            config: Settings; ``settings`` override them one by one.
+            work_dir: Folder for checkpoints; an unfinished run found there is continued. None to keep none.
+            progress: Show a progress bar.
+            unlabelled_queries: Query rows that may be read without their judgements; all by default where there are
+                no labels, and else those that are judged.
+            own_document: Corpus row that is the query itself, ``(Q,)``, -1 for none (duplicate questions, images among
+                images): it counts neither as relevant nor as irrelevant.
+            backbone: What is known of the model that made the vectors (``model``, ``revision``, ``prompt``), when they
+                come without it.
+            bytes: Also choose the best size and precision for documents of this many bytes; see :meth:`quantize`.
+            **settings: Fields of :class:`~smec_st.fitting.config.FitConfig`.
+
+        Raises:
+            DataError: If the input cannot be used; the message says why.
+        """
+        from smec_st.fitting.fit import fit_maps, resolve_config, settings_of
+
+        given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
+        if dims is not None:
+            given["dims"] = tuple(dims)
+        corpus, queries, known = embed_if_texts(corpus, queries, model, progress)
+        table = VectorTable(corpus, queries, own_document)
+        resolved = resolve_config(given, table.width)
+        train, dev = _judgements(table, qrels, dev_qrels)
+        if bytes is not None and train is not None and dev is None:
+            train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
+        asking = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
+        made = fit_maps(
+            method,
+            table,
+            train,
+            dev,
+            resolved,
+            unlabelled_queries=asking,
+            work_dir=None if work_dir is None else Path(work_dir),
+            progress=progress,
+        )
+        backbone = {**(known or {"width": table.width}), **(backbone or {})}
+        compressor = cls(made.maps, {"backbone": backbone, **made.info}).calibrate(table.documents())
+        if bytes is None:
+            return compressor
+        from smec_st.quantization.choice import add_best
+
+        labels = train if made.trains_on_labels else None
+        if asking is None and train is not None:
+            asking = train.query_rows
+        return add_best(compressor, table, labels, dev, bytes, resolved.seed, asking)
+
+    def calibrate(self, corpus: np.ndarray) -> Compressor:
+        """Ranges for int8 and rotations for binary codes at every size; what is there already stays.
+
+        How well neighbours are kept is recorded as well, for ``smec-st check``.
+
+        Args:
+            corpus: ``(N, D)`` vectors; a sample of them is looked at.
+        """
+        from smec_st.evaluation.overlap import POOLS, drawn, kept_neighbors
+        from smec_st.quantization.starts import untrained_heads
+
+        kept = {
+            str(pool): {
+                str(dim): kept_neighbors(corpus[drawn(len(corpus), pool)], self.map_for(dim)) for dim in self.dims
+            }
+            for pool in POOLS
+            if pool <= len(corpus)
+        }
+        heads = (*self.heads, *untrained_heads(self, corpus))
+        return type(self)(self._maps, {**self.info, "kept_neighbors": kept}, heads)
+
+    def quantize(
+        self,
+        corpus: Any,
+        queries: Any | None = None,
+        qrels: Any | None = None,
+        *,
+        bytes: int,
+        dev_qrels: Any | None = None,
+        own_document: Sequence[int] | np.ndarray | None = None,
+        seed: int = 0,
+    ) -> Compressor:
+        """Add the best way to store documents in this many bytes.
+
+        Every size that this compressor has is tried with every precision that takes this many bytes; the best is
+        trained through the rounding; held-out queries choose, or without judgements how well the neighbours of full
+        width are found again. Float vectors, and codes that were there, stay as they are.
+
+        Args:
+            corpus: As for :meth:`fit`.
+            queries: As for :meth:`fit`.
+            qrels: As for :meth:`fit`.
+            bytes: Bytes per document.
+            dev_qrels: As for :meth:`fit`.
+            own_document: As for :meth:`fit`.
+            seed: Random seed.
+
+        Raises:
+            DataError: If no size of this compressor fits, or the input cannot be used.
+        """
+        from smec_st.quantization.choice import add_best
+
+        table = self._table(corpus, queries, own_document)
+        train, dev = _judgements(table, qrels, dev_qrels)
+        if train is not None and dev is None:
+            train, dev = train.hold_out(HELD_OUT, seed)
+        return add_best(self, table, train, dev, bytes, seed, None)
+
+    def extend(
+        self,
+        corpus: Any,
+        queries: Any | None = None,
+        qrels: Any | None = None,
+        dims: Sequence[int] = (),
+        *,
+        dev_qrels: Any | None = None,
+        own_document: Sequence[int] | np.ndarray | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Compressor:
+        """Add sizes without retraining what exists: every size that was there gives the same vectors as before.
+
+        A size above the widest grows new columns. A smaller or in-between one is a new map on top of the next larger
+        size, so it can be computed from stored vectors of that size; it is not a prefix.
+
+        Args:
+            corpus: As for :meth:`fit`.
+            queries: As for :meth:`fit`.
+            qrels: As for :meth:`fit`.
+            dims: New sizes.
+            dev_qrels: As for :meth:`fit`.
+            own_document: As for :meth:`fit`.
+            progress: Show a progress bar.
+            **settings: Fields of :class:`~smec_st.fitting.config.FitConfig`; by default those of the first fit.
+
+        Raises:
+            DataError: If a size exists already or the input cannot be used.
+        """
+        from smec_st.fitting.fit import extend_maps, resolve_config
+
+        table = self._table(corpus, queries, own_document)
+        config = resolve_config({**self.info.get("settings", {}), **settings, "dims": tuple(dims)}, self.width)
+        maps, reports = extend_maps(self._maps, table, *_judgements(table, qrels, dev_qrels), config, progress)
+        info = {**self.info, "stages": [*self.info.get("stages", []), *reports]}
+        return type(self)(maps, info, self.heads).calibrate(table.documents())
+
+    def _table(self, corpus: Any, queries: Any, own_document: Any) -> VectorTable:
+        table = VectorTable(corpus, queries, own_document)
+        if table.width != self.width:
+            raise DataError(f"the vectors are {table.width} wide; this compressor reads {self.width}.")
+        return table
+
+    # -- keep ---------------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The weights of the maps by name, ``MAP.LAYER.weight``."""
+        return {
+            f"{m}.{n}.weight": layer.weight
+            for m, (folded, _) in enumerate(self._maps)
+            for n, layer in enumerate(folded.layers)
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``compressor.json`` and ``compressor.safetensors``; no backbone, a few MB.
+
+        The folder must be new or empty. It is written under another name first, so it is never there half-written.
+
+        Raises:
+            FileExistsError: If the folder holds something.
+        """
+        with new_folder(folder) as draft:
+            self.write_into(draft)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the two files into an existing folder."""
+        write_files(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Compressor:
+        """Read a compressor from the Hugging Face Hub: a head-only repository, or a model that was published whole.
+
+        Args:
+            repo_id: ``owner/name``, or a folder.
+            revision: Branch, tag or commit.
+            token: Access token; by default the one that is logged in.
+            cache_dir: Where downloads are kept.
+            local_files_only: Use what is there; do not ask the Hub.
+
+        Raises:
+            DataError: If there is no such repository or revision, it may not be read, or it holds no compressor.
+        """
+        from smec_st.hub.load import from_pretrained
+
+        return from_pretrained(
+            cls, repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Compressor:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: If the folder holds no compressor, a newer format, or weights that do not fit.
+        """
+        maps, info, fingerprint, read_codes = read_files(Path(folder))
+        compressor = cls(maps, info)
+        if compressor.fingerprint != fingerprint:
+            raise DataError(f"{folder}: weights and {CONFIG_FILE} do not belong together (fingerprints differ).")
+        compressor.heads = read_codes(compressor.map_for)
+        return compressor
+
+
+def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:
+    size = table.query_size, table.corpus_size
+    return (None if train is None else as_qrels(train, *size)), (None if dev is None else as_qrels(dev, *size))

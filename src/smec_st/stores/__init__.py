@@ -1,0 +1,22 @@
+"""Compress files of any size in bounded memory, check new data for drift, and migrate existing stores."""
+
+from __future__ import annotations
+
+from smec_st.stores.check import Drift, measure_drift
+from smec_st.stores.job import Job, Manifest, transform_files
+from smec_st.stores.migrate import Estimate, Plan, estimate, migrate
+from smec_st.stores.space import check_space, space_record
+
+__all__ = [
+    "Drift",
+    "Estimate",
+    "Job",
+    "Manifest",
+    "Plan",
+    "check_space",
+    "estimate",
+    "measure_drift",
+    "migrate",
+    "space_record",
+    "transform_files",
+]

@@ -1,0 +1,292 @@
+"""Migrate an existing store of vectors to compressed vectors, next to it or in its place."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smec_st.compressor import Compressor
+from smec_st.data import DataError
+from smec_st.data.sources.indexes import FaissVectors, MilvusVectors
+from smec_st.evaluation.overlap import kept_neighbors, pool_for
+from smec_st.quantization.head import Head
+from smec_st.stores.job import Job, Manifest, Progress, is_parquet, transform_files
+from smec_st.stores.space import space_record
+from smec_st.stores.swap import finish_swap, swap
+from smec_st.system.faiss import load_faiss
+from smec_st.system.files import write_text
+
+MIGRATING = "_migrating"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A migration.
+
+    Attributes:
+        job: The compressor, the store, and how documents will be stored.
+        out: The new store: a folder for files, a file for FAISS, the name of a collection for Milvus. None replaces
+            the old store.
+    """
+
+    job: Job
+    out: str | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The result of a dry run.
+
+    Attributes:
+        rows: Number of vectors in the store.
+        bytes_before: Bytes of all vectors as float32 at full width.
+        bytes_after: Bytes of all vectors as they will be stored.
+        seconds: Time for mapping and encoding, extrapolated from a sample; reading and writing take longer.
+        kept_neighbors: Share of the ten nearest neighbours that stay among the ten nearest, on a sample.
+    """
+
+    rows: int | None
+    bytes_before: int | None
+    bytes_after: int | None
+    seconds: float | None
+    kept_neighbors: float | None
+
+
+def estimate(plan: Plan, sample: int = 4096) -> Estimate:
+    """Estimate the cost and the loss of a migration from its first vectors. Nothing is written."""
+    source, _, head = plan.job.open()
+    parts = []
+    for batch in source.batches():
+        parts.append(np.asarray(batch.rows))
+        if sum(map(len, parts)) >= sample:
+            break
+    rows = np.concatenate(parts)[:sample]
+    head.encode(rows[:64])  # warms up, so that the timing below is fair
+    began = time.perf_counter()
+    head.encode(rows)
+    seconds = (time.perf_counter() - began) / len(rows)
+    pool = pool_for(len(rows))
+    kept = None if pool is None else kept_neighbors(rows[:pool], head.folded)
+    count = source.rows
+    return Estimate(
+        rows=count,
+        bytes_before=count and count * 4 * source.width,
+        bytes_after=count and count * head.bytes,
+        seconds=count and count * seconds,
+        kept_neighbors=kept,
+    )
+
+
+def migrate(plan: Plan, told: Progress | None = None) -> str:
+    """Rewrite a store. The old store is kept, or in place removed once the new one is complete.
+
+    Running an interrupted migration in place again finishes it.
+
+    Files become a folder of shards (:func:`~smec_st.stores.transform_files`); in place, a ``.npy`` file becomes one
+    ``.npy`` file and parquet a folder of parquet files. A FAISS index becomes a flat index with the same ids. A
+    Milvus collection becomes a collection with the same other fields.
+
+    Args:
+        plan: What to migrate and where to.
+        told: Called with the number of finished rows and the total, or None if it is not known.
+
+    Returns:
+        Path or address of the new store.
+
+    Raises:
+        DataError: If the store cannot be read, or cannot hold such codes.
+    """
+    if plan.out is None and _finish_interrupted(plan.job):
+        return plan.job.source
+    source, compressor, head = plan.job.open()
+    if isinstance(source, FaissVectors):
+        return _migrate_faiss(plan, source, compressor, head)
+    if isinstance(source, MilvusVectors):
+        return _migrate_milvus(plan, source, compressor, head, told)
+    if plan.out is not None:
+        transform_files(plan.job, Path(plan.out), told=told)
+        return plan.out
+    return _migrate_files_in_place(plan.job, told)
+
+
+def _finish_interrupted(job: Job) -> bool:
+    """Do the renames that an earlier run of the same migration left, and return whether that completed it."""
+    uri, _, collection = job.source.rpartition("#")
+    if uri:
+        return _finish_milvus(uri, collection)
+    space = finish_swap(Path(job.source))
+    if space is None:
+        return False
+    compressor = Compressor.load(job.compressor)
+    return space == space_record(compressor, compressor.head(job.dim, job.precision, job.bytes))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _migrate_files_in_place(job: Job, told: Progress | None) -> str:
+    store = Path(job.source)
+    is_npy = store.suffix == ".npy"
+    if not is_npy and not is_parquet(job.source):
+        raise DataError(f"{store} cannot be rewritten in place; name a folder to write beside it.")
+    work = store.with_name(f".{store.name}.migrating")
+    manifest = transform_files(replace(job, kind="npy" if is_npy else "parquet"), work, told=told)
+    space = manifest.job["space"]
+    if is_npy:
+        joined, record = work / "all.npy", work / "space.json"
+        join_npy(manifest, work, joined)
+        _write_json(record, space)
+        swap(store, space, [(joined, store), (record, _record_of(store))], [work])
+    else:
+        before = store.with_name(f".{store.name}.before")
+        swap(store, space, [(store, before), (work, store)], [before])
+    return str(store)
+
+
+def join_npy(manifest: Manifest, folder: Path, path: Path) -> None:
+    """Join the shards of a folder into one ``.npy`` file."""
+    first = np.load(folder / manifest.shards[0].file, mmap_mode="r")
+    joined = np.lib.format.open_memmap(path, "w+", first.dtype, (manifest.rows, first.shape[1]))
+    for shard in manifest.shards:
+        joined[shard.start : shard.start + shard.rows] = np.load(folder / shard.file, mmap_mode="r")
+    joined.flush()
+
+
+def _record_of(store: Path) -> Path:
+    """Return the file next to a store that describes its vectors."""
+    return store.with_name(store.name + ".json")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+# -- FAISS ------------------------------------------------------------------------------------------------------------
+
+
+def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, head: Head) -> str:
+    faiss = load_faiss("a FAISS index")
+
+    kinds = {"float32": "Flat", "float16": "SQfp16"}
+    if head.precision not in kinds:
+        raise DataError(f"a FAISS index is rewritten as {' or '.join(kinds)}, not {head.precision}.")
+    index = faiss.index_factory(head.dim, kinds[head.precision], faiss.METRIC_INNER_PRODUCT)
+    if source.ids is not None:
+        index = faiss.IndexIDMap(index)
+    for batch in source.batches():
+        rows = head.queries(batch.rows)
+        if source.ids is None:
+            index.add(rows)
+        else:
+            index.add_with_ids(rows, source.ids[batch.start : batch.start + len(rows)])
+    out = Path(plan.out or plan.job.source)
+    draft = out.with_name(out.name + ".partial")
+    faiss.write_index(index, str(draft))
+    space, record = space_record(compressor, head), _record_of(out)
+    record_draft = record.with_name(record.name + ".draft")
+    _write_json(record_draft, space)
+    swap(out, space, [(draft, out), (record_draft, record)])
+    return str(out)
+
+
+# -- Milvus -----------------------------------------------------------------------------------------------------------
+
+
+def _migrate_milvus(
+    plan: Plan, source: MilvusVectors, compressor: Compressor, head: Head, told: Progress | None
+) -> str:
+    client, uri = source.client, plan.job.source.rpartition("#")[0]
+    name = plan.out or f"{source.collection}{MIGRATING}"
+    vector_type = _milvus_type(head)
+    if plan.out is not None and client.has_collection(plan.out):
+        raise DataError(f"{uri} has a collection {plan.out} already.")
+    if client.has_collection(name):
+        client.drop_collection(name)  # left by an interrupted run
+    schema = _milvus_schema(source, vector_type, head.dim, space_record(compressor, head))
+    client.create_collection(name, schema=schema)
+    done = 0
+    for entities in _entities(source):
+        rows = np.stack([source.row(entity[source.column]) for entity in entities])
+        for entity, code in zip(entities, head.encode(rows), strict=True):
+            entity[source.column] = code.tobytes() if head.precision == "binary" else code
+            if head.precision == "float32":
+                entity[source.column] = code.tolist()
+        client.insert(name, entities)
+        done += len(entities)
+        if told is not None:
+            told(done, source.rows)
+    client.flush(name)
+    if plan.out is None:
+        client.drop_collection(source.collection)
+        client.rename_collection(name, source.collection)
+        name = source.collection
+    return f"{uri}#{name}"
+
+
+def _milvus_type(head: Head) -> Any:
+    """Return the type of a field that holds the codes."""
+    from pymilvus import DataType
+
+    types = {
+        "float32": DataType.FLOAT_VECTOR,
+        "float16": DataType.FLOAT16_VECTOR,
+        "binary": DataType.BINARY_VECTOR,
+    }
+    if head.precision not in types or (head.precision == "binary" and head.dim % 8):
+        raise DataError(f"a Milvus collection cannot hold {head.precision} of {head.dim} numbers; choose another.")
+    return types[head.precision]
+
+
+def _milvus_schema(source: MilvusVectors, vector_type: Any, dim: int, space: dict[str, Any]) -> Any:
+    """Copy the schema of a collection, with another field of vectors."""
+    description = source.client.describe_collection(source.collection)
+    schema = source.client.create_schema(
+        auto_id=False,
+        enable_dynamic_field=bool(description.get("enable_dynamic_field")),
+        description=json.dumps(space),
+    )
+    for field in description["fields"]:
+        if field["name"] == source.column:
+            schema.add_field(source.column, vector_type, dim=dim)
+        else:
+            schema.add_field(
+                field["name"], field["type"], is_primary=bool(field.get("is_primary")), **(field.get("params") or {})
+            )
+    return schema
+
+
+def _finish_milvus(uri: str, collection: str) -> bool:
+    """Rename the new collection, if a run was interrupted after it had removed the old one."""
+    if "://" not in uri and not Path(uri).exists():
+        return False
+    try:  # if this fails, opening the store reports why
+        from pymilvus import MilvusClient, MilvusException
+    except ImportError:
+        return False
+    try:
+        client, new = MilvusClient(uri), f"{collection}{MIGRATING}"
+    except MilvusException:
+        return False
+    try:
+        if client.has_collection(collection) or not client.has_collection(new):
+            return False
+        client.rename_collection(new, collection)
+    finally:
+        client.close()
+    return True
+
+
+def _entities(source: MilvusVectors) -> Iterator[list[dict[str, Any]]]:
+    """Yield all entities of a collection with all fields, in pages."""
+    pages = source.client.query_iterator(source.collection, batch_size=1000, output_fields=["*"])
+    try:
+        while page := pages.next():
+            yield [dict(entity) for entity in page]
+    finally:
+        pages.close()

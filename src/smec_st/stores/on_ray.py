@@ -1,0 +1,85 @@
+"""Write shards with Ray Data. Each worker opens the source itself, so no vectors pass through the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from smec_st.compressor import Compressor
+from smec_st.data import DataError, VectorSource
+from smec_st.quantization.head import Head
+from smec_st.stores.shards import Cutter, Output, Shard, write_shard
+
+ATTEMPTS = 3
+
+OpenJob = Callable[[], tuple[VectorSource, Compressor, Head]]
+
+
+class ShardWriter:
+    """Writes shards on a worker. It opens the source once, and is then called with the numbers of shards.
+
+    Args:
+        open_job: Opens the source and the compressor.
+        output: Where and how shards are written.
+    """
+
+    def __init__(self, open_job: OpenJob, output: Output) -> None:
+        self.output = output
+        self.source, _, self.head = open_job()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Write the shards with these numbers, and return their log entries."""
+        found = []
+        for number in batch["id"].tolist():
+            cutter = Cutter(self.source, number * self.output.shard_rows, self.output.batch_rows)
+            shard = write_shard(cutter.take(self.output.shard_rows), self.head, self.output, number)
+            assert shard is not None
+            found.append(shard.to_dict())
+        return {name: np.array([entry[name] for entry in found]) for name in found[0]}
+
+
+def shards_on_ray(open_job: OpenJob, numbers: Sequence[int], output: Output) -> Iterator[Shard]:
+    """Write the shards with these numbers, and yield each when it is finished."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise DataError('the engine "ray" needs Ray. Install it with `pip install "smec-st[ray]"`.') from error
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        start_ray(ray)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        workers = max(1, min(len(numbers), int(ray.cluster_resources().get("CPU", 1))))
+        items = ray.data.from_items([{"id": number} for number in numbers], override_num_blocks=len(numbers))
+        written = items.map_batches(
+            ShardWriter,
+            fn_constructor_args=(open_job, replace(output, folder=output.folder.absolute())),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+        )
+        for row in written.iter_rows():
+            yield Shard(str(row["file"]), int(row["start"]), int(row["rows"]), str(row["sha256"]))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, DataError) else error
+        raise DataError(" ".join(str(cause).split())[-300:]) from error
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def start_ray(ray: Any) -> None:
+    """Start Ray on this machine, with several attempts, since on a busy machine Ray can give up too early."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+            return
+        except Exception as error:  # Ray raises a plain Exception when a node is too slow
+            ray.shutdown()
+            if left == 0:
+                reason = " ".join(str(error).split())[:200]
+                raise DataError(f"Ray did not start ({reason}); try again, or use the engine `local`.") from error

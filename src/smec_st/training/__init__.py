@@ -1,0 +1,1 @@
+"""Train stage after stage: the trainer, its arguments, sampler, callbacks and what it leaves on disk."""

@@ -1,0 +1,509 @@
+"""SMRL: stages that are trained one after the other, each frozen when it ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from torch import Tensor, nn
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
+
+from smec_st.data import Table
+from smec_st.fitting.choice import first_unbeaten
+from smec_st.fitting.config import NARROW_HIDDEN
+from smec_st.functional import leftover_axes
+from smec_st.losses import SMECLoss
+from smec_st.losses.ranks import same_on_all_ranks, total, world_size
+from smec_st.modules import AdaptiveDimensionSelection, LiveBackbone, ResidualAdapter
+from smec_st.system.matmul import fast_matmul
+from smec_st.training import run_folder
+from smec_st.training.arguments import SequentialTrainingArguments
+from smec_st.training.backbone import PREFIX, BackboneInTraining
+from smec_st.training.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
+from smec_st.training.collator import VectorCollator
+from smec_st.training.moments import corpus_moments
+from smec_st.training.sampler import SpreadPairSampler
+from smec_st.training.stages import Order, Stage, StageReport, default_dims, plan_stages
+
+#: Arguments that stages set for themselves.
+STAGE_ARGUMENTS = ("max_steps", "learning_rate", "lr_scheduler_type")
+Guard = Callable[[SentenceTransformer, tuple[int, ...]], np.ndarray]
+
+
+class SequentialTrainer(SentenceTransformerTrainer):
+    """Run a plan of stages: each trains its own modules, then freezes them.
+
+    ``train()`` is a loop over the stages. Each begins with its modules appended to the model and everything before
+    them frozen, runs the parent's ``train()``, and ends with its modules frozen as well. When an ``adapt`` stage ends,
+    the stages to come read their vectors through it, once each, and pass it by during training. With a ``guard``, held
+    out queries decide whether a stage keeps what it learned or goes back to its start.
+
+    Finished stages are saved under ``output_dir/stage-…/final``. With ``resume_from_checkpoint=True`` they are loaded
+    and skipped, and the running one continues from its last complete checkpoint, bit for bit.
+
+    Args:
+        model: A model whose first module is :class:`~smec_st.modules.EmbeddingInput`; finished stages may follow. Or
+            :class:`~smec_st.modules.LiveBackbone`, with an :class:`~smec_st.data.EncodedTable` of the same backbone:
+            then what is trainable of it trains with the first stage, and is frozen with it.
+        args: :class:`SequentialTrainingArguments`.
+        table: Frozen vectors by row id; its rows are what the dataset's columns name.
+        stages: The plan; None to make it from ``args``.
+        distinct: Passed to the sampler.
+        unlabelled_dataset: Dataset of the stages that learn from neighbourhoods alone, with the column ``anchor``;
+            None for ``train_dataset``.
+        guard: Scores a model at some sizes on each held-out query, ``(q, sizes)``, higher is better; see
+            :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
+        **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
+            columns ``anchor`` and, with labels, ``document``.
+    """
+
+    args: SequentialTrainingArguments
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+    training_args_class = SequentialTrainingArguments
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        args: SequentialTrainingArguments,
+        *,
+        table: Table,
+        loss: SMECLoss,
+        stages: tuple[Stage, ...] | None = None,
+        distinct: bool = True,
+        unlabelled_dataset: Any | None = None,
+        guard: Guard | None = None,
+        **kwargs: Any,
+    ) -> None:
+        order: Order = "shrink" if args.order == "shrink" else "grow"
+        self.plan = stages or plan_stages(
+            table.width,
+            args.dims or default_dims(table.width),
+            order,
+            adapt=args.adapt_steps > 0 and loss.relevance is not None and not isinstance(model[0], LiveBackbone),
+            selection_ratio=args.selection_ratio,
+        )
+        self.table = table
+        self.distinct = distinct
+        self.guard = guard
+        self.reports: list[StageReport] = []
+        self.stage = self.plan[0]
+        self.batch_sampler: SpreadPairSampler | None = None
+        self._moments: tuple[Tensor, Tensor] | None = None
+        self._of_run = {name: getattr(args, name) for name in STAGE_ARGUMENTS}
+        if args.fsdp or args.deepspeed:
+            raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
+        model.model_card_data.generate_widget_examples = False
+        self.backbone = BackboneInTraining.of(model, table)
+        kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
+        super().__init__(model=model, args=args, loss=loss, **kwargs)
+        self._labelled_dataset, self._unlabelled_dataset = self.train_dataset, unlabelled_dataset
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.add_callback(StepCallback(self))
+        self.diagnostics = Diagnostics(self)
+        self.add_callback(self.diagnostics)
+        self.progress = PlanProgress(self)
+        if not args.disable_tqdm:
+            self.add_callback(self.progress)
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    @fast_matmul()
+    def train(self, resume_from_checkpoint: bool | str | None = None, *args: Any, **kwargs: Any) -> list[StageReport]:
+        """Run the stages that are not finished yet and return a report of each.
+
+        Args:
+            resume_from_checkpoint: True to continue what ``args.output_dir`` holds. The number of processes may
+                change as long as the batch of all together stays.
+            *args: Passed on.
+            **kwargs: Passed on.
+
+        Raises:
+            DataError: If it holds a run with other settings.
+        """
+        root = Path(self.args.output_dir)
+        self._one_run_for_all_stages(root)
+        settings = self._settings_of_run()
+        if resume_from_checkpoint:
+            run_folder.check_settings(root, settings)
+        if self._keeps:
+            run_folder.write_settings(root, settings)
+        finished = self._load_finished(root) if resume_from_checkpoint else 0
+        try:
+            for stage in self.plan[finished:]:
+                self._begin_stage(stage, root)
+                checkpoint = run_folder.last_checkpoint(root / stage.name) if resume_from_checkpoint else None
+                began = time.perf_counter()
+                if checkpoint is not None and run_folder.is_complete(checkpoint):
+                    loss = self._load_complete(checkpoint)
+                else:
+                    loss = super().train(checkpoint and str(checkpoint), *args, **kwargs).training_loss
+                self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # stages end in full precision
+                seconds = time.perf_counter() - began
+                report = self._end_stage(stage, loss, self.state.global_step, seconds)
+                self.reports.append(report)
+                self._save_stage(root / stage.name, report)
+        finally:
+            self.args.output_dir = str(root)
+            for name, value in self._of_run.items():
+                setattr(self.args, name, value)
+            self.progress.close()
+        return self.reports
+
+    def _one_run_for_all_stages(self, root: Path) -> None:
+        """Experiment trackers take each ``train()`` of the parent for a run: give all the same name and folder."""
+        self.args.run_name = self.args.run_name or root.name
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(root / "runs")
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps of all finished stages."""
+        return sum(report.steps for report in self.reports)
+
+    def steps_of(self, stage: Stage) -> int:
+        """Optimizer steps of a stage; -1 when epochs decide."""
+        own = {"select": self.args.selection_steps, "adapt": self.args.adapt_steps}
+        return int(own.get(stage.phase, self._of_run["max_steps"]))
+
+    def _begin_stage(self, stage: Stage, root: Path) -> None:
+        """Append the stage's modules, freeze all others, and make trainer, wrapper and loss forget the last stage."""
+        self.stage = stage
+        adapter, selection = self._stage_modules(stage)
+        self.model.requires_grad_(False)
+        if stage.phase != "select":
+            for part in (adapter.hidden, adapter.residual, adapter.narrow):
+                if part is not None:
+                    part.requires_grad_(True)
+        if stage.phase in ("select", "joint"):
+            selection.logits.requires_grad_(True)
+        is_live = self._is_live
+        if self.backbone is not None and is_live:
+            self.backbone.begin()
+        self.data_collator.live = is_live
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience_counter = 0  # each stage has its own patience
+        self.optimizer, self.lr_scheduler = None, None  # else the last stage's optimizer goes on, over frozen weights
+        # Else the first log counts terms of the last stage.
+        self.accum_loss_components: dict[str, Any] = {"train": {}, "eval": {}}
+        self.accelerator.free_memory()
+        self.model_wrapped = self.model  # else DDP keeps the last stage's parameter list
+        self.loss.model = self.model  # else the loss calls the last stage's wrapper
+        for module in list(self.model)[1:-2]:
+            module.is_finished = True
+        self.loss.begin_stage(stage, live=is_live, prepared=self._is_prepared)
+        learns_from_labels = self.loss.ranks or self._unlabelled_dataset is None
+        self.train_dataset = self._labelled_dataset if learns_from_labels else self._unlabelled_dataset
+        self.args.output_dir, self.args.max_steps = str(root / stage.name), self.steps_of(stage)
+        is_adapt = stage.phase == "adapt"
+        self.args.learning_rate = (
+            self.args.adapt_rate / self.table.width if is_adapt else self._of_run["learning_rate"]
+        )
+        self.args.lr_scheduler_type = "constant" if is_adapt else self._of_run["lr_scheduler_type"]
+
+    def _end_stage(self, stage: Stage, loss: float, steps: int, seconds: float) -> StageReport:
+        adapter, selection = self.last_pair()
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise FloatingPointError(
+                f"{stage.name} diverged (its weights are no longer finite); lower `learning_rate`."
+            )
+        loss = float(total(torch.tensor(loss, device=self.args.device))) / world_size()  # each knows its own rows'
+        self._freeze_backbone()
+        report = StageReport(stage=stage.name, dim=stage.out_dim, steps=steps, seconds=seconds, loss=loss)
+        chosen = selection.freeze()
+        if stage.phase in ("select", "joint"):
+            report.selected = chosen.tolist()
+            if stage.order == "grow":  # what was not chosen is never needed again
+                adapter.keep_outputs(chosen)
+                selection.renumber()
+        self.model.requires_grad_(False)
+        if stage.phase in ("compress", "joint") and self.guard is not None:
+            report.decision = same_on_all_ranks(self._decide(stage, adapter))
+        if stage.phase == "adapt":
+            self._read_through(adapter)
+        return report
+
+    @torch.no_grad()
+    def _decide(self, stage: Stage, adapter: ResidualAdapter) -> dict[str, Any]:
+        """Keep what the stage learned, or go back to its start, by held-out queries over all its sizes."""
+        assert self.guard is not None
+        scores = {}
+        for name, strength in (("start", 0.0), ("trained", 1.0)):
+            adapter.strength.fill_(strength)
+            scores[name] = self.guard(self.model, stage.sizes).mean(axis=1)
+        decision = first_unbeaten(scores)
+        adapter.strength.fill_(float(decision.chosen == "trained"))
+        return decision.to_dict()
+
+    def _read_through(self, adapter: ResidualAdapter) -> None:
+        """From now on training reads vectors that a finished map of the full width has moved."""
+        self.table = self.table.moved(adapter.linear_map().detach().cpu())
+        self.data_collator.table = self.table
+        self.loss.read_from(self.table)
+        self._moments = None
+
+    @property
+    def _is_prepared(self) -> bool:
+        """Whether the table holds what the finished modules give: whether an adapt stage is behind."""
+        return any(stage.phase == "adapt" for stage in self.plan[: self.stage.index])
+
+    @property
+    def keeps_rows_orthonormal(self) -> bool:
+        """Whether the running stage trains a linear map on neighbourhoods alone.
+
+        Then nothing is gained by stretching the vectors, and an orthonormal map loses nothing at full width.
+        """
+        is_whole = self.stage.phase == "compress" and self.stage.have == 0 and self.args.start == "principal"
+        return is_whole and not self.args.hidden_dim and not self.loss.ranks
+
+    # -- a backbone that trains ---------------------------------------------------------------------------------------
+
+    @property
+    def _is_live(self) -> bool:
+        return self.backbone is not None and self.backbone.is_live
+
+    @property
+    def trained_backbone(self) -> bool:
+        """Whether a backbone trains, or trained, with the first stage."""
+        return self.backbone is not None and self.backbone.trains
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint of the model lacks: of the loss, and of a backbone while it trains."""
+        backbone = self.backbone.state() if self.backbone is not None and self._is_live else {}
+        return {**self.loss.training_state(), **backbone}
+
+    def _freeze_backbone(self) -> None:
+        if self.backbone is not None and self._is_live:
+            self.backbone.finish()
+            self._moments = None
+
+    # -- modules ------------------------------------------------------------------------------------------------------
+
+    def last_pair(self) -> tuple[ResidualAdapter, AdaptiveDimensionSelection]:
+        """Adapter and selection of the running stage."""
+        adapter, selection = list(self.model)[-2:]
+        assert isinstance(adapter, ResidualAdapter)
+        assert isinstance(selection, AdaptiveDimensionSelection)
+        return adapter, selection
+
+    def _stage_modules(self, stage: Stage) -> tuple[ResidualAdapter, AdaptiveDimensionSelection]:
+        follows_selection = stage.index > 0 and self.plan[stage.index - 1].phase == "select"
+        if not follows_selection:
+            adapter = self._new_adapter(stage)
+            selection = AdaptiveDimensionSelection(
+                adapter.out_dim, stage.new_dims, offset=stage.have, reads="candidate_embedding"
+            )
+            if self.args.start == "principal":  # the axes come by descending variance: begin with the first
+                selection.set_importance(torch.linspace(1.0, 0.0, adapter.out_dim))
+            for module in (adapter, selection):
+                self.model.append(module.to(self.model.device))
+        return self.last_pair()
+
+    def _new_adapter(self, stage: Stage) -> ResidualAdapter:
+        is_adapt = stage.phase == "adapt"
+        start = self._principal_axes(stage) if self.args.start == "principal" and not is_adapt else None
+        hidden_dim, hidden_outputs = (None, None) if is_adapt else self._hidden_layer(stage)
+        adapter = ResidualAdapter(
+            stage.in_dim,
+            stage.candidates,
+            hidden_dim=hidden_dim,
+            hidden_outputs=hidden_outputs,
+            activation=self.args.activation,
+            reads="source_embedding" if stage.have else "sentence_embedding",
+            writes="candidate_embedding",
+            start=start,
+        )
+        adapter.draw_hidden(self.args.seed * 1009 + stage.index)  # wherever a run is continued
+        return adapter
+
+    def _hidden_layer(self, stage: Stage) -> tuple[int | None, int | None]:
+        """Width of a new adapter's hidden layer, and how many outputs get it; see :class:`ResidualAdapter`."""
+        narrow = [size for size in stage.sizes if size <= NARROW_HIDDEN * self.table.width]
+        wanted = self.args.narrow_hidden_dim and stage.phase == "compress" and stage.have == 0 and self.loss.ranks
+        if self.args.hidden_dim or not (wanted and narrow):
+            return self.args.hidden_dim, None
+        return self.args.narrow_hidden_dim, narrow[-1]
+
+    def _principal_axes(self, stage: Stage) -> Tensor:
+        """What a stage begins from, ``(candidates, in_dim)``: axes by descending variance.
+
+        In ``grow`` those of what the frozen columns leave over; the direction of the mean, which tells documents apart
+        least, comes last.
+        """
+        mean, moment = self._data_moments()
+        if stage.order == "shrink":
+            linear = self._linear_map()
+            moment = linear.double() @ moment @ linear.double().T
+            return leftover_axes(moment, linear[:0, :0].reshape(0, stage.in_dim), stage.in_dim)
+        frozen = self._linear_map()[: stage.have] if stage.have else torch.zeros(0, stage.in_dim)
+        return leftover_axes(moment, frozen, stage.candidates, mean)
+
+    def _linear_map(self) -> Tensor:
+        """Directions that the frozen columns look along, ``(m, D)``; of non-linear adapters, their linear part."""
+        rows = torch.eye(self.table.width)
+        for module in list(self.model)[1:]:
+            if isinstance(module, ResidualAdapter):
+                direct = module.linear_part().detach().cpu()
+                candidates = direct if module.reads == "source_embedding" else direct @ rows
+            elif isinstance(module, AdaptiveDimensionSelection):
+                kept = candidates[module.indices.cpu()]
+                rows = torch.cat([rows, kept]) if module.offset else kept
+        return rows
+
+    def _data_moments(self) -> tuple[Tensor, Tensor]:
+        if self._moments is None:
+            self._moments = corpus_moments(self.table)
+        return self._moments
+
+    # -- trainer hooks ------------------------------------------------------------------------------------------------
+
+    def get_batch_sampler(
+        self,
+        dataset: Any,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> SpreadPairSampler:
+        """The sampler that knows of the memory; every stage draws other batches, and cuts them for the ranks."""
+        ranks = self.args.world_size
+        columns = dataset.with_format("numpy")[:]  # a column alone would come row by row, through Python
+        anchors = columns["anchor"]
+        documents = columns.get("document", anchors)
+        self.batch_sampler = SpreadPairSampler(
+            dataset,
+            batch_size * ranks,
+            drop_last,
+            valid_label_columns,
+            generator,
+            seed=self.args.seed * 1009 + self.stage.index,
+            pairs=np.stack([anchors, documents], axis=1),
+            distinct=self.distinct and "document" in columns,
+            parts=ranks,
+        )
+        return self.batch_sampler
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """Only what this stage trains, without weight decay on the selection, which has its own learning rate."""
+        if self.optimizer is None:
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            kwargs = {
+                name: value for name, value in kwargs.items() if name not in ("params", "model", "optimizer_dict")
+            }
+            trained = {name: value for name, value in self.loss.named_parameters() if value.requires_grad}
+            logits = {name for name in trained if name.endswith(".logits")}
+            backbone = {name for name in trained if name.startswith("model.0.backbone.")}
+            rates = (
+                (set(trained) - logits - backbone, self.args.learning_rate, self.args.weight_decay),
+                (logits, self.args.selection_learning_rate, 0.0),
+                (backbone, self.args.backbone_learning_rate, self.args.weight_decay),
+            )
+            groups = [
+                {"params": [trained[name] for name in trained if name in names], "lr": rate, "weight_decay": decay}
+                for names, rate, decay in rates
+                if names
+            ]
+            self.optimizer = cls(groups, **kwargs)
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the stage, its diagnostics, and a step that never goes back; trackers draw over that step."""
+        if "loss" in logs:
+            logs = {**logs, **self.diagnostics.take()}
+        own = self.state.global_step
+        total_step = self.steps_done + own
+        try:
+            self.state.global_step = total_step
+            super().log(
+                {**logs, "stage": self.stage.index, "dim": self.stage.out_dim, "total_step": total_step}, start_time
+            )
+        finally:
+            self.state.global_step = own
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """None: the stock card would print whole vectors as examples; the compressor writes its own."""
+
+    # -- saving and resuming ------------------------------------------------------------------------------------------
+
+    def _settings_of_run(self) -> dict[str, Any]:
+        """All that the result depends on, as far as it can be named."""
+        args = self.args
+        names = (
+            "seed", "num_train_epochs", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "start",
+            "hidden_dim", "narrow_hidden_dim", "activation", "adapt_rate", "selection_learning_rate", "selection_tau",
+            "backbone_learning_rate", "bf16", "fp16",
+        )  # fmt: skip
+        batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        table = [self.table.corpus_size, self.table.query_size, self.table.width]
+        settings = {
+            "stages": [f"{stage.name}-{stage.candidates}-{stage.sizes}-{self.steps_of(stage)}" for stage in self.plan],
+            "batch": batch,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "rows": [*table, len(self._labelled_dataset)],
+            "memory": None if self.loss.memory is None else self.loss.memory.capacity,
+            "loss": self.loss.get_config_dict(),
+            "trains_backbone": self.trained_backbone,
+            **self._of_run,
+            **{name: getattr(args, name) for name in names},
+        }
+        return json.loads(json.dumps(settings, default=str))  # type: ignore[no-any-return]
+
+    def _load_finished(self, root: Path) -> int:
+        """Load the last finished stage; return how many are finished."""
+        self.reports = run_folder.finished_reports(root, self.plan)
+        if self.reports:
+            last = root / self.reports[-1].stage / run_folder.FINAL
+            if self.backbone is not None:
+                self.backbone.load(last / run_folder.BACKBONE)
+                self._freeze_backbone()
+            loaded = run_folder.load_modules(last)
+            while len(self.model):
+                del self.model[-1]
+            for module in loaded:
+                self.model.append(module.to(self.args.device))
+            if self.plan[0].phase == "adapt":
+                self._read_through(self.model[1])
+        return len(self.reports)
+
+    def _save_stage(self, folder: Path, report: StageReport) -> None:
+        if self._keeps:
+            backbone = None if self.backbone is None else self.backbone.state()
+            run_folder.save_stage(folder, self.model, report, backbone)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether this process writes what a run is continued from."""
+        return bool(self.args.should_save and self.args.save_strategy != "no")
+
+    def _load_complete(self, checkpoint: Path) -> float:
+        """The end of a stage that was cut off behind its last step, where the parent would take one step more."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        best = self.state.best_model_checkpoint
+        wanted = best if best is not None and self.args.load_best_model_at_end else str(checkpoint)
+        self._load_from_checkpoint(wanted)
+        return next((float(logs["loss"]) for logs in self.state.log_history[::-1] if "loss" in logs), float("nan"))
+
+    def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
+        """Weights of the model, and the state of the loss, which the parent knows nothing of."""
+        folder = Path(checkpoint_path)
+        if self.backbone is not None and self._is_live:
+            self.backbone.load(folder / LOSS_STATE)
+        loaded = run_folder.load_modules(folder)
+        for own, saved in zip(list(self.model)[1:], list(loaded)[1:], strict=True):
+            own.load_state_dict(saved.state_dict())
+        state = load_file(folder / LOSS_STATE)
+        self.loss.load_training_state({name: value for name, value in state.items() if not name.startswith(PREFIX)})
