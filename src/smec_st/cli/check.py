@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from smec_st.cli.options import COLUMN, FOLDER, thinking
+from smec_st.cli.options import CODES, COLUMN, FOLDER, thinking
 
 DRIFTED = 1
 
@@ -16,8 +16,11 @@ DRIFTED = 1
 @click.argument("vectors")
 @click.option("--threshold", default=0.05, show_default=True, help="Largest share of neighbours that may be lost.")
 @COLUMN
+@CODES
 @click.option("--json", "json_file", type=FOLDER, help="Also write the figures to this JSON file.")
-def check(compressor: Path, vectors: str, threshold: float, column: str | None, json_file: Path | None) -> None:
+def check(
+    compressor: Path, vectors: str, threshold: float, column: str | None, codes: str | None, json_file: Path | None
+) -> None:
     """Check VECTORS for drift: are fewer neighbours kept than at the fit? Exit code 1 if so."""
     with thinking("reading"):
         import json
@@ -27,7 +30,7 @@ def check(compressor: Path, vectors: str, threshold: float, column: str | None, 
         from smec_st.stores import measure_drift
         from smec_st.system.files import write_text
 
-        drift = measure_drift(Compressor.load(compressor), open_vectors(vectors, column))
+        drift = measure_drift(Compressor.load(compressor), open_vectors(vectors, column, codes))
     if json_file is not None:
         write_text(json_file, json.dumps({**drift.to_dict(), "threshold": threshold}, indent=1) + "\n")
     click.echo(f"share of the ten nearest neighbours at full width that are kept, {drift.pool} vectors of {vectors}")

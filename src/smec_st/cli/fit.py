@@ -48,6 +48,8 @@ def fit(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     dims: str | None,
     out: Path,
     method: str,
@@ -75,7 +77,7 @@ def fit(
         from smec_st.research.compare import Target, choose_size
         from smec_st.system.files import new_folder
 
-        collection = load_collection(data, vectors, model, task)
+        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
         train, dev = _judgements(collection, no_labels)
         aim = None if target is None else Target.parse(target)
         if aim is not None:

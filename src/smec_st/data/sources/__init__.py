@@ -59,8 +59,8 @@ def open_vectors(path: str | Path, column: str | None = None, codes: str | None 
 
     Args:
         path: A file: ``.npy``, ``.npz``, ``.safetensors``, ``.parquet``, ``.h5``, ``.fvecs``, ``.bvecs``, a FAISS
-            index (``.faiss``, ``.index``), or, also gzipped, ``.jsonl``, ``.json`` (both also with the unchanged answers of
-            embedding APIs and databases), ``.csv``, ``.tsv``. Or a folder: of parquet files, or saved by ``datasets``.
+            index (``.faiss``, ``.index``), or, also gzipped, ``.jsonl``, ``.json`` (both also with the answers of
+            APIs and databases as they came), ``.csv``, ``.tsv``. Or a folder of parquet files, or of ``datasets``.
             Or ``URI#COLLECTION`` for Milvus or a Milvus Lite file.
         column: Name of the tensor, column or field that holds the vectors; required if there are several.
         codes: What whole numbers or base64 are: float32, int8, uint8, binary or ubinary, see
