@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 
 COLUMN = click.option("--column", help="Tensor, column or field of the vectors, if there are several.")
-CODES = click.option("--codes", type=click.Choice(["float32", "int8", "uint8", "binary", "ubinary"]), help="What whole "
-                     "numbers or base64 in the vectors are; float32: plain numbers.")  # fmt: skip
+CODE_NAMES = ["float32", "int8", "uint8", "binary", "ubinary"]
+CODES = click.option("--codes", type=click.Choice(CODE_NAMES), help="What whole numbers or base64 in the vectors are; "
+                     "float32: plain numbers.")  # fmt: skip
 STRICT = click.option("--strict", is_flag=True, help="Refuse judgements of unknown ids, and grades below 0 or between "
                       "whole numbers; by default they are left out or rounded, and counted.")  # fmt: skip
 PRECISIONS = ["float32", "float16", "int8", "binary", "pq"]
@@ -27,7 +28,7 @@ TASK = click.option("--task", help="Fashion-200K only: text-to-image (default) o
 
 
 def collection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that name a collection: ``--data``, ``--vectors``, ``--codes``, ``--model``, ``--task``, ``--strict``."""
+    """Add the options that name a collection and say how strictly to read it."""
     for option in (
         STRICT,
         TASK,

@@ -41,7 +41,7 @@ def search(
         if texts and model is None:
             raise DataError("--text needs --model.")
         condition = parse_where(where)
-        inputs: Any = list(texts) if queries is None else load_table(queries, "queries")
+        inputs: Any = list(texts) if queries is None else load_table(queries, "queries").array
         loaded = None if compressor is None else Compressor.load(compressor)
         index = FunnelIndex.open(uri, loaded, model=model)
     with index:

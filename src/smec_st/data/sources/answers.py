@@ -168,9 +168,9 @@ def _entries(answer: Answer, value: Mapping[str, Any], column: str | None, where
         if vector is None:
             raise DataError(f"{place_name}: holds no `{answer.vector}`, unlike the first.")
         vector, named_codes = _named(vector, column, place_name)
-        found = ids[place] if ids is not None else entry.get(answer.id, key if answer.by_id else None)
-        if ids is None and answer.id is None:
-            found = None
+        found = None if ids is None else ids[place]
+        if answer.id is not None:
+            found = entry.get(answer.id, key if isinstance(entries, dict) else None)
         text = None if found is None else id_text(found, place_name)
         yield Item(vector, text, _model(value), place_name, codes or named_codes)
 
