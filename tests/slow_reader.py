@@ -128,7 +128,7 @@ def vector(value, codes):
         raise Unclear from None
 
 
-# -- JSON ---------------------------------------------------------------------------------------------------------------
+# -- JSON -------------------------------------------------------------------------------------------------------------
 
 
 def like_vector(value):
@@ -159,7 +159,7 @@ def entries_at(value, keys, part, allowed_ids, mark, with_names):
     return found if like_vector(first) or (with_names and named(first)) else None
 
 
-def json_items(value, column=None):
+def json_items(value):  # noqa: C901
     """(vector, id, codes) of one JSON value."""
     if isinstance(value, list):
         return [(value, None, None)]
@@ -340,7 +340,7 @@ def read_jsonl(data, codes=None):
     return finished(items, codes)
 
 
-# -- CSV ----------------------------------------------------------------------------------------------------------------
+# -- CSV --------------------------------------------------------------------------------------------------------------
 
 
 def in_brackets(text):
@@ -423,7 +423,7 @@ def csv_with_header(rows, codes):
     return out, None if at_id is None else ids
 
 
-# -- arrays -------------------------------------------------------------------------------------------------------------
+# -- arrays -----------------------------------------------------------------------------------------------------------
 
 KINDS = {"f4": "f", "f8": "d", "f2": "e", "i1": "b", "u1": "B", "i2": "h", "i4": "i", "i8": "q"}
 
@@ -509,7 +509,7 @@ def read_npz(data, codes=None):
     return read_npy(next(iter(members.values())), codes)
 
 
-# -- judgements ---------------------------------------------------------------------------------------------------------
+# -- judgements -------------------------------------------------------------------------------------------------------
 
 QUERY = {"queryid", "query", "qid", "topicid", "topic"}
 DOCUMENT = {"corpusid", "docid", "documentid", "docno", "passageid", "pid", "document", "doc"}

@@ -1,4 +1,4 @@
-"""What the field publishes is read as it comes, told where it was changed, or refused: one test id per kind of file."""
+"""What the field publishes is read as it comes, told where it was changed, or refused: a test id per kind."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ ANSWERS = {
     "cohere v2 with nulls": ({**COHERE, "embeddings": {"float": ROWS, "int8": None, "binary": None}}, None),
     "voyage": ({**openai(), "model": "voyage-3", "usage": {"total_tokens": 10}}, None),
     "gemini": ([{"embedding": {"values": row}} for row in ROWS], None),
-    "gemini with ids": ([{"id": key, "embedding": {"values": row}} for key, row in zip(IDS, ROWS, strict=True)], IDS),
+    "gemini with ids": ([{"id": key, "embedding": {"values": row}} for key, row in zip(IDS, ROWS, strict=True)],
+                        IDS),
     "gemini batch": ({"embeddings": [{"values": row} for row in ROWS]}, None),
     "vertex": ({"predictions": VERTEX, "metadata": {"billableCharacterCount": 11}}, None),
     "ollama embed": ({"model": "all-minilm", "embeddings": ROWS, "total_duration": 14, "prompt_eval_count": 8}, None),
@@ -109,7 +110,7 @@ ANSWERS = {
     "pinecone upsert": ({"vectors": list(pinecone().values()), "namespace": "n"}, IDS),
     "pinecone query": ({"matches": [{**one, "score": 0.5} for one in pinecone().values()], "namespace": ""}, IDS),
     "pinecone inference": (
-        {"model": "m", "vector_type": "dense", "data": [{"values": row, "vector_type": "dense"} for row in ROWS]}, None,
+        {"model": "m", "vector_type": "dense", "data": [{"values": row} for row in ROWS], "usage": {}}, None,
     ),
     "qdrant scroll": ({"result": {"points": points(), "next_page_offset": None}, "status": "ok", "time": 0.1}, IDS),
     "qdrant retrieve": ({"result": points(), "status": "ok", "time": 0.1}, IDS),
@@ -238,7 +239,7 @@ def test_deep_json_is_refused_in_one_line(tmp_path):
         open_vectors(write(tmp_path, "v.json", "[" * 100_000))
 
 
-# -- CSV ----------------------------------------------------------------------------------------------------------------
+# -- CSV --------------------------------------------------------------------------------------------------------------
 
 
 def table(*columns, header=None, rows=ROWS, delimiter=","):
@@ -340,7 +341,7 @@ def test_unclear_csv_is_refused_in_one_line(tmp_path, case):
     assert "\n" not in str(error.value)
 
 
-# -- codes --------------------------------------------------------------------------------------------------------------
+# -- codes ------------------------------------------------------------------------------------------------------------
 
 
 def stored(kind):
@@ -430,7 +431,7 @@ def test_unknown_codes_and_codes_of_an_index_are_refused(tmp_path):
         open_vectors(write(tmp_path, "v.faiss", "x"), codes="int8")
 
 
-# -- tables of arrays ---------------------------------------------------------------------------------------------------
+# -- tables of arrays -------------------------------------------------------------------------------------------------
 
 
 def vecs(rows, kind):
@@ -484,7 +485,7 @@ def test_pickled_and_broken_arrays_are_refused(tmp_path):
             open_vectors(write(tmp_path, name, b"PK nothing"))
 
 
-# -- parquet ------------------------------------------------------------------------------------------------------------
+# -- parquet ----------------------------------------------------------------------------------------------------------
 
 
 def part(folder, name, numbers, kind=None, **more):
@@ -565,7 +566,7 @@ def test_ids_of_parquet(tmp_path, ids, expected):
         assert read_all(open_vectors(tmp_path / "v.parquet"))[1] == expected
 
 
-# -- collections --------------------------------------------------------------------------------------------------------
+# -- collections ------------------------------------------------------------------------------------------------------
 
 DOCUMENTS = ["d0", "d1", "7"]
 
@@ -603,7 +604,7 @@ QRELS = {
     "trec with tabs": ("test.tsv", "q0\t0\td1\t2\nq1\t0\t7\t1\n"),
     "trec, Q0 and rounds": ("test.qrels", "q0 Q0 d1 2\nq1 4.5 7 1\n"),
     "csv": ("test.csv", "qid,docid,relevance\nq0,d1,2\nq1,7,1\n"),
-    "json lines": ("test.jsonl", lines(*objects(**{"query-id": ["q0", "q1"], "corpus-id": ["d1", 7], "score": [2, 1]}))),
+    "json lines": ("test.jsonl", lines(*objects(qid=["q0", "q1"], docno=["d1", 7], score=[2, 1]))),
     "parquet": ("test.parquet", pa.table({"query_id": ["q0", "q1"], "doc_id": ["d1", "7"], "score": [2, 1]})),
     "hub parquet": (
         "test-00000-of-00001.parquet", pa.table({"query-id": ["q0", "q1"], "corpus-id": ["d1", "7"], "score": [2, 1]}),
@@ -713,7 +714,7 @@ def test_a_collection_of_codes_needs_to_be_told(tmp_path):
     np.testing.assert_array_equal(load_collection(folder, path, codes="int8").corpus, codes)
 
 
-# -- ids and fields of `index` ------------------------------------------------------------------------------------------
+# -- ids and fields of `index` ----------------------------------------------------------------------------------------
 
 
 def test_rows_keep_ids_and_dates_as_they_are_written(tmp_path):
@@ -767,3 +768,30 @@ def test_index_finds_documents_under_the_ids_of_the_file(tmp_path, monkeypatch, 
     assert run(["search", "i", "--queries", "q.npy", "--k", "1", "--json", "hits.json"]) == 0
     hits = json.loads((tmp_path / "hits.json").read_text())
     assert [str(row[0]["id"]) for row in hits] == keys[:3]
+
+
+def test_settings_in_yaml_know_numbers_with_an_exponent(tmp_path):
+    from smec_st.fitting.config import read_settings
+
+    path = write(tmp_path, "c.yaml", "learning_rate: 1e-3\nother: 2E+5\nname: 1e\nwhole: 10\n")
+    assert read_settings(path) == {"learning_rate": 0.001, "other": 2e5, "name": "1e", "whole": 10}
+
+
+def test_a_model_that_gives_int8_is_cast(tmp_path):
+    import torch
+
+    from smec_st.data.embedding import embed
+    from tiny_models import tiny_bert
+
+    class Rounded(torch.nn.Module):
+        def forward(self, features):
+            scaled = torch.round(torch.tanh(features["sentence_embedding"]) * 127)
+            return {**features, "sentence_embedding": scaled.to(torch.int8)}
+
+    model = tiny_bert(tmp_path)
+    model.append(Rounded())
+    codes = model.encode_document(["a b", "c"])
+    assert codes.dtype == np.int8
+    rows = embed(model, ["a b", "c"], "document")
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, codes / np.linalg.norm(codes.astype(float), axis=1, keepdims=True), rtol=1e-5)

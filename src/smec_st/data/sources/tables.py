@@ -88,7 +88,7 @@ def open_npz(path: Path, column: str | None = None, codes: str | None = None) ->
     """Open one array of a ``.npz`` file; ``column`` names it if there are several tables."""
     arrays: dict[str, np.ndarray] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             for name in file.files:
                 if not _is_pickled(path, name) or find_id([name]) or name == column:
                     arrays[name] = file[name]
