@@ -17,8 +17,8 @@ import struct
 import zipfile
 
 ID_ORDER = [
-    "id", "ids", "customid", "docid", "documentid", "corpusid", "queryid", "passageid", "qid", "pid", "docno", "uuid",
-    "key", "pk", "index", "unnamed:0", "indexlevel0",
+    "id", "ids", "customid", "chunkid", "passageid", "pid", "docid", "documentid", "docno", "corpusid", "queryid",
+    "qid", "uuid", "pk", "index", "unnamed:0", "indexlevel0",
 ]  # fmt: skip
 FIELDS = ["embedding", "vector", "embeddings", "values", "vectors"]
 BYTES = {"float32": ("f", 4), "int8": ("b", 1), "uint8": ("B", 1), "binary": ("b", 1), "ubinary": ("B", 1)}
@@ -147,13 +147,19 @@ def walk(value, *keys):
     return value
 
 
-def entries_at(value, keys, part, allowed_ids, mark, with_names):
+def marked(value, marks, allowed_ids=(None,)):
+    """Whether the keys beside the entries are those of the answer."""
+    if len(value) > 1 and not any(mark in value for mark in marks):
+        return False
+    return id_name(list(value)) in allowed_ids or (marks and marks[0] in value)
+
+
+def entries_at(value, keys, part, allowed_ids, marks, with_names):
     """The entries of an answer if the object looks like that answer."""
     found = walk(value, *keys)
     if not isinstance(found, list) or not found:
         return None
-    key = id_name(list(value))
-    if key not in allowed_ids and mark not in value:
+    if not marked(value, marks, allowed_ids):
         return None
     first = walk(found[0], *part)
     return found if like_vector(first) or (with_names and named(first)) else None
@@ -171,33 +177,40 @@ def json_items(value):  # noqa: C901
             readings.append(lambda name=name: [record(value, name)])
     if like_vector(walk(value, "embedding", "values")):
         readings.append(lambda: [(value["embedding"]["values"], record_id(value, None), None)])
+    vertex = ("metadata", "status", "deployedModelId")
     plain = [
-        (("data",), ("embedding",), (None,), "object", False), (("data",), ("values",), (None,), "", False),
-        (("embeddings",), (), (None,), "texts", False), (("embeddings",), ("values",), (None,), "", False),
-        (("predictions",), ("embeddings", "values"), (None,), "", False),
-        (("predictions",), ("textEmbedding",), (None,), "", False),
-        (("predictions",), ("imageEmbedding",), (None,), "", False),
-        (("vectors",), ("values",), (None,), "", True), (("matches",), ("values",), (None,), "", True),
-        (("result", "points"), ("vector",), (None,), "", True), (("result",), ("vector",), (None,), "", True),
-        (("points",), ("vector",), (None,), "", True), (("objects",), ("vector",), (None,), "", True),
-    ]  # fmt: skip
-    for keys, part, allowed, mark, ids in plain:
-        found = entries_at(value, keys, part, allowed, mark or object(), ids)
+        (("data",), ("embedding",), ("object", "model", "usage"), False),
+        (("data",), ("values",), ("vector_type", "model", "usage"), False),
+        (("embeddings",), (), ("texts", "model", "meta", "response_type"), False),
+        (("embeddings",), ("values",), ("metadata", "usageMetadata", "sdk_http_response"), False),
+        (("embedding",), (), (), False),
+        (("predictions",), ("embeddings", "values"), vertex, False),
+        (("predictions",), ("textEmbedding",), vertex, False),
+        (("predictions",), ("imageEmbedding",), vertex, False),
+        (("vectors",), ("values",), ("namespace", "usage"), True),
+        (("matches",), ("values",), ("namespace", "usage", "results"), True),
+        (("result", "points"), ("vector",), ("status", "time"), True),
+        (("result",), ("vector",), ("status", "time"), True),
+        (("points",), ("vector",), ("next_page_offset",), True),
+        (("objects",), ("vector",), ("totalResults", "deprecations"), True),
+    ]
+    for keys, part, marks, ids in plain:
+        found = entries_at(value, keys, part, (None,), marks, ids)
         if found is not None:
             order = "index" if part == ("embedding",) else None
             readings.append(lambda a=(found, part, order, ids): answer(value, *a))
-    chroma = entries_at(value, ("embeddings",), (), ("ids",), object(), False)
+    chroma = entries_at(value, ("embeddings",), (), (None, "ids"), ("ids",), False)
     if chroma is not None and "ids" in value:
         readings.append(lambda: chroma_items(value, chroma))
     fetched = value.get("vectors")
-    if isinstance(fetched, dict) and fetched and id_name(list(value)) is None:
+    if isinstance(fetched, dict) and fetched and marked(value, ("namespace", "usage")):
         first = next(iter(fetched.values()))
         if like_vector(walk(first, "values")) or named(walk(first, "values")):
             readings.append(lambda: keyed(value, fetched))
     typed = value.get("embeddings")
-    if isinstance(typed, dict) and typed and set(typed) <= {*BYTES, "float", "base64"}:
+    if isinstance(typed, dict) and typed and set(typed) <= {*BYTES, "float", "float_", "base64"}:
         if all(part is None or isinstance(part, list) for part in typed.values()):
-            if id_name(list(value)) is None or "texts" in value:
+            if marked(value, ("texts", "meta", "response_type")):
                 readings.append(lambda: by_type(value, typed))
     if isinstance(value.get("response"), dict):
         body = value["response"].get("body")
@@ -228,7 +241,7 @@ def only(value):
     if len(there) != 1:
         raise Unclear
     name = next(iter(there))
-    return there[name], name if name in BYTES else "float32" if name in ("float", "base64") else None
+    return there[name], name if name in BYTES else "float32" if name in ("float", "float_", "base64") else None
 
 
 def record(value, name):

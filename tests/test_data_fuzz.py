@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,17 @@ ID_NAMES = st.sampled_from(["id", "_id", "docid", "doc_id", "ID", "custom_id", "
 CODE = st.sampled_from([None, None, None, *CODES])
 
 
+OUTCOMES: Counter[str] = Counter()
+
+
+@pytest.fixture(autouse=True)
+def enough_is_read():
+    """A reader that refuses everything is never wrong, so a quarter of the files must be read."""
+    OUTCOMES.clear()
+    yield
+    assert OUTCOMES["read"] > OUTCOMES.total() / 4, OUTCOMES
+
+
 @pytest.fixture(scope="module")
 def folder():
     with tempfile.TemporaryDirectory() as name:
@@ -43,7 +55,12 @@ def folder():
 
 def fuzz(kind):
     """The settings of one kind of file: the same examples in every run."""
-    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    quiet = [
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ]
     return settings(
         max_examples=EXAMPLES[kind], deadline=None, derandomize=True, database=None, suppress_health_check=quiet
     )
@@ -60,9 +77,11 @@ def tables(draw, whole=False):
 def attempt(read):
     """What a reader returns, or None and its message of one line if it refuses; any other error goes through."""
     try:
-        return read(), ""
+        found = read(), ""
     except DataError as error:
-        return None, str(error)
+        found = None, str(error)
+    OUTCOMES["read" if found[0] is not None else "refused"] += 1
+    return found
 
 
 def truth(read, found, raw):

@@ -98,6 +98,8 @@ ANSWERS = {
     "gemini": ([{"embedding": {"values": row}} for row in ROWS], None),
     "gemini with ids": ([{"id": key, "embedding": {"values": row}} for key, row in zip(IDS, ROWS, strict=True)],
                         IDS),
+    "gemini in python": ({"embedding": ROWS}, None),
+    "cohere v2 in python": ({**COHERE, "embeddings": {"float_": ROWS, "int8": None}}, None),
     "gemini batch": ({"embeddings": [{"values": row} for row in ROWS]}, None),
     "vertex": ({"predictions": VERTEX, "metadata": {"billableCharacterCount": 11}}, None),
     "ollama embed": ({"model": "all-minilm", "embeddings": ROWS, "total_duration": 14, "prompt_eval_count": 8}, None),
@@ -167,7 +169,7 @@ def test_json_lines_are_read(tmp_path, case, packed):
 
 
 def test_a_named_field_wins_over_everything_else(tmp_path):
-    content = {"data": [{"embedding": ROWS[0]}], "embedding": ROWS[1], "mine": ROWS[2]}
+    content = {"model": "m", "data": [{"embedding": ROWS[0]}], "embedding": ROWS[1], "mine": ROWS[2]}
     path = write(tmp_path, "v.json", [content])
     np.testing.assert_array_equal(read_all(open_vectors(path, "mine"))[0], V[2:])
     with pytest.raises(DataError, match="could be embedding or OpenAI"):
@@ -203,6 +205,8 @@ REFUSED_JSON = {
     "pinecone without values": ({"matches": [{"id": "a", "score": 1, "values": []}]}, "no known answer"),
     "later entry without vector": ({"result": [points()[0], {"id": "b", "vector": None}]}, "unlike the first"),
     "token embeddings": ([[ROWS]], "one of its numbers is a list"),
+    "a text beside nested vectors": ({"text": "a", "embeddings": ROWS}, "no known answer"),
+    "a text beside token vectors": ({"text": "a", "embedding": ROWS}, "no known answer"),
     "an id beside nested vectors": ({"id": "a", "embeddings": ROWS}, "no known answer"),
     "whole numbers": ({"data": [{"embedding": row, "index": i} for i, row in enumerate(CODES)]}, "whole numbers only"),
     "base64 of int8": (openai([b64(CODES[0] * 8, "i1")]), "no plausible float32"),
@@ -606,6 +610,7 @@ QRELS = {
     "csv": ("test.csv", "qid,docid,relevance\nq0,d1,2\nq1,7,1\n"),
     "json lines": ("test.jsonl", lines(*objects(qid=["q0", "q1"], docno=["d1", 7], score=[2, 1]))),
     "parquet": ("test.parquet", pa.table({"query_id": ["q0", "q1"], "doc_id": ["d1", "7"], "score": [2, 1]})),
+    "json": ("test.json", json.dumps({"q0": {"d1": 2}, "q1": {"7": 1}})),
     "hub parquet": (
         "test-00000-of-00001.parquet", pa.table({"query-id": ["q0", "q1"], "corpus-id": ["d1", "7"], "score": [2, 1]}),
     ),

@@ -14,8 +14,8 @@ from smec_st.data.errors import DataError, some, tell
 
 #: Names of a column or field of ids, without case, `-`, `_` and spaces. An earlier name wins over a later one.
 ID_NAMES = (
-    "id", "ids", "customid", "docid", "documentid", "corpusid", "queryid", "passageid", "qid", "pid", "docno", "uuid",
-    "key", "pk", "index", "unnamed:0", "indexlevel0",
+    "id", "ids", "customid", "chunkid", "passageid", "pid", "docid", "documentid", "docno", "corpusid", "queryid",
+    "qid", "uuid", "pk", "index", "unnamed:0", "indexlevel0",
 )  # fmt: skip
 
 WHOLE_FLOAT = re.compile(r"-?\d+\.0+")

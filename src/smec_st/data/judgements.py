@@ -12,12 +12,12 @@ from typing import Any
 
 from smec_st.data.errors import DataError, one_line, some, tell
 from smec_st.data.ids import find_rows, id_text, plain_name
-from smec_st.data.jsonl import open_binary, plain_suffix, read_jsonl
+from smec_st.data.jsonl import open_binary, parse_json, plain_suffix, read_jsonl
 from smec_st.data.sources.columns import SHARD
 
 Triple = tuple[str, str, float]  # query id, document id, grade
 
-SUFFIXES = (".tsv", ".txt", ".qrels", ".csv", ".jsonl", ".parquet")
+SUFFIXES = (".tsv", ".txt", ".qrels", ".csv", ".jsonl", ".json", ".parquet")
 # Names of the columns, without case, `-`, `_` and spaces.
 QUERY_NAMES = ("queryid", "query", "qid", "topicid", "topic")
 DOCUMENT_NAMES = ("corpusid", "docid", "documentid", "docno", "passageid", "pid", "document", "doc")
@@ -34,7 +34,9 @@ def read_splits(folder: Path) -> dict[str, Iterator[Triple]]:
     """
     parts: dict[str, list[Path]] = {}
     for path in sorted((folder / "qrels").glob("*")):
-        if plain_suffix(path) in SUFFIXES and path.is_file():
+        if plain_suffix(path) not in SUFFIXES or not path.is_file():
+            tell(f"{path} is left out; judgements end in {', '.join(SUFFIXES)}.")
+        else:
             stem = path.name.removesuffix(".gz").rpartition(".")[0]
             shard = SHARD.fullmatch(stem)
             parts.setdefault(shard[1] if shard else stem, []).append(path)
@@ -56,6 +58,8 @@ def read_qrels(path: Path) -> Iterator[Triple]:
     suffix = plain_suffix(path)
     if suffix == ".jsonl":
         yield from triples_of(read_jsonl(path), str(path))
+    elif suffix == ".json":
+        yield from _of_dict(path)
     elif suffix == ".parquet":
         yield from triples_of(_parquet_records(path), str(path))
     else:
@@ -113,6 +117,17 @@ def tidy(triples: Iterable[Triple], query_ids: Sequence[str], corpus_ids: Sequen
     return kept
 
 
+def _of_dict(path: Path) -> Iterator[Triple]:
+    """Yield the judgements of ``{query id: {document id: grade}}``."""
+    with open_binary(path) as file:
+        content = parse_json(file.read(), str(path))
+    if not isinstance(content, dict) or not all(isinstance(grades, dict) for grades in content.values()):
+        raise DataError(f"{path}: expected an object of {{query id: {{document id: grade}}}}.")
+    for query, grades in content.items():
+        for document, grade in grades.items():
+            yield _triple((query, document, grade), (0, 1, 2), f"{path}, query {query}")
+
+
 def _text_triples(path: Path, suffix: str) -> Iterator[Triple]:
     columns: Columns | None = None
     width = 0
@@ -168,7 +183,7 @@ def _named_columns(names: Sequence[str], where: str) -> Columns | None:
 def _triple(row: Any, columns: Columns, where: str) -> Triple:
     query, document, grade = columns
     try:
-        value = 1.0 if grade is None else float(row[grade])
+        value = 1.0 if grade is None else float(str(row[grade]).replace("_", "no number"))
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{where}: expected query-id, corpus-id and score, the score is {row[grade]!r:.40}."

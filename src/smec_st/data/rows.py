@@ -29,7 +29,7 @@ def read_rows(
     written as such (00042 is not), else texts.
 
     Args:
-        path: ``.csv``, ``.jsonl``, ``.json`` or ``.parquet``; None if there are only the ids of the vectors.
+        path: ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.parquet``; None if there are only the ids of the vectors.
         names: Columns to return.
         count: Number of vectors.
         vector_ids: Ids that came with the vectors, or None.
@@ -75,8 +75,8 @@ def _read_table(path: Path) -> Columns:
     suffix = plain_suffix(path)
     if not path.is_file():
         raise DataError(f"no such file: {path}")
-    if suffix == ".csv":
-        return _read_csv(path)
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(path, "," if suffix == ".csv" else "\t")
     if suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -94,15 +94,15 @@ def _read_table(path: Path) -> Columns:
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise DataError(f"{path} must hold a list of objects.")
     else:
-        raise DataError(f"{path}: rows are read from .csv, .jsonl, .json, .parquet files.")
+        raise DataError(f"{path}: rows are read from .csv, .tsv, .jsonl, .json, .parquet files.")
     names = dict.fromkeys(name for record in records for name in record)
     return {name: [record.get(name) for record in records] for name in names}
 
 
-def _read_csv(path: Path) -> Columns:
+def _read_csv(path: Path, delimiter: str) -> Columns:
     try:
         with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-            header, *rows = [cells for cells in csv.reader(file, strict=True) if cells] or [[]]
+            header, *rows = [cells for cells in csv.reader(file, delimiter=delimiter, strict=True) if cells] or [[]]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}") from error
     if len(set(header)) != len(header):

@@ -19,6 +19,10 @@ from smec_st.data.ids import find_id, id_text
 VECTOR_NAMES = ("embedding", "vector", "embeddings", "values", "vectors")
 
 
+#: What answers with one list per code call floats.
+FLOAT_NAMES = ("float", "float_", "base64")
+
+
 @dataclass(frozen=True)
 class Item:
     """One vector of a text file, not parsed yet.
@@ -46,42 +50,44 @@ class Answer:
         source: Who answers so.
         entries: Path of the list (or object by id) of entries; None if the answer is the only entry.
         vector: Path of the vector in an entry.
+        marks: Keys of which one must be there, unless the answer has no key but its entries: a record with a field of
+            the same name is no answer. An answer with an id of its own must have the first of them.
         id: Key of the entry's id, if it has one.
         ids: Key of a list of ids beside the list of entries.
         by_type: Whether ``entries`` is an object with one list per code.
         by_id: Whether ``entries`` may be an object with one entry per id.
         index: Key of the entry's position in the request.
-        mark: Key that is there when the answer has an id of its own. Without it, an object with an id is no answer.
     """
 
     source: str
     entries: str | None
     vector: str
+    marks: tuple[str, ...] = ()
     id: str | None = None
     ids: str | None = None
     by_type: bool = False
     by_id: bool = False
     index: str | None = None
-    mark: str = ""
 
 
 ANSWERS = (
-    Answer("OpenAI, Voyage, Jina, Mistral", "data", "embedding", index="index", mark="object"),
-    Answer("Pinecone inference", "data", "values"),
-    Answer("Cohere v1, Ollama", "embeddings", "", mark="texts"),
-    Answer("Cohere by type", "embeddings", "", by_type=True, mark="texts"),
-    Answer("Chroma get", "embeddings", "", ids="ids"),
+    Answer("OpenAI, Voyage, Jina, Mistral", "data", "embedding", ("object", "model", "usage"), index="index"),
+    Answer("Pinecone inference", "data", "values", ("vector_type", "model", "usage")),
+    Answer("Cohere v1, Ollama", "embeddings", "", ("texts", "model", "meta", "response_type")),
+    Answer("Cohere by type", "embeddings", "", ("texts", "meta", "response_type"), by_type=True),
+    Answer("Chroma get", "embeddings", "", ("ids",), ids="ids"),
     Answer("Gemini", None, "embedding.values"),
-    Answer("Gemini batch", "embeddings", "values"),
-    Answer("Vertex", "predictions", "embeddings.values"),
-    Answer("Vertex multimodal", "predictions", "textEmbedding"),
-    Answer("Vertex multimodal", "predictions", "imageEmbedding"),
-    Answer("Pinecone fetch", "vectors", "values", id="id", by_id=True),
-    Answer("Pinecone query", "matches", "values", id="id"),
-    Answer("Qdrant scroll", "result.points", "vector", id="id"),
-    Answer("Qdrant retrieve", "result", "vector", id="id"),
-    Answer("Qdrant client", "points", "vector", id="id"),
-    Answer("Weaviate", "objects", "vector", id="id"),
+    Answer("Gemini batch", "embeddings", "values", ("metadata", "usageMetadata", "sdk_http_response")),
+    Answer("Gemini in Python", "embedding", ""),
+    Answer("Vertex", "predictions", "embeddings.values", ("metadata", "status", "deployedModelId")),
+    Answer("Vertex multimodal", "predictions", "textEmbedding", ("metadata", "status", "deployedModelId")),
+    Answer("Vertex multimodal", "predictions", "imageEmbedding", ("metadata", "status", "deployedModelId")),
+    Answer("Pinecone fetch", "vectors", "values", ("namespace", "usage"), id="id", by_id=True),
+    Answer("Pinecone query", "matches", "values", ("namespace", "usage", "results"), id="id"),
+    Answer("Qdrant scroll", "result.points", "vector", ("status", "time"), id="id"),
+    Answer("Qdrant retrieve", "result", "vector", ("status", "time"), id="id"),
+    Answer("Qdrant client", "points", "vector", ("next_page_offset",), id="id"),
+    Answer("Weaviate", "objects", "vector", ("totalResults", "deprecations"), id="id"),
 )
 #: Objects around an answer: the path of the answer, and the key of the request's id.
 ENVELOPES = (("response.body", "custom_id"), ("response", "key"))
@@ -206,7 +212,7 @@ def _one_of(value: Mapping[str, Any], column: str | None, where: str) -> tuple[A
     name = next(iter(named)) if column is None and len(named) == 1 else column
     if name not in named:
         raise DataError(f"{where}: holds {some(list(named), 6) or 'nothing'}; name one with `column` (--column).")
-    codes = name if name in CODES else "float32" if name in ("float", "base64") else None
+    codes = name if name in CODES else "float32" if name in FLOAT_NAMES else None
     return named[name], codes
 
 
@@ -217,11 +223,12 @@ def _matches(answer: Answer, value: Mapping[str, Any]) -> bool:
     entries: Any = _at(value, answer.entries)
     if not isinstance(entries, list | dict) or not entries:
         return False
-    id_name = _id_name(tuple(value))
-    if id_name != answer.ids and (not answer.mark or answer.mark not in value):
+    is_marked = len(value) == 1 or any(key in value for key in answer.marks)
+    has_own_id = _id_name(tuple(value)) not in (None, answer.ids)
+    if not is_marked or (has_own_id and answer.marks[0] not in value):
         return False
     if answer.by_type:
-        is_typed = isinstance(entries, dict) and set(entries) <= {*CODES, "float", "base64"}
+        is_typed = isinstance(entries, dict) and set(entries) <= {*CODES, *FLOAT_NAMES}
         return is_typed and all(found is None or isinstance(found, list) for found in entries.values())
     if isinstance(entries, dict) and not answer.by_id:
         return False

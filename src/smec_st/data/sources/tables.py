@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tokenize
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +67,26 @@ class ArrayVectors:
             yield Batch(first, rows, None if self.ids is None else self.ids[first:last])
 
 
+#: What numpy raises for damaged files, besides ValueError.
+ARRAY_ERRORS = (
+    ValueError, OSError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, MemoryError, NotImplementedError,
+    RuntimeError, UserWarning, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+@contextmanager
+def array_errors(path: Path, kind: str) -> Iterator[None]:
+    """Make a :class:`DataError` of one line of whatever numpy says about a damaged file, warnings included."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            yield
+    except DataError:
+        raise
+    except ARRAY_ERRORS as error:
+        raise DataError(f"{path} is not a readable {kind}: {one_line(error)}") from error
+
+
 def open_npy(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
     """Open a ``.npy`` file, with an optional record in ``NAME.npy.json``; pickled arrays are refused."""
     return ArrayVectors(str(path), map_npy(path), sidecar_record(path), file_state(path), codes=codes)
@@ -70,11 +94,11 @@ def open_npy(path: Path, column: str | None = None, codes: str | None = None) ->
 
 def map_npy(path: Path) -> np.ndarray:
     """Return the array of a ``.npy`` file as a memory map."""
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    with array_errors(path, ".npy file"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
         return array
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is not a readable .npy file: {one_line(error)}") from error
 
 
 def open_safetensors(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
@@ -87,13 +111,12 @@ def open_safetensors(path: Path, column: str | None = None, codes: str | None = 
 def open_npz(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
     """Open one array of a ``.npz`` file; ``column`` names it if there are several tables."""
     arrays: dict[str, np.ndarray] = {}
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+    with array_errors(path, ".npz file without pickles"), path.open("rb") as raw, zipfile.ZipFile(raw):
+        raw.seek(0)
+        with np.load(raw, allow_pickle=False) as file:
             for name in file.files:
                 if not _is_pickled(path, name) or find_id([name]) or name == column:
                     arrays[name] = file[name]
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable .npz file without pickles: {one_line(error)}") from error
     shapes = {name: array.shape for name, array in arrays.items()}
     return _named_array(path, shapes, arrays.__getitem__, column, codes, sidecar_record(path), "arrays")
 
