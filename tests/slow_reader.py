@@ -462,9 +462,14 @@ def table(data, order, letter, shape, fortran, codes):
         raise Unclear
     values = struct.unpack(f"{'>' if order == '>' else '<'}{rows * width}{letter}", data[: rows * width * size])
     listed = [[values[c * rows + r if fortran else r * width + c] for c in range(width)] for r in range(rows)]
-    if letter in "fde" and codes in (None, "float32"):
+    return decoded(listed, letter in "fde", codes)
+
+
+def decoded(listed, are_floats, codes):
+    """Rows of an array whose type says whether its numbers are floats."""
+    if are_floats and codes in (None, "float32"):
         return listed
-    return [numbers(row, codes, letter not in "fde") for row in listed]
+    return [numbers(row, codes, not are_floats) for row in listed]
 
 
 def read_vecs(data, suffix, codes=None):

@@ -26,6 +26,7 @@ from smec_st.data.codes import CODES
 from smec_st.data.judgements import read_qrels
 from smec_st.data.sources import read_all
 
+h5py = pytest.importorskip("h5py")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 EXAMPLES = {"json": 7000, "csv": 7000, "arrays": 3000, "parquet": 1500, "qrels": 2500}
 assert sum(EXAMPLES.values()) >= 20_000
@@ -330,7 +331,7 @@ def test_arrays(folder, data):
     kind = data.draw(st.sampled_from(["<f4", "<f8", ">f4", "<f2", "i1", "u1", "<i8"]))
     array = np.array(rows).astype(kind, casting="unsafe")
     codes = data.draw(CODE)
-    form = data.draw(st.sampled_from(["npy", "npz", "safetensors", "fvecs", "bvecs"]))
+    form = data.draw(st.sampled_from(["npy", "npz", "safetensors", "fvecs", "bvecs", "h5"]))
     buffer = io.BytesIO()
     if form == "npy":
         np.save(buffer, np.asfortranarray(array) if data.draw(st.booleans()) else array)
@@ -344,8 +345,15 @@ def test_arrays(folder, data):
         head = np.int32(array.shape[1]).tobytes()
         plain = array.astype("<f4" if form == "fvecs" else "u1", casting="unsafe")
         buffer.write(b"".join(head + row.tobytes() for row in plain))
+    keys = None
+    if form == "h5":
+        keys = data.draw(st.sampled_from([None, [f"0{i}" for i in range(len(array))]]))
+        with h5py.File(buffer, "w") as file:
+            file.create_dataset("group/emb", data=array, chunks=data.draw(st.sampled_from([None, True])))
+            if keys is not None:
+                file["group/docid"] = keys
     raw = bytearray(buffer.getvalue())
-    if data.draw(st.booleans()):
+    if form != "h5" and data.draw(st.booleans()):
         at = data.draw(st.integers(0, len(raw) - 1))
         if data.draw(st.booleans()):
             raw[at] ^= 1 << data.draw(st.integers(0, 7))
@@ -357,6 +365,7 @@ def test_arrays(folder, data):
     path.write_bytes(raw)
     read = {
         "npy": slow_reader.read_npy, "npz": slow_reader.read_npz, "safetensors": slow_reader.read_safetensors,
+        "h5": lambda raw, codes: (slow_reader.decoded(array.tolist(), array.dtype.kind == "f", codes), keys),
     }.get(form, lambda raw, codes: slow_reader.read_vecs(raw, f".{form}", codes))  # fmt: skip
     check(path, lambda: read(raw, codes), codes)
 

@@ -232,7 +232,7 @@ def _matches(answer: Answer, value: Mapping[str, Any]) -> bool:
         return is_typed and all(found is None or isinstance(found, list) for found in entries.values())
     if isinstance(entries, dict) and not answer.by_id:
         return False
-    first = next(iter(entries.values())) if isinstance(entries, dict) else entries[0]
+    first = entries[next(iter(entries)) if isinstance(entries, dict) else 0]
     vector = _at(first, answer.vector)
     return _may_be_vector(vector) or (answer.id is not None and _are_named(vector))
 
