@@ -402,7 +402,7 @@ def read_csv(data, codes=None, delimiter=","):
     return found, None
 
 
-def csv_with_header(rows, codes):
+def csv_with_header(rows, codes):  # noqa: C901
     names = [cell.strip() for cell in rows[0]]
     names[0] = names[0] or "Unnamed: 0"
     if len(rows) == 1 or any(len(row) != len(names) for row in rows):
@@ -424,6 +424,10 @@ def csv_with_header(rows, codes):
     if len(candidates) != 1:
         raise Unclear
     chosen, places = next(iter(candidates.items()))
+    if chosen == "0" and codes is None:
+        whole = [all(re.fullmatch(r"\s*[-+]*\d+\s*", row[at]) for row in rows[1:]) for at in places]
+        if any(whole) and not all(whole):
+            raise Unclear
     key = id_name([name for at, name in enumerate(names) if at not in places])
     at_id = None if key is None else names.index(key)
     out, ids = [], []

@@ -314,6 +314,10 @@ def test_a_prefix_chooses_among_numbered_columns(tmp_path):
 
 REFUSED_CSV = {
     "trailing label": (table(rows=[[*row, i] for i, row in enumerate(ROWS)]), "column 5 of 5 holds whole numbers"),
+    "label in pandas' numbers": (
+        table(rows=[[*row, i] for i, row in enumerate(ROWS)], header=[0, 1, 2, 3, 4]),
+        "column 5 of 5 holds whole",
+    ),
     "leading index": (table([0, 1, 2]), "column 1 of 5 holds whole numbers"),
     "leading text id": (table(IDS), "neither a header nor numbers"),
     "whole numbers": (table(rows=CODES), "whole numbers only"),

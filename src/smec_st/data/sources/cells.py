@@ -93,7 +93,7 @@ def _layout(sample: list[list[str]], column: str | None, codes: str | None, name
         return Layout(False, texts, True, 1 - texts[0] if len(first) == 2 else None)
     numbers = [cell.strip() for cell in first if _is_number(cell)]
     if _is_numbered(numbers) or (not numbers and not texts):
-        return _layout_of_header(sample, column, name)
+        return _layout_of_header(sample, column, codes, name)
     if len(numbers) < len(first):
         raise DataError(
             f"{name}: the first line is neither a header nor numbers: {some(first, 4)}. "
@@ -101,16 +101,22 @@ def _layout(sample: list[list[str]], column: str | None, codes: str | None, name
         )
     if column is not None:
         raise DataError(f"{name} has no header, so no column is {column}.")
-    wholes = [at for at in range(len(first)) if all(at < len(row) and _is_whole(row[at]) for row in sample)]
-    if codes is None and 0 < len(wholes) < len(first):
-        raise DataError(
-            f"{name}: column {some([at + 1 for at in wholes])} of {len(first)} holds whole numbers only, the others "
-            "do not: an id or a label? Add a header, such as id,0,1,2; or say `codes` float32 if all are the vector."
-        )
+    _refuse_labels(sample, list(range(len(first))), codes, name)
     return Layout(False, None)
 
 
-def _layout_of_header(sample: list[list[str]], column: str | None, name: str) -> Layout:
+def _refuse_labels(rows: list[list[str]], columns: list[int], codes: str | None, name: str) -> None:
+    """Refuse columns of whole numbers among floats, where no name tells ids and labels from dimensions."""
+    wholes = [at for at in columns if all(at < len(row) and _is_whole(row[at]) for row in rows)]
+    if codes is None and 0 < len(wholes) < len(columns):
+        raise DataError(
+            f"{name}: column {some([at + 1 for at in wholes])} of {len(rows[0])} holds whole numbers only, the others "
+            "do not: an id or a label? Name it in a header, as in id,0,1,2; or say `codes` float32 if all are the "
+            "vector."
+        )
+
+
+def _layout_of_header(sample: list[list[str]], column: str | None, codes: str | None, name: str) -> Layout:
     names = [cell.strip() for cell in sample[0]]
     names[0] = names[0] or "Unnamed: 0"  # pandas' index
     if len(sample) == 1:
@@ -132,6 +138,8 @@ def _layout_of_header(sample: list[list[str]], column: str | None, name: str) ->
             found[prefix or "0"] = [at for _, at in sorted(places)]
     kinds = f"columns of vectors (numbered from 0 or 1, or text in brackets) among {some(names, 4)}"
     chosen = choose_column(list(found), column, name, kinds, "column")
+    if chosen == "0":  # pandas numbers all columns of an array, a label too
+        _refuse_labels(sample[1:], found[chosen], codes, name)
     rest = [given for at, given in enumerate(names) if at not in found[chosen]]
     key = find_id(rest)
     left = [given for given in rest if given != key]
