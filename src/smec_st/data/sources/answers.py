@@ -166,6 +166,9 @@ def _entries(answer: Answer, value: Mapping[str, Any], column: str | None, where
     listed = list(entries.items()) if isinstance(entries, dict) else list(enumerate(entries))
     if ids is not None and len(ids) != len(listed):
         raise DataError(f"{where}: {len(listed)} embeddings for {len(ids)} ids.")
+    wrong = next((key for key, entry in listed if answer.vector and not isinstance(entry, dict)), None)
+    if wrong is not None:
+        raise DataError(f"{where}, {answer.entries}[{wrong}]: not an object, unlike the first.")
     order = range(len(listed)) if answer.index is None else _order(entries, answer.index, where)
     for place in order:
         key, entry = listed[place]
