@@ -231,8 +231,9 @@ def _matches(answer: Answer, value: Mapping[str, Any]) -> bool:
     if not is_marked or (has_own_id and answer.marks[0] not in value):
         return False
     if answer.by_type:
-        is_typed = isinstance(entries, dict) and set(entries) <= {*CODES, *FLOAT_NAMES}
-        return is_typed and all(found is None or isinstance(found, list) for found in entries.values())
+        if not isinstance(entries, dict) or not set(entries) <= {*CODES, *FLOAT_NAMES}:
+            return False
+        return all(found is None or isinstance(found, list) for found in entries.values())
     if isinstance(entries, dict) and not answer.by_id:
         return False
     first = entries[next(iter(entries)) if isinstance(entries, dict) else 0]
