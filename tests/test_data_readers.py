@@ -103,6 +103,7 @@ ANSWERS = {
     "gemini batch": ({"embeddings": [{"values": row} for row in ROWS]}, None),
     "vertex": ({"predictions": VERTEX, "metadata": {"billableCharacterCount": 11}}, None),
     "ollama embed": ({"model": "all-minilm", "embeddings": ROWS, "total_duration": 14, "prompt_eval_count": 8}, None),
+    "embeddings alone": ({"embeddings": ROWS}, None),
     "ollama embeddings": ([{"embedding": row} for row in ROWS], None),
     "chroma get": (
         {"ids": IDS, "embeddings": ROWS, "documents": ["a", "b", "c"], "metadatas": None, "uris": None, "data": None,
@@ -199,6 +200,8 @@ REFUSED_JSON = {
     "cohere by types": ({**COHERE, "embeddings": {"float": ROWS, "int8": CODES}}, "holds float, int8; name one"),
     "chroma query": ({"ids": [IDS], "embeddings": [ROWS], "distances": [[0, 1, 2]]}, "no known answer"),
     "chroma without embeddings": ({"ids": IDS, "embeddings": None, "documents": IDS}, "no known answer"),
+    "chroma without ids": ({"ids": None, "embeddings": ROWS, "documents": IDS}, "3 embeddings for no list of ids"),
+    "chroma with a null id": ({"ids": ["a", None, "c"], "embeddings": ROWS}, "lacks an id"),
     "chroma of other ids": ({"ids": IDS[:2], "embeddings": ROWS}, "3 embeddings for 2 ids"),
     "qdrant sparse": ({"result": {"points": points([{"indices": [1], "values": [0.5]}] * 3)}, "status": "ok"}, "no"),
     "qdrant several": ({"result": {"points": points(NAMED)}, "status": "ok"}, "holds dense, title; name one"),

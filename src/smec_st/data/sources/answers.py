@@ -164,8 +164,9 @@ def _entries(answer: Answer, value: Mapping[str, Any], column: str | None, where
         column = None
     ids = None if answer.ids is None else value[answer.ids]
     listed = list(entries.items()) if isinstance(entries, dict) else list(enumerate(entries))
-    if ids is not None and len(ids) != len(listed):
-        raise DataError(f"{where}: {len(listed)} embeddings for {len(ids)} ids.")
+    if answer.ids is not None and (not isinstance(ids, list) or len(ids) != len(listed)):
+        count = len(ids) if isinstance(ids, list) else "no list of"
+        raise DataError(f"{where}: {len(listed)} embeddings for {count} ids.")
     wrong = next((key for key, entry in listed if answer.vector and not isinstance(entry, dict)), None)
     if wrong is not None:
         raise DataError(f"{where}, {answer.entries}[{wrong}]: not an object, unlike the first.")
@@ -177,10 +178,12 @@ def _entries(answer: Answer, value: Mapping[str, Any], column: str | None, where
         if vector is None:
             raise DataError(f"{place_name}: holds no `{answer.vector}`, unlike the first.")
         vector, named_codes = _named(vector, column, place_name)
-        found = None if ids is None else ids[place]
+        found = None
         if answer.id is not None:
             found = entry.get(answer.id, key if isinstance(entries, dict) else None)
         text = None if found is None else id_text(found, place_name)
+        if ids is not None:
+            text = id_text(ids[place], place_name)
         yield Item(vector, text, _model(value), place_name, codes or named_codes)
 
 
@@ -224,7 +227,7 @@ def _matches(answer: Answer, value: Mapping[str, Any]) -> bool:
     if answer.entries is None:
         return _may_be_vector(_at(value, answer.vector))
     entries: Any = _at(value, answer.entries)
-    if not isinstance(entries, list | dict) or not entries:
+    if not isinstance(entries, list | dict) or not entries or (answer.ids is not None and answer.ids not in value):
         return False
     is_marked = len(value) == 1 or any(key in value for key in answer.marks)
     has_own_id = _id_name(tuple(value)) not in (None, answer.ids)
