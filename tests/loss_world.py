@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from smec_st.data import Qrels, VectorTable
-from smec_st.fitting.config import LossSettings
 from smec_st.functional import alignment_kl, alignment_l1, contrastive_loss, rank_loss, spread, unit
-from smec_st.losses import Relevance, SMECLoss
 from smec_st.losses.memory import SelectableCrossBatchMemory
+from smec_st.losses.relevance import Relevance
+from smec_st.losses.settings import LossSettings
+from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-from smec_st.training.stages import Stage
+from smec_st.stages import Stage
 
 WIDTH, DOCUMENTS, QUERIES = 16, 40, 12
 JUDGED = {q: {q: 2, (q + 5) % DOCUMENTS: 1, q + 20: 0} for q in range(QUERIES)}

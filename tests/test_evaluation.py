@@ -5,10 +5,10 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from smec_st import Compressor
+from smec_st.compressor.scoring import measure, score_compressor
 from smec_st.data import Collection, Qrels, VectorTable, unit_rows
 from smec_st.evaluation.evaluator import HeldOutEvaluator
 from smec_st.evaluation.metrics import evaluate_retrieval
-from smec_st.evaluation.scoring import measure, score_compressor
 from smec_st.evaluation.sweep import sweep
 from smec_st.evaluation.untrained import original, truncate
 from smec_st.modules import EmbeddingInput

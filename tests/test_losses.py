@@ -30,8 +30,8 @@ from loss_world import (  # noqa: F401
     table,
 )
 from smec_st.data import Qrels, VectorTable
-from smec_st.losses import Relevance
 from smec_st.losses.memory import SelectableCrossBatchMemory
+from smec_st.losses.relevance import Relevance
 from smec_st.modules import EmbeddingInput, ResidualAdapter
 
 # -- relevance --------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from loss_world import (  # noqa: F401
 )
 from smec_st.data import Qrels, VectorTable
 from smec_st.functional import linear_link, unit
-from smec_st.losses import Relevance
+from smec_st.losses.relevance import Relevance
 from smec_st.losses.shadows import Shadows
 
 STEP = (1, 2)

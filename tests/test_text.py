@@ -9,10 +9,10 @@ from datasets import Dataset
 from PIL import Image
 
 from smec_st import DataError, SequentialTrainingArguments
+from smec_st.compressor.text import text_trainer, trained_compressor
 from smec_st.data import EncodedTable, number_pairs
-from smec_st.fitting.config import LossSettings
+from smec_st.losses.settings import LossSettings
 from smec_st.modules import EmbeddingInput
-from smec_st.training.text import text_trainer, trained_compressor
 from tiny_models import WORDS, tiny_clip, tiny_model, tiny_router
 
 

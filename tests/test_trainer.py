@@ -17,9 +17,10 @@ from transformers import TrainerCallback
 
 from smec_st.data import Qrels, VectorTable
 from smec_st.evaluation.evaluator import HeldOutEvaluator
-from smec_st.fitting.config import LossSettings
-from smec_st.losses import Relevance, SMECLoss
 from smec_st.losses.memory import SelectableCrossBatchMemory
+from smec_st.losses.relevance import Relevance
+from smec_st.losses.settings import LossSettings
+from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
 from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.trainer import SequentialTrainer

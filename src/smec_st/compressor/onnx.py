@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError
+from smec_st.quantization.interface import CompressorLike
+from smec_st.system.errors import DataError
 from smec_st.system.files import write_bytes
-
-if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
 
 OPSET = 18
 IR_VERSION = 9  # the version that came with opset 18, so that older runtimes can read the file
 TINY = 1e-12
 
 
-def write_onnx(compressor: Compressor, path: Path, dim: int | None = None) -> None:
+def write_onnx(compressor: CompressorLike, path: Path, dim: int | None = None) -> None:
     """Write one size of a compressor; see :meth:`~smec_st.Compressor.to_onnx`.
 
     The metadata of the file contain the fingerprint, the size, and the name of the backbone.

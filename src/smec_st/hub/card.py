@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from smec_st import __version__
 from smec_st.evaluation.report import Row, draw_lines, label_of, label_sizes, markdown_rows, save_figure
 from smec_st.fitting.choice import Decision
+from smec_st.quantization.interface import CompressorLike
 
 if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
     from smec_st.hub.evidence import Evidence
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -22,7 +22,7 @@ REPO_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 def write_card(
-    compressor: Compressor,
+    compressor: CompressorLike,
     folder: Path,
     repo_id: str,
     dim: int | None = None,
@@ -53,7 +53,7 @@ def write_card(
 
 
 def model_card(
-    compressor: Compressor,
+    compressor: CompressorLike,
     repo_id: str,
     dim: int | None = None,
     *,
@@ -111,7 +111,7 @@ def public_name(model: str | None) -> str:
 
 
 def _metadata(
-    compressor: Compressor,
+    compressor: CompressorLike,
     base: str,
     sizes: Sequence[int],
     head_only: bool,
@@ -135,7 +135,7 @@ def _metadata(
     )
 
 
-def _results(compressor: Compressor, evidence: Evidence, sizes: Sequence[int]) -> list[Any]:
+def _results(compressor: CompressorLike, evidence: Evidence, sizes: Sequence[int]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     return [
@@ -157,12 +157,12 @@ def _results(compressor: Compressor, evidence: Evidence, sizes: Sequence[int]) -
 # -- measurements -----------------------------------------------------------------------------------------------------
 
 
-def ours(compressor: Compressor, rows: Sequence[Row]) -> list[Row]:
+def ours(compressor: CompressorLike, rows: Sequence[Row]) -> list[Row]:
     """Return those rows of a report that measure the compressor itself, not a baseline."""
     return [row for row in rows if row.method == compressor.info.get("method")]
 
 
-def _measured(evidence: Evidence | None, compressor: Compressor) -> dict[str, Any]:
+def _measured(evidence: Evidence | None, compressor: CompressorLike) -> dict[str, Any]:
     if evidence is None:
         return {"table": None}
     scale = [
@@ -190,7 +190,7 @@ def _difference(row: Row) -> str:
     return f" ({difference:+.3f}, {low:+.3f} to {high:+.3f})"
 
 
-def lossless_sentence(compressor: Compressor, rows: Sequence[Row]) -> str:
+def lossless_sentence(compressor: CompressorLike, rows: Sequence[Row]) -> str:
     """Say how many times smaller the vectors can be before the score falls below the original's."""
     original = next((row for row in rows if row.method == "original"), None)
     own = ours(compressor, rows)
@@ -234,7 +234,7 @@ def _title(base: str, sizes: Sequence[int]) -> str:
     return f"{base.rsplit('/')[-1]} in {_listed(sizes)} dimensions"
 
 
-def _summary(compressor: Compressor, base: str, sizes: Sequence[int], evidence: Evidence | None) -> str:
+def _summary(compressor: CompressorLike, base: str, sizes: Sequence[int], evidence: Evidence | None) -> str:
     kind = "map with one hidden layer" if _activation_note(compressor) else "linear map"
     text = (
         f"Embeddings of `{base}`, {compressor.width} numbers each, compressed to {_listed(sizes)} by a learned {kind}."
@@ -250,7 +250,7 @@ def _summary(compressor: Compressor, base: str, sizes: Sequence[int], evidence: 
     return text
 
 
-def _training(compressor: Compressor, evidence: Evidence | None) -> str:
+def _training(compressor: CompressorLike, evidence: Evidence | None) -> str:
     info, data = compressor.info, compressor.info.get("data") or {}
     parts = [f"Method `{info.get('method')}`; the backbone was not changed."]
     if data:
@@ -277,7 +277,7 @@ def _chosen(decision: Decision) -> str:
     )
 
 
-def _activation_note(compressor: Compressor) -> str:
+def _activation_note(compressor: CompressorLike) -> str:
     used = {layer.activation for layer in compressor.map_for().layers if layer.activation}
     return f", with {', '.join(sorted(used))} between the layers" if used else ""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line
+from smec_st.system.errors import one_line
 
 CONNECT_SECONDS = 10.0
 

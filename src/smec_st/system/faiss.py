@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smec_st.data.errors import DataError
+from smec_st.system.errors import DataError
 
 
 def load_faiss(purpose: str) -> Any:

@@ -21,9 +21,10 @@ from smec_st.data import Table
 from smec_st.fitting.choice import first_unbeaten
 from smec_st.fitting.config import NARROW_HIDDEN
 from smec_st.functional import leftover_axes
-from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
+from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, LiveBackbone, ResidualAdapter
+from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 from smec_st.system.matmul import fast_matmul
 from smec_st.training import run_folder
 from smec_st.training.arguments import SequentialTrainingArguments
@@ -32,7 +33,6 @@ from smec_st.training.callbacks import LOSS_STATE, Diagnostics, PlanProgress, St
 from smec_st.training.collator import VectorCollator
 from smec_st.training.moments import corpus_moments
 from smec_st.training.sampler import SpreadPairSampler
-from smec_st.training.stages import Order, Stage, StageReport, default_dims, plan_stages
 
 #: Arguments that stages set for themselves.
 STAGE_ARGUMENTS = ("max_steps", "learning_rate", "lr_scheduler_type")

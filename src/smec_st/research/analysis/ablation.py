@@ -21,8 +21,8 @@ from smec_st.fitting.config import METHODS, FitConfig
 from smec_st.research.analysis.record import training_data, write_analysis
 from smec_st.research.baselines import TrainingData
 from smec_st.research.compare.scoring import test_split
+from smec_st.stages import Stage, check_dims, default_dims, plan_stages
 from smec_st.system.matmul import fast_matmul
-from smec_st.training.stages import Stage, check_dims, default_dims, plan_stages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

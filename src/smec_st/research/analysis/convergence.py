@@ -23,7 +23,7 @@ from smec_st.research.analysis.layer import LayerTraining, train_layer
 from smec_st.research.analysis.record import training_data, write_analysis
 from smec_st.research.baselines import TrainingData
 from smec_st.research.baselines.training import DevScore
-from smec_st.training.stages import check_dims, default_dims
+from smec_st.stages import check_dims, default_dims
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

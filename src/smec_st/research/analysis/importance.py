@@ -20,7 +20,7 @@ from smec_st.research.analysis.record import training_data, write_analysis
 from smec_st.research.analysis.ware import chance_deviation, leverage, most_important, similar_and_random_pairs, ware
 from smec_st.research.baselines import TrainingData
 from smec_st.research.compare.scoring import test_split
-from smec_st.training.stages import check_dims, default_dims
+from smec_st.stages import check_dims, default_dims
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def selected_alone(data: TrainingData, dims: Sequence[int], config: FitConfig) -
     import dataclasses
 
     from smec_st.fitting.recipe import fit_stages
-    from smec_st.training.stages import Stage
+    from smec_st.stages import Stage
 
     width = data.table.width
     config = dataclasses.replace(config, selection_steps=config.steps)

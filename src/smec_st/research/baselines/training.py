@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from smec_st.data import DataError, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.untrained import Transform
-from smec_st.losses import Relevance
+from smec_st.losses.relevance import Relevance
 from smec_st.research.baselines.interface import TrainingData
 
 Mapping = Callable[[np.ndarray], np.ndarray]

@@ -12,7 +12,7 @@ from smec_st.evaluation.report import Row
 from smec_st.evaluation.sweep import sweep
 
 if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
+    from smec_st.compressor.compressor import Compressor
     from smec_st.hub.evidence import Evidence
 
 LIBRARIES = ("smec-st", "numpy", "torch", "transformers", "sentence-transformers")

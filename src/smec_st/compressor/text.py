@@ -8,14 +8,15 @@ import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from smec_st.compressor import Compressor
+from smec_st.compressor.compressor import Compressor
 from smec_st.data import DataError, EncodedTable, number_pairs
 from smec_st.data.embedding import backbone_record
 from smec_st.evaluation.evaluator import HeldOutEvaluator
-from smec_st.fitting.config import LossSettings
 from smec_st.fitting.recipe import can_be_distinct, folded_maps
-from smec_st.losses import Relevance, SMECLoss
 from smec_st.losses.memory import SelectableCrossBatchMemory
+from smec_st.losses.relevance import Relevance
+from smec_st.losses.settings import LossSettings
+from smec_st.losses.smec import SMECLoss
 from smec_st.modules import EmbeddingInput, LiveBackbone
 from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.trainer import SequentialTrainer
@@ -52,7 +53,7 @@ def text_trainer(
         held_out_share: Share of the queries held out, to keep what was trained only if it ranks them better than the
             start does; 0 for none.
         memory: Rows that S-XBM holds, at most; 0 for none.
-        loss: Settings of :class:`~smec_st.losses.SMECLoss`.
+        loss: Settings of :class:`~smec_st.losses.smec.SMECLoss`.
         **kwargs: As for the trainer: ``evaluator``, ``callbacks``, ``stages``.
     """
     pairs = number_pairs(train_dataset)
