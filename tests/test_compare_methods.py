@@ -68,8 +68,8 @@ def test_choose_always_includes_what_costs_nothing_and_keeps_the_order():
 
 def test_choose_all_leaves_out_what_needs_labels_or_a_package(monkeypatch):
     monkeypatch.setitem(registry.METHODS, "picky", Factory(__name__, "Picky"))
-    monkeypatch.setitem(registry.METHODS, "rare", Factory(__name__, "Rare", package="no_such_package", extra="search"))
-    line = 'rare needs no_such_package; install it with pip install "smec-st[search]".'
+    monkeypatch.setitem(registry.METHODS, "rare", Factory(__name__, "Rare", package="no_such_package"))
+    line = 'rare needs no_such_package. Install it with `pip install "smec-st"`.'
     for labels in (True, False):
         chosen, notices = choose("all", labels)
         assert ("picky" in chosen) == labels
@@ -77,7 +77,7 @@ def test_choose_all_leaves_out_what_needs_labels_or_a_package(monkeypatch):
         assert notices == [f"left out: {line}"]
     with pytest.raises(DataError, match="picky needs labels"):
         choose("picky", labels=False)
-    with pytest.raises(DataError, match="rare needs no_such_package; install it with"):
+    with pytest.raises(DataError, match="rare needs no_such_package. Install it with"):
         choose("rare", labels=True)
     with pytest.raises(DataError, match="unknown method 'magic'; known are all, original, truncate"):
         choose("pca,magic", labels=True)

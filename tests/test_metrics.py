@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import pytrec_eval
 
 from smec_st.data import Qrels
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, leave_out, neighbour_overlap, score_rankings
@@ -180,3 +181,23 @@ def test_neighbour_overlap_equals_a_plain_loop(rng, k):
 
 def test_neighbour_overlap_is_one_for_another_order_and_zero_for_disjoint_sets():
     assert neighbour_overlap(np.array([[3, 1, 2], [4, 5, 6]]), np.array([[1, 2, 3], [1, 2, 3]])).tolist() == [1, 0]
+
+
+def test_metrics_are_those_of_trec_eval_to_the_last_bit(rng):
+    grades = {query: {int(row): int(rng.integers(0, 4)) for row in rng.choice(80, 20, False)} for query in range(40)}
+    grades = {query: {**of, 80: 1} for query, of in grades.items()}  # each query has a relevant document
+    qrels = Qrels.from_dict(grades, list(range(40)), list(range(81)))
+    rankings = np.stack([np.r_[rng.permutation(81)[:60], -1, -1] for _ in range(40)])
+    run = {str(q): {str(d): float(-place) for place, d in enumerate(row[:60])} for q, row in enumerate(rankings)}
+    gold = {str(query): {str(row): grade for row, grade in of.items()} for query, of in grades.items()}
+    measures = {"ndcg@7": "ndcg_cut_7", "ndcg@60": "ndcg_cut_60", "recall@30": "recall_30", "mrr@100": "recip_rank"}
+    asked = {"ndcg_cut.7,60", "recall.30", "recip_rank"}
+    theirs = pytrec_eval.RelevanceEvaluator(gold, asked).evaluate(run)
+    ours = score_rankings((np.arange(40), rankings), qrels, tuple(measures))
+    for name, measure in measures.items():
+        np.testing.assert_array_equal(ours[name], [theirs[str(query)][measure] for query in range(40)])
+
+
+def test_an_empty_ranking_scores_zero(qrels, rankings):
+    found = score_rankings({**rankings, 1: np.array([], dtype=np.int64)}, qrels, ("ndcg@10", "recall@10", "mrr@10"))
+    assert [values[1] for values in found.values()] == [0, 0, 0]

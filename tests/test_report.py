@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -118,3 +119,11 @@ def test_plots_of_a_comparison_are_written_whole(many, tmp_path, collections):
     written = sorted(tmp_path.iterdir())
     assert [path.stem for path in written] == ["plot_by_bytes", "plot_by_size", "plot_proxy", "plot_small_multiples"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_without_matplotlib_a_report_has_its_tables_and_says_what_is_missing(rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    says = r'report.png is not drawn without matplotlib. Install it with `pip install "smec-st\[plots\]"`'
+    with pytest.warns(UserWarning, match=says):
+        write_report(rows, tmp_path, "toy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.csv", "report.json"]

@@ -71,8 +71,8 @@ def fit(
         from smec_st.compressor.scoring import score_compressor
         from smec_st.data import DataError, add_synthetic_queries, load_collection
         from smec_st.evaluation.report import print_rows, write_report
+        from smec_st.evaluation.target import Target, choose_size
         from smec_st.fitting.choice import Decision
-        from smec_st.research.compare import Target, choose_size
         from smec_st.system.files import new_folder
 
         collection = load_collection(data, vectors, model, task)

@@ -19,6 +19,7 @@ from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
 from smec_st.system.files import new_folder
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -322,6 +323,7 @@ class Compressor:
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
+        load_optional("torch", "fitting")
         from smec_st.fitting.config import HELD_OUT
         from smec_st.fitting.fit import fit_maps, resolve_config, settings_of
 
@@ -406,6 +408,7 @@ class Compressor:
         Raises:
             DataError: If no size of this compressor fits, or the input cannot be used.
         """
+        load_optional("torch", "fitting")
         from smec_st.fitting.config import HELD_OUT
         from smec_st.quantization.choice import add_best
 
@@ -445,6 +448,7 @@ class Compressor:
         Raises:
             DataError: If a size exists already or the input cannot be used.
         """
+        load_optional("torch", "fitting")
         from smec_st.fitting.fit import extend_maps, resolve_config
 
         table = self._table(corpus, queries, own_document)

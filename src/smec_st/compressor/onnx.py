@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from smec_st.quantization.interface import CompressorLike
-from smec_st.system.errors import DataError
 from smec_st.system.files import write_bytes
+from smec_st.system.optional import load_optional
 
 OPSET = 18
 IR_VERSION = 9  # the version that came with opset 18, so that older runtimes can read the file
@@ -24,11 +24,8 @@ def write_onnx(compressor: CompressorLike, path: Path, dim: int | None = None) -
     Raises:
         DataError: If the package ``onnx`` is missing.
     """
-    try:
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError as error:
-        raise DataError('writing ONNX needs onnx. Install it with `pip install "smec-st[onnx]"`.') from error
+    onnx = load_optional("onnx", "writing ONNX")
+    helper = onnx.helper
     folded = compressor.map_for(dim)
     constants: dict[str, np.ndarray] = {
         "axis": np.array([1], dtype=np.int64),
@@ -47,9 +44,9 @@ def write_onnx(compressor: CompressorLike, path: Path, dim: int | None = None) -
     graph = helper.make_graph(
         nodes,
         "compressor",
-        [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", folded.in_dim])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", folded.out_dim])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        [helper.make_tensor_value_info("vectors", onnx.TensorProto.FLOAT, ["n", folded.in_dim])],
+        [helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["n", folded.out_dim])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="smec-st")
     model.ir_version = IR_VERSION

@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st import __version__
-from smec_st.evaluation.report import Row, draw_lines, label_of, label_sizes, markdown_rows, save_figure
+from smec_st.evaluation.report import (
+    Row,
+    can_plot,
+    draw_lines,
+    label_of,
+    label_sizes,
+    markdown_rows,
+    new_figure,
+    save_figure,
+)
 from smec_st.fitting.choice import Decision
 from smec_st.quantization.interface import CompressorLike
+from smec_st.system.optional import is_installed
 
 if TYPE_CHECKING:
     from smec_st.hub.evidence import Evidence
@@ -44,7 +54,7 @@ def write_card(
         license: The Hub's short name of the licence, such as ``apache-2.0``.
         base: Name of the backbone, used if the compressor does not record it.
     """
-    if evidence is not None:
+    if evidence is not None and can_plot(folder / PLOT):
         plot_quality(evidence.rows, folder / PLOT)
     text = model_card(
         compressor, repo_id, dim, folder=folder, head_only=head_only, evidence=evidence, license=license, base=base
@@ -177,7 +187,7 @@ def _measured(evidence: Evidence | None, compressor: CompressorLike) -> dict[str
         else f"{label_of(METRIC)} on {where}.",
         "table": markdown_rows(evidence.rows, METRIC, _difference),
         "lossless": lossless_sentence(compressor, evidence.rows),
-        "plot": PLOT,
+        "plot": PLOT if is_installed("matplotlib") else None,
         "command": evidence.command,
         "versions": ", ".join(f"{name} {version}" for name, version in evidence.versions.items()),
     }
@@ -214,9 +224,7 @@ def _times(rows: Sequence[Row], original: Row) -> str:
 
 def plot_quality(rows: Sequence[Row], path: Path) -> None:
     """Plot quality against numbers per vector and against bytes per vector."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
     sides = figure.subplots(1, 2, sharey=True)
     draw_lines(sides[0], [row for row in rows if row.is_float32], lambda row: row.dim, lambda row: row.metrics[METRIC])
     draw_lines(sides[1], rows, lambda row: row.bytes_per_vector, lambda row: row.metrics[METRIC])

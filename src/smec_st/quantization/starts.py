@@ -8,7 +8,7 @@ from smec_st.data import DataError
 from smec_st.quantization.codecs import Binary, Int8, Product
 from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
-from smec_st.system.faiss import load_faiss
+from smec_st.system.optional import load_optional
 
 SAMPLE = 65536
 
@@ -72,7 +72,7 @@ def product_codes(
     Raises:
         DataError: If FAISS is missing, or ``codes`` does not divide the width.
     """
-    faiss = load_faiss("a product codec")
+    faiss = load_optional("faiss", "a product codec")
     count, width = rows.shape
     if width % codes:
         raise DataError(f"product codes of {codes} bytes need a size that is a multiple of {codes}, got {width}.")
