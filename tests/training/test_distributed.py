@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from paths import HELPERS
 from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, same_on_all_ranks, share_of_mean
-
-HERE = Path(__file__).parent
 
 # What two processes may differ by from one: sums in another order, after up to 12 steps of Adam at a rate of 1e-2.
 TOLERANCE = 1e-5
@@ -24,8 +23,8 @@ TRAIN = textwrap.dedent(
     import dataclasses, json, os, sys, torch
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    import test_text, test_trainer
-    from test_trainer import weights
+    import text_world, training_world
+    from training_world import weights
     from tiny_models import tiny_model
     from smec_st.training.trainer import SequentialTrainer
     rank = os.environ.get("RANK", "0")
@@ -41,9 +40,9 @@ TRAIN = textwrap.dedent(
     def make_trainer(folder, loss, texts=False, **settings):
         if texts:
             backbone = tiny_model(Path.cwd() / f"qwen2-{{rank}}", "qwen2")  # has no dropout
-            trainer = test_text.make_trainer(backbone, folder, train_backbone=True, **settings)
+            trainer = text_world.make_trainer(backbone, folder, train_backbone=True, **settings)
         else:
-            trainer = test_trainer.make_trainer(folder, **settings)
+            trainer = training_world.make_trainer(folder, **settings)
         trainer.loss.settings = dataclasses.replace(trainer.loss.settings, **loss)
         trainer.loss.read_from(trainer.table)
         return trainer
@@ -111,7 +110,7 @@ def runs(tmp_path_factory):
     found = {}
     for processes, settings in ((1, SETTINGS), (2, SETTINGS | CUT)):
         script = tmp_path_factory.mktemp(f"ranks-{processes}") / "train.py"
-        script.write_text(TRAIN.format(tests=str(HERE)))
+        script.write_text(TRAIN.format(tests=str(HELPERS)))
         quick = {"save_strategy": "no", "selection_steps": 4, "max_steps": 10}
         given = {n: {**quick, **s, "per_device_train_batch_size": 16 // processes} for n, s in settings.items()}
         launch(script, processes, json.dumps(given))

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 import smec_st
+from paths import ROOT
 from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import DataError
@@ -35,7 +36,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 NUMPY_ALONE = """
 import sys

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from conftest import write_collection
+from collection_world import write_collection
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, Qrels, load_collection, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval

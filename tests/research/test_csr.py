@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import make_vectors
+from collection_world import make_vectors
 from smec_st.data import Qrels, VectorTable, unit_rows
 from smec_st.research.baselines import Size, TrainingData
 from smec_st.research.baselines.csr import CSR, Contrastive, SelfPairs, scaled, size_of_code

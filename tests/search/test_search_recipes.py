@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paths import ROOT
 from search_world import clustered, compressor, naive, recall
 
-RECIPES = Path(__file__).resolve().parent.parent / "examples" / "recipes"
+RECIPES = ROOT / "examples" / "recipes"
 ROWS, HEAD, SHORTLIST, K = 300, 8, 60, 5
 
 

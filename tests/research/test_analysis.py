@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import write_collection
+from collection_world import write_collection
 from smec_st.data import Collection, DataError, Qrels, load_collection, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.fitting.config import METHODS, FitConfig

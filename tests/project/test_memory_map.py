@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from paths import ROOT
 from smec_st import DataError, VectorTable
 from smec_st.data import table as table_module
 from smec_st.training.moments import corpus_moments
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "memory_map.py"
+SCRIPT = ROOT / "benchmarks" / "memory_map.py"
 
 
 def load_script():

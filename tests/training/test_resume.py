@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from smec_st import Compressor, DataError
-from test_trainer import assert_equal, make_trainer, weights
+from training_world import assert_equal, make_trainer, weights
 
 EVERY = {"save_steps": 2, "save_total_limit": 20, "max_steps": 6, "selection_steps": 4}
 

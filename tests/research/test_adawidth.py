@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import make_vectors
+from collection_world import make_vectors
 from smec_st.data import Qrels, VectorTable, unit_rows
 from smec_st.evaluation.untrained import pca, truncate
 from smec_st.functional import NEVER, alignment_kl, alignment_l1, contrastive_loss, unit

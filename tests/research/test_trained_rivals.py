@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import make_vectors
+from collection_world import make_vectors
 from smec_st.data import DataError, Qrels, VectorTable
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.functional import rank_loss

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smec_st.training.callbacks import GradientMeter
-from test_trainer import make_trainer
+from training_world import make_trainer
 
 
 def logs_of(trainer):

@@ -14,8 +14,8 @@ from smec_st import DataError, EmbeddingInput, Qrels, VectorTable
 from smec_st.data import unit_rows
 from smec_st.evaluation.dimension_sweep import DimensionSweepEvaluator
 from smec_st.evaluation.metrics import evaluate_retrieval
-from test_trainer import make_trainer
 from tiny_models import WORDS, tiny_model
+from training_world import make_trainer
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from conftest import write_collection
+from collection_world import write_collection
 from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, VectorTable, load_collection, unit_rows
