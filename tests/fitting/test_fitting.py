@@ -20,6 +20,7 @@ from smec_st.modules import EmbeddingInput, ResidualAdapter
 from smec_st.training.trainer import SequentialTrainer
 
 WIDTH, DOCUMENTS, QUERIES, MEANING = 24, 300, 160, 8
+SHORT = {"steps": 8, "adapt_steps": 6}  # where what is learned does not matter
 QUICK = {"steps": 40, "adapt_steps": 30, "batch_size": 32, "random_rows": 128, "memory": 256}
 
 
@@ -56,6 +57,12 @@ def learned(world):
     corpus, queries, qrels = world
     train, dev = qrels.of_queries(range(100)), qrels.of_queries(range(100, 130))
     return Compressor.fit(corpus, queries, train, (12, 6), dev_qrels=dev, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def unlabelled(world):
+    corpus, queries, _ = world
+    return Compressor.fit(corpus, queries, None, (12, 6), **QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -206,24 +213,22 @@ def test_good_labels_are_trained_on(world, learned):
         assert ndcg(learned, corpus, queries, test, dim) > ndcg(start, corpus, queries, test, dim) + 0.1
 
 
-def test_misleading_labels_are_not_trained_on(world, misled):
+def test_misleading_labels_are_not_trained_on(misled, unlabelled):
     (decision,) = misled.info["decisions"]
     assert decision["chosen"] in ("start", "neighbourhoods")
-    corpus, queries, _ = world
-    alone = Compressor.fit(corpus, queries, None, (12, 6), **QUICK)
     if decision["chosen"] == "neighbourhoods":
-        assert misled.fingerprint == alone.fingerprint
+        assert misled.fingerprint == unlabelled.fingerprint
     assert len(misled.map_for(12).layers) == 1
 
 
 @pytest.mark.parametrize("dev", [0, 5])
-def test_too_few_judged_queries_train_on_neighbourhoods_and_say_so(world, dev):
+def test_too_few_judged_queries_train_on_neighbourhoods_and_say_so(world, unlabelled, dev):
     corpus, queries, qrels = world
     train, held = qrels.of_queries(range(FEWEST_QUERIES - 1 - dev)), qrels.of_queries(range(100, 100 + dev))
     options = {"unlabelled_queries": np.arange(QUERIES), **QUICK}
     with pytest.warns(LabelsWarning, match="what to train: neighbourhoods, the safest choice"):
         few = Compressor.fit(corpus, queries, train, (12, 6), dev_qrels=held if dev else None, **options)
-    assert few.fingerprint == Compressor.fit(corpus, queries, None, (12, 6), **QUICK).fingerprint
+    assert few.fingerprint == unlabelled.fingerprint
     (decision,) = few.info["decisions"]
     assert (decision["chosen"], decision["queries"]) == ("neighbourhoods", 0)
 
@@ -251,7 +256,7 @@ def test_decisions_are_kept_as_json(learned, tmp_path):
 
 def test_a_fit_that_was_cut_off_in_a_trial_goes_on_to_the_same_bits(world, tmp_path, cut_off):
     corpus, queries, qrels = world
-    options = {"candidates": ("neighbourhoods", "adapted and ranked"), **QUICK, "narrow_hidden": 1.0}
+    options = {"candidates": ("neighbourhoods", "adapted and ranked"), **QUICK, **SHORT, "narrow_hidden": 1.0}
     data = corpus, queries, qrels.of_queries(range(100)), (8, 1)
     whole = Compressor.fit(*data, **options)
     cut_off(5)  # each fold has a stage of one candidate and two of the other: the second fold's adapt stage
@@ -278,9 +283,9 @@ def test_without_labels_rows_are_orthonormal(world, dims):
         np.testing.assert_allclose(*(side @ side.T for side in sides), atol=1e-5)
 
 
-def test_without_labels_a_fit_is_the_candidate_that_uses_none(world):
+def test_without_labels_a_fit_is_the_candidate_that_uses_none(world, unlabelled):
     corpus, queries, qrels = world
-    alone = Compressor.fit(corpus, queries, None, (12, 6), **QUICK)
+    alone = unlabelled
     named = Compressor.fit(corpus, queries, qrels, (12, 6), candidates=("neighbourhoods",), **QUICK)
     assert alone.fingerprint == named.fingerprint
     assert alone.info["decisions"] == named.info["decisions"] == []
@@ -323,7 +328,7 @@ def test_a_fit_of_wide_vectors_is_the_fit_of_their_leading_axes_folded_back(labe
     corpus, queries = wide()
     rows = np.arange(60)
     qrels = Qrels(rows, rows, np.ones(60)) if labelled else None
-    options = {"candidates": ("adapted and ranked",), **QUICK, "steps": 5}
+    options = {"candidates": ("adapted and ranked",), **QUICK, **SHORT}
     fitted = Compressor.fit(corpus, queries, qrels, (8, 4), **options)
     assert fitted.width == 1100
     turned, turn = _leading_axes(VectorTable(corpus, queries), 8)
@@ -348,7 +353,7 @@ def test_a_fit_of_wide_vectors_is_the_fit_of_their_leading_axes_folded_back(labe
 )
 def test_sizes_up_to_a_twenty_fourth_of_the_width_get_a_hidden_layer(world, dims, labelled, narrow_hidden, hidden):
     corpus, queries, qrels = world
-    options = {"candidates": ("adapted and ranked",), **QUICK, "narrow_hidden": narrow_hidden}
+    options = {"candidates": ("adapted and ranked",), **QUICK, **SHORT, "narrow_hidden": narrow_hidden}
     fitted = Compressor.fit(corpus, queries, qrels if labelled else None, dims, **options)
     folded = fitted.map_for(dims[0])
     assert len(folded.layers) == (2 if hidden else 1)
@@ -410,7 +415,7 @@ def test_codes_are_chosen_on_queries_that_trained_no_map(world, monkeypatch):
 
     monkeypatch.setattr(SequentialTrainer, "train", recording)
     monkeypatch.setattr(choice, "add_best", watched)
-    options = {"candidates": ("adapted and ranked",), **QUICK, "steps": 5}
+    options = {"candidates": ("adapted and ranked",), **QUICK, **SHORT}
     fitted = Compressor.fit(corpus, queries, qrels, (16, 8), bytes=8, **options)
     assert fitted.head(bytes=8).bytes == 8
     ((train, dev),) = chosen
@@ -421,11 +426,14 @@ def test_codes_are_chosen_on_queries_that_trained_no_map(world, monkeypatch):
     assert not np.isin(train.query_rows, dev.query_rows).any()
 
 
-@pytest.mark.parametrize("candidate", ["start", "neighbourhoods", "adapted and ranked"])
+@pytest.fixture(scope="module", params=["start", "neighbourhoods", "adapted and ranked"])
+def before(world, request):
+    return Compressor.fit(*world, (12, 6), candidates=(request.param,), **{**QUICK, **SHORT})
+
+
 @pytest.mark.parametrize("labelled", [True, False])
-def test_sizes_added_later_leave_old_vectors_as_they_were(world, candidate, labelled):
+def test_sizes_added_later_leave_old_vectors_as_they_were(world, before, labelled):
     corpus, queries, qrels = world
-    before = Compressor.fit(corpus, queries, qrels, (12, 6), candidates=(candidate,), **QUICK)
     after = before.extend(corpus, queries, qrels if labelled else None, dims=(18, 9, 3))
     assert after.dims == (18, 12, 9, 6, 3)
     for dim in before.dims:

@@ -26,11 +26,12 @@ from hub_server import Hub, point_client_at
 from paths import ROOT
 from smec_st import Compressor, FitConfig
 from smec_st.cli import run
-from smec_st.fitting import config
+from smec_st.fitting import config, fit
 from tiny_models import tiny_qwen2
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "src" / "smec_st"
+TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
 # Folders and modules from the lowest layer to the highest. A module may import lower layers and its own folder, and
 # folders of one layer do not import each other. Imports inside functions and for type checking count as well.
@@ -94,6 +95,46 @@ def test_readme_names_files_and_commands_that_exist():
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
+def links_of(text: str) -> list[str]:
+    """Targets of all links and images outside code, as they are written."""
+    prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+    return re.findall(r"\]\(([^)\s]+)\)", prose)
+
+
+def anchors_of(text: str) -> set[str]:
+    """Anchors of the headings, as mkdocs and GitHub name them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in links_of(page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if re.match(r"https?://", link):
+            assert re.fullmatch(r"https://[\w.-]+\.\w+(/\S*)?", link), link
+            continue
+        if path.startswith("api/"):  # written when the site is built, one page for each module
+            assert path.removeprefix("api/").removesuffix(".md") in MODULES, link
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in anchors_of(target.read_text(encoding="utf-8")), f"{page.name} links to {link}"
+
+
+def test_contributing_names_every_folder_and_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| (`[^|]+`) \|", text, flags=re.MULTILINE)]
+    places = [layer_of(name) for row in named for name in row]
+    assert places == sorted(places)
+    folders = {name for layer in LAYERS for name in layer if "." not in name and not name.startswith("__")}
+    assert {name for row in named for name in row} == folders
+    for path in re.findall(r"`((?:src|tests|benchmarks|research|data|search|system)/[\w./]+\.py)`", text):
+        if "NAME" not in path:
+            assert (ROOT / path).exists() or (PACKAGE / path).exists(), path
+
+
 def test_readme_is_short():
     assert len(README.split()) <= 1_500
 
@@ -115,8 +156,10 @@ def test_method_page_tells_every_setting_as_it_is():
             assert float(Fraction(told[name])) == pytest.approx(value), name
 
 
-def test_continuous_integration_runs_what_the_readme_says():
-    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+def test_continuous_integration_runs_the_checks_and_all_tests():
+    assert {"make check", "make test-all"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
+    recipes = re.findall(r"^test(?:-all)?: install\n\t(.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert [recipe.removesuffix(' -m "not slow"') for recipe in recipes] == [recipes[1]] * 2
 
 
 MODULES = {
@@ -223,6 +266,7 @@ def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch)
     """Blocks marked python and shell, in order, in one namespace; fits are cut short, the Hub is on localhost."""
     shutil.copytree(desk, tmp_path / "desk")
     monkeypatch.chdir(tmp_path / "desk")
+    resolve = fit.resolve_config
     quick = {
         "steps": 3,
         "adapt_steps": 3,
@@ -232,8 +276,7 @@ def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch)
         "memory": 64,
         "checkpoint_steps": 3,
     }
-    for name, value in quick.items():
-        monkeypatch.setitem(FitConfig.__init__.__kwdefaults__, name, value)
+    monkeypatch.setattr(fit, "resolve_config", lambda settings, width: resolve({**quick, **settings}, width))
     models = {"sentence-transformers/all-MiniLM-L6-v2": get_model_path(), "Qwen/Qwen2-7B-Instruct": "decoder"}
     if "Qwen" in page.read_text():
         tiny_qwen2(tmp_path / "desk" / "decoder")
