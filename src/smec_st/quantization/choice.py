@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.data import DataError, Qrels, VectorTable, places_among
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Binary, Codec, Plain
@@ -61,7 +61,7 @@ class Judge:
             rows, judged = np.union1d(rows, dev.pairs[:, 1]), dev.query_rows
             ids = table.query_ids(judged)
             own = table.own(torch.from_numpy(ids)).numpy()
-            own = np.where(np.isin(own, rows), np.searchsorted(rows, own), -1)
+            own = places_among(rows, own)
             local = dev.renumbered(rows)
         others = np.arange(table.corpus_size, len(table)) if table.query_size else rows
         others = others[sample_rows(len(others), seed, ASKING_ROWS)]
