@@ -102,6 +102,7 @@ def test_fit_takes_each_option(small_collection, tmp_path, quick, more):
     }
 
 
+@pytest.mark.slow
 def test_fit_is_reproducible_and_the_seed_matters(small_collection, tmp_path, quick):
     folder = small_collection()
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):

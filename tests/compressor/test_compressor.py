@@ -48,6 +48,7 @@ def test_fit_beats_truncation_and_pca_at_every_size(toy):
         assert ours > ndcg(lambda x, d=dim: pca.transform(x, d), toy) + 0.05
 
 
+@pytest.mark.slow
 def test_fit_gives_the_same_from_arrays_tensors_memory_maps_and_half_precision_of_the_same_numbers(toy, tmp_path):
     corpus, queries = toy.corpus.astype(np.float16), toy.queries.astype(np.float16)
     np.save(tmp_path / "corpus.npy", corpus)
@@ -82,6 +83,7 @@ def test_fit_without_labels_brings_neighborhoods_nearer_to_those_of_full_width(t
     assert drift(fitted) < drift(pca)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.75, 0.9])
 def test_fit_without_labels_serves_a_narrow_cone_as_it_serves_what_was_moved_into_it(toy, share):
     """Many models give any two texts a cosine of 0.7 and more; what is near is the same as without that."""
@@ -184,6 +186,7 @@ def test_save_and_load_give_the_same_vectors_and_facts(toy, tmp_path, method):
     assert loaded.info == json.loads(json.dumps(fitted.info))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 def test_hidden_layer_is_kept_through_save_and_load(toy, tmp_path, activation):
     settings = {**QUICK, "hidden_dim": 12, "activation": activation, "learning_rate": 1e-3}
@@ -291,6 +294,7 @@ def test_import_is_cheap_and_loads_no_heavy_library():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_fit_learns_classes_from_images_that_are_their_own_queries(rng):
     labels = rng.integers(0, 5, 300)
     images = rng.normal(size=(300, 32)) * np.r_[np.full(8, 3.0), np.full(24, 1.0)]  # the loud numbers say nothing

@@ -209,6 +209,7 @@ class CutOff(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "stage", "step"), [("grow", 0, 4), ("shrink", 0, 4), ("shrink", 1, 2)])
 def test_resume_with_a_training_backbone_ends_bit_identical(tmp_path, order, stage, step):
     runs = {}

@@ -213,6 +213,7 @@ def test_good_labels_are_trained_on(world, learned):
         assert ndcg(learned, corpus, queries, test, dim) > ndcg(start, corpus, queries, test, dim) + 0.1
 
 
+@pytest.mark.slow
 def test_misleading_labels_are_not_trained_on(misled, unlabelled):
     (decision,) = misled.info["decisions"]
     assert decision["chosen"] in ("start", "neighbourhoods")
@@ -254,6 +255,7 @@ def test_decisions_are_kept_as_json(learned, tmp_path):
     assert Compressor.load(tmp_path / "saved").info["decisions"] == json.loads(json.dumps([decision]))
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_cut_off_in_a_trial_goes_on_to_the_same_bits(world, tmp_path, cut_off):
     corpus, queries, qrels = world
     options = {"candidates": ("neighbourhoods", "adapted and ranked"), **QUICK, **SHORT, "narrow_hidden": 1.0}

@@ -250,6 +250,7 @@ def test_someone_elses_commit_in_between_is_not_overwritten(hub, compressor):
     fails("was changed by someone else in the meantime", compressor.push_to_hub, "org/head", overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_killed_push_leaves_an_empty_repository_that_the_next_one_fills(hub, compressor, tmp_path):
     compressor.save(tmp_path / "compressor")
     waiting, killed = [], threading.Event()

@@ -55,6 +55,7 @@ def test_quickstart(backbone, here, capsys):
     assert SentenceTransformer("quickstart-model", truncate_dim=4).encode(["x"]).shape == (1, 4)
 
 
+@pytest.mark.slow
 def test_beir(small_collection, here, capsys):
     folder = small_collection()
     vectors = str(folder / "vectors.safetensors")
@@ -85,6 +86,7 @@ def test_api_vectors(here, rng, capsys):
         module.read_answers("bad.jsonl")
 
 
+@pytest.mark.slow
 def test_images(here, rng, capsys):
     labels = rng.integers(0, 3, 90)
     records = [
@@ -100,6 +102,7 @@ def test_images(here, rng, capsys):
     assert Compressor.load("image-compressor").width == 16
 
 
+@pytest.mark.slow
 def test_multimodal(here, rng, capsys):
     images = rng.standard_normal((60, 16))
     order = rng.integers(0, 60, 100)
@@ -158,6 +161,7 @@ def test_serve_openai(backbone, here, rng):
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::smec_st.fitting.fit.LabelsWarning")  # a random model knows nothing of its texts
 def test_llm2vec(small_collection, here, capsys):
     qwen2 = tiny_qwen2(here / "qwen2")

@@ -14,6 +14,8 @@ from smec_st.research.baselines import Size, TrainingData
 from smec_st.research.baselines.adawidth import AdaWidth, UnlabelledPools, householder
 from smec_st.research.baselines.training import DevScore
 
+pytestmark = pytest.mark.slow  # fits methods at length; the base install needs none of them
+
 WIDTH = 16
 DIMS = (8, 4)
 QUICK = AdaWidth(reflections=4, steps=150, pool=100)

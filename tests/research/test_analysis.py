@@ -20,6 +20,8 @@ from smec_st.research.analysis.layer import LOSSES, LabelledBatches, LayerTraini
 from smec_st.research.analysis.record import training_data
 from smec_st.research.analysis.ware import chance_deviation, leverage, most_important, similar_and_random_pairs, ware
 
+pytestmark = pytest.mark.slow  # fits methods at length; the base install needs none of them
+
 QUICK = {"steps": 4, "adapt_steps": 2, "selection_steps": 2, "batch_size": 32}
 
 

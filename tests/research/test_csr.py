@@ -13,6 +13,8 @@ from smec_st.research.baselines import Size, TrainingData
 from smec_st.research.baselines.csr import CSR, Contrastive, SelfPairs, scaled, size_of_code
 from smec_st.research.baselines.training import DevScore
 
+pytestmark = pytest.mark.slow  # fits methods at length; the base install needs none of them
+
 WIDTH, HIDDEN = 16, 64
 DIMS = (8, 4)
 QUICK = CSR(k=8, steps=60)

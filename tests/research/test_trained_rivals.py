@@ -20,6 +20,8 @@ from smec_st.research.baselines.mrl import MRL
 from smec_st.research.baselines.search_adaptor import SearchAdaptor
 from smec_st.research.baselines.training import Batches, DevScore, dev_score, train
 
+pytestmark = pytest.mark.slow  # fits methods at length; the base install needs none of them
+
 DIMS = (16, 8, 4)
 QUICK = [
     MRL(steps=150, learning_rate=1e-2),

@@ -104,6 +104,7 @@ def _epoch(trainer, epoch):
         yield [trainer.train_dataset[row] for row in batch]
 
 
+@pytest.mark.slow
 def test_accumulating_run_resumes_to_the_bit(tmp_path):
     settings = {"gradient_accumulation_steps": 3, "order": "shrink"}
     whole = make_trainer(tmp_path / "whole", **settings)

@@ -100,6 +100,7 @@ def published(tmp_path_factory):
     return folder, (corpus, queries, pairs)
 
 
+@pytest.mark.slow
 def test_sizes_added_to_a_published_compressor_leave_the_others_bit_for_bit(published, tmp_path):
     folder, (corpus, queries, pairs) = published
     before = Compressor.load(folder)

@@ -162,7 +162,10 @@ class CutOff(Exception):
 
 
 @pytest.mark.parametrize("order", ["grow", "shrink"])
-@pytest.mark.parametrize(("stage", "step"), [(0, 3), (0, 6), (1, 3), (1, 5), (1, 11), (2, 8)])
+@pytest.mark.parametrize(
+    ("stage", "step"),
+    [(1, 5), *(pytest.param(*at, marks=pytest.mark.slow) for at in [(0, 3), (0, 6), (1, 3), (1, 11), (2, 8)])],
+)
 def test_resumed_run_ends_bit_identical(tmp_path, order, stage, step):
     whole = make_trainer(tmp_path / "whole", order=order)
     whole.train()
