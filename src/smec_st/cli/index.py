@@ -87,7 +87,7 @@ def index(
 def read_rows(path: Path | None, names: tuple[str, ...], count: int) -> tuple[list[Any] | None, dict[str, list[Any]]]:
     """Read the ids, if the file has them, and the named fields."""
     from smec_st.data import DataError
-    from smec_st.system.errors import one_line, some
+    from smec_st.data.errors import one_line, some
 
     if path is None:
         if names:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from smec_st import __version__
+from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.safetensors import read_safetensors
 from smec_st.maps import FoldedMap, Layer
 from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.storage import head_entries, head_tensors, read_heads
-from smec_st.system.errors import DataError, one_line, some
 
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
 FORMAT = 1

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.collection import SPLIT_NAMES, Collection
+from smec_st.data.errors import DataError, some
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.own import find_own_documents
 from smec_st.data.qrels import Qrels
 from smec_st.data.source import vectors_of
 from smec_st.data.vectors import unit_rows
-from smec_st.system.errors import DataError, some
 
 Triple = tuple[str, str, float]  # query id, document id, grade
 

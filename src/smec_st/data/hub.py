@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from smec_st.data.beir import Triple, beir_collection
 from smec_st.data.collection import Collection
-from smec_st.system.errors import DataError, one_line
+from smec_st.data.errors import DataError, one_line
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from pathlib import Path
 from smec_st.data.beir import load_beir
 from smec_st.data.blackbox import is_vector_folder, load_vector_folder, with_backbone
 from smec_st.data.collection import Collection
+from smec_st.data.errors import DataError
 from smec_st.data.fashion200k import LABELS, TASKS, load_fashion200k
 from smec_st.data.hub import load_hub
 from smec_st.data.images import image_files, load_image_folder, load_image_list
 from smec_st.data.products10k import load_products10k
-from smec_st.system.errors import DataError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smec_st.system.errors import DataError
+from smec_st.data.errors import DataError
 
 KEYS = ("model", "revision", "prompt")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from smec_st.data.errors import DataError
 from smec_st.data.vectors import unit_rows
-from smec_st.system.errors import DataError
 
 
 def _erf(x: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors
+from smec_st.data.errors import some
 from smec_st.search.backend import Backend, Columns, Ids, Settings
 from smec_st.search.build import build
 from smec_st.search.checks import ADD_ROWS, Documents, as_ids, new_settings
@@ -21,7 +22,6 @@ from smec_st.search.filters import Where
 from smec_st.search.schedule import Schedule
 from smec_st.search.steps import Hits, run_in_blocks
 from smec_st.search.tuning import MAX_QUERIES, tune
-from smec_st.system.errors import some
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data import DataError
-from smec_st.system.errors import one_line
+from smec_st.data.errors import one_line
 from smec_st.system.optional import load_optional
 
 KINDS = ("flat", "hnsw", "ivf")

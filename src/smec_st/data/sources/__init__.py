@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from smec_st.data.errors import DataError
 from smec_st.data.safetensors import read_safetensors
 from smec_st.data.sources.batch import Batch, VectorSource
 from smec_st.data.sources.columns import of_dataset, open_dataset, open_parquet
 from smec_st.data.sources.indexes import open_faiss, open_milvus
 from smec_st.data.sources.lines import open_csv, open_json, open_jsonl
 from smec_st.data.sources.tables import ArrayVectors, map_npy, open_npy, open_safetensors
-from smec_st.system.errors import DataError
 
 __all__ = [
     "Batch",

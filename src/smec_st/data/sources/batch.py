@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from smec_st.system.errors import DataError, one_line, some
+from smec_st.data.errors import DataError, one_line, some
 
 #: Metadata key under which files store a JSON record of the model that made their vectors.
 RECORD = "smec_st"

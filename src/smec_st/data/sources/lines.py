@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from smec_st.data.errors import DataError, one_line
 from smec_st.data.sources.batch import Batch, file_state, sidecar_record
-from smec_st.system.errors import DataError, one_line
 
 VECTOR_NAMES = ("embedding", "vector", "embeddings", "values")
 ID_NAMES = ("id", "_id", "custom_id")

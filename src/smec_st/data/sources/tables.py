@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from smec_st.data.errors import DataError, one_line
 from smec_st.data.safetensors import Safetensors
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
-from smec_st.system.errors import DataError, one_line
 
 
 @dataclass(frozen=True)
