@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from smec_st.data import DataError, Qrels
+from smec_st.data import DataError, Qrels, places_among
 from smec_st.evaluation.metrics import score_rankings
 
 
@@ -216,3 +216,9 @@ def test_classes_are_split_query_by_query():
     queries, documents = np.divmod(np.arange(2500), 25)
     rest, held = Qrels(queries, documents + 25 * (queries % 2), np.ones(2500)).split(0.2, seed=0)
     assert (len(rest.query_rows), len(held.query_rows)) == (80, 20)
+
+
+def test_own_documents_get_their_place_among_the_rows_that_are_searched():
+    rows = np.array([2, 5, 9])
+    np.testing.assert_array_equal(places_among(rows, np.array([9, -1, 2, 4, 11])), [2, -1, 0, -1, -1])
+    assert places_among(rows[:0], np.array([1])).tolist() == [-1]
