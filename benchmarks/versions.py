@@ -1,9 +1,9 @@
 """Try the lowest and the highest supported releases, each in an environment of its own, and record which ones work.
 
-For each interpreter two environments are made: one with the lowest release of every base dependency that
-pyproject.toml allows, and one with the newest. In each a compressor is fitted, saved, loaded, exported and served.
-Needs the package index, and about 2 GB of disk at a time. `--pin` fixes a package in both, for instance to a build of
-torch for the CPU.
+For each interpreter two environments are made: one with the lowest releases of torch, transformers and
+sentence-transformers that pyproject.toml allows, and one with the newest. In each a compressor is fitted, saved, loaded,
+exported and served. Needs the package index, and about 2 GB of disk at a time. `--pin` fixes a package in both, for
+instance to a build of torch for the CPU.
 `python benchmarks/tables.py` then writes what was found into docs/guide/versions.md.
 
     python benchmarks/versions.py --python python3.10 --python python3.13 --pin torch==2.13.0+cpu
@@ -23,6 +23,7 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "versions.json"
+HELD = ("torch", "transformers", "sentence-transformers")
 SHOWN = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "scipy")
 PROBE = """
 import importlib.metadata, json, platform, sys, tempfile
@@ -60,10 +61,10 @@ print("\\n" + json.dumps(found))
 
 
 def lowest() -> list[str]:
-    """Requirements that hold each base dependency at the lowest minor release that is allowed."""
+    """Requirements that hold each of :data:`HELD` at the lowest minor release that is allowed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = [re.match(r"([\w-]+)(?:\[[^]]*\])?>=([\d.]+)", line) for line in project["dependencies"]]
-    return [f"{match[1]}=={match[2]}.*" for match in found if match is not None]
+    return [f"{match[1]}=={match[2]}.*" for match in found if match is not None and match[1] in HELD]
 
 
 def attempt(python: str, which: str, pins: list[str], model: str | None, folder: Path) -> dict[str, object]:
