@@ -1,9 +1,9 @@
 """Try the lowest and the highest supported releases, each in an environment of its own, and record which ones work.
 
 For each interpreter two environments are made: one with the lowest releases of torch, transformers and
-sentence-transformers that pyproject.toml allows, and one with the newest. In each a compressor is fitted, saved, loaded,
-exported and served. Needs the package index, and about 2 GB of disk at a time. `--pin` fixes a package in both, for
-instance to a build of torch for the CPU.
+sentence-transformers that pyproject.toml allows, and one with the newest. In each a compressor is fitted, saved,
+loaded, exported and served. Needs the package index, and about 2 GB of disk at a time. `--pin` fixes a package in both,
+for instance to a build of torch for the CPU.
 `python benchmarks/tables.py` then writes what was found into docs/guide/versions.md.
 
     python benchmarks/versions.py --python python3.10 --python python3.13 --pin torch==2.13.0+cpu
