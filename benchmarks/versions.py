@@ -2,8 +2,10 @@
 
 For each interpreter two environments are made: one with the lowest releases of torch, transformers and
 sentence-transformers that pyproject.toml allows, and one with the newest. In each a compressor is fitted, saved,
-loaded, exported and served. Needs the package index, and about 2 GB of disk at a time. `--pin` fixes a package in both,
-for instance to a build of torch for the CPU.
+loaded, exported and served. Needs the package index, and about 2 GB of disk at a time. `--pin` fixes a package in
+both, for instance to a build of torch for the CPU. `--set installed` tries an interpreter with what it has, which needs
+no package index.
+
 `python benchmarks/tables.py` then writes what was found into docs/guide/versions.md.
 
     python benchmarks/versions.py --python python3.10 --python python3.13 --pin torch==2.13.0+cpu
@@ -75,8 +77,11 @@ def attempt(python: str, which: str, pins: list[str], model: str | None, folder:
     inside = str(folder / "env" / "bin" / "python")
     install = [inside, "-m", "pip", "install", "--quiet", "-c", str(folder / "constraints.txt"), str(ROOT)]
     probe = [inside, "-c", PROBE, *([model] if model else [])]
-    row: dict[str, object] = {"asked": python, "set": which, "pins": pins, "works": False}
-    for name, command in (("venv", [python, "-m", "venv", str(folder / "env")]), ("install", install), ("run", probe)):
+    row: dict[str, object] = {"asked": Path(python).name, "set": which, "pins": pins, "works": False}
+    steps = {"venv": [python, "-m", "venv", str(folder / "env")], "install": install, "run": probe}
+    if which == "installed":
+        steps = {"run": [python, *probe[1:]]}
+    for name, command in steps.items():
         began = time.perf_counter()
         done = subprocess.run(
             command, input=json.dumps(SHOWN), capture_output=True, text=True, check=False, cwd=folder
@@ -92,7 +97,8 @@ def attempt(python: str, which: str, pins: list[str], model: str | None, folder:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", required=True, help="An interpreter; may be repeated.")
-    parser.add_argument("--set", action="append", choices=["lowest", "highest"], help="Both by default.")
+    sets = ["lowest", "highest", "installed"]
+    parser.add_argument("--set", action="append", choices=sets, help="The first two by default.")
     parser.add_argument("--pin", action="append", default=[], help="A requirement that holds in both sets.")
     parser.add_argument("--model", help="Folder of a sentence-transformers model of width 384, to export with.")
     options = parser.parse_args()
@@ -102,7 +108,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 row = attempt(python, which, options.pin, options.model, Path(name))
             print(json.dumps(row), flush=True)
-            before = [old for old in before if (old["asked"], old["set"]) != (python, which)] + [row]
+            before = [old for old in before if (old["asked"], old["set"]) != (row["asked"], which)] + [row]
             RESULT.write_text(json.dumps({"rows": before}, indent=1) + "\n")
 
 
