@@ -2,8 +2,8 @@
 
 For each interpreter two environments are made: one with the lowest releases of torch, transformers and
 sentence-transformers that pyproject.toml allows, and one with the newest. In each a compressor is fitted, saved,
-loaded, exported and served. Needs the package index, and about 2 GB of disk at a time. `--pin` fixes a package in
-both, for instance to a build of torch for the CPU. `--set installed` tries an interpreter with what it has, which needs
+loaded, exported and served. This needs the package index, and about 2 GB of disk at a time. `--pin` fixes a package in
+both, for instance to a build of torch for the CPU. `--set installed` tries an interpreter with what it has, and needs
 no package index.
 
 `python benchmarks/tables.py` then writes what was found into docs/guide/versions.md.
