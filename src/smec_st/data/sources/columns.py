@@ -15,6 +15,7 @@ from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.ids import find_id, id_text
 from smec_st.data.sources.answers import VECTOR_NAMES
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,15 +72,14 @@ def open_parquet(path: Path, column: str | None = None, codes: str | None = None
     Parts may differ in the order and type of columns, as Spark, dask and Hugging Face write them. A folder of several
     splits needs ``column`` as ``SPLIT`` or ``SPLIT/COLUMN``.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    arrow, pq = (load_optional(name, "reading parquet") for name in ("pyarrow", "pyarrow.parquet"))
 
     paths = [path]
     if path.is_dir():
         paths, column = _parts(path, column)
     try:
         files = [pq.ParquetFile(part, memory_map=True) for part in paths]
-    except (pa.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
     files = [file for file in files if file.metadata.num_rows] or files[:1]
     rows = sum(file.metadata.num_rows for file in files)
@@ -102,7 +102,7 @@ def open_parquet(path: Path, column: str | None = None, codes: str | None = None
                         continue
                     yield batch.slice(start)
                     start = 0
-            except (pa.ArrowException, OSError) as error:
+            except (arrow.ArrowException, OSError) as error:
                 raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
 
     return _columns(str(path), files[0].schema_arrow, column, codes, rows, file_state(*paths), read)
@@ -152,13 +152,12 @@ def _parts(folder: Path, column: str | None) -> tuple[list[Path], str | None]:
 
 def open_dataset(path: Path, column: str | None = None, codes: str | None = None) -> ColumnVectors:
     """Open a folder that ``Dataset.save_to_disk`` wrote; if it has splits, ``column`` is ``SPLIT/COLUMN``."""
-    from datasets import DatasetDict, load_from_disk
-
+    datasets = load_optional("datasets", "reading a dataset")
     try:
-        found = load_from_disk(str(path))
+        found = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a readable dataset: {one_line(error)}") from error
-    if isinstance(found, DatasetDict):
+    if isinstance(found, datasets.DatasetDict):
         split, _, column = (column or "").rpartition("/") if "/" in (column or "") else (column or "", "", None)
         if split not in found and len(found) == 1:
             split, column = next(iter(found)), column or split or None

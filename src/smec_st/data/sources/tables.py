@@ -19,6 +19,7 @@ from smec_st.data.errors import DataError, one_line
 from smec_st.data.ids import find_id, id_text
 from smec_st.data.safetensors import Safetensors
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
+from smec_st.system.optional import load_optional
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,7 @@ def _is_pickled(path: Path, name: str) -> bool:
 
 def open_hdf5(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
     """Open one dataset of an HDF5 file; ``column`` names it (``GROUP/NAME``) if there are several tables."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise DataError('reading HDF5 needs h5py. Install it with `pip install "smec-st[hdf5]"`.') from error
+    h5py = load_optional("h5py", "reading HDF5")
     try:
         with h5py.File(path, "r") as file:
             shapes: dict[str, tuple[int, ...]] = {}
