@@ -99,6 +99,11 @@ class Compressor:
         sizes = "/".join(map(str, self.dims))
         return f"Compressor({self.width} -> {sizes}, nested={self.is_nested}, method={self.info.get('method')!r})"
 
+    def _repr_html_(self) -> str:
+        from smec_st.compressor.html import as_html
+
+        return as_html(self)
+
     def map_for(self, dim: int | None = None) -> FoldedMap:
         """The folded map to one of :attr:`dims`, or to any prefix when nested; the widest by default.
 

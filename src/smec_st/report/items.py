@@ -68,7 +68,7 @@ def read_items(
     Args:
         collection: The collection, whose ids are shown where there is nothing else.
         source: Where the collection was loaded from: texts are read there, and images whose ids are paths. None to
-            show ids.
+            show the texts of documents that the collection holds, and otherwise ids.
         documents: Rows of documents.
         queries: Rows of queries.
     """
@@ -76,6 +76,10 @@ def read_items(
         {row: collection.corpus_ids[row] for row in set(documents)},
         {row: collection.query_ids[row] for row in set(queries)},
     )
+    if source is None and collection.texts:
+        titles = collection.titles or [""] * len(collection.texts)
+        texts = {row: Item(key, titles[row], collection.texts[row]) for row, key in sides[0].items()}
+        return Items(texts, {row: Item(key) for row, key in sides[1].items()})
     records = None if source is None else text_records(source)
     if records is not None:
         read = (Side.read(side, str(source), set(ids.values())) for ids, side in zip(sides, records, strict=True))
