@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
@@ -186,6 +189,22 @@ def test_images_are_thumbnails_only_of_the_folder(tmp_path, collection):
     assert not read_items(images, folder, [0], []).documents[0].thumbnail
 
 
+def test_vectors_in_parquet_tables_are_not_taken_for_texts(tmp_path):
+    numbers = np.random.default_rng(0).normal(size=(3, 4))
+    for side in ("corpus", "queries"):
+        (tmp_path / side).mkdir()
+        rows = {"id": [f"{side}{i}" for i in range(3)], "vector": numbers.tolist()}
+        pq.write_table(pa.table(rows), tmp_path / side / "part.parquet")
+    items = read_items(load_collection(tmp_path), tmp_path, [1], [2])
+    assert (items.documents[1].full, items.queries[2].full) == ("corpus1", "queries2")
+
+
+def test_texts_that_a_collection_holds_are_shown_without_a_source(collection):
+    held = dataclasses.replace(collection, titles=["title"] * 300, texts=[f"text {i}" for i in range(300)])
+    items = read_items(held, None, [7], [3])
+    assert (items.documents[7].short, items.queries[3].short) == ("title text 7", "q3")
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +281,7 @@ def show(browser):
         context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_opens_without_a_word_and_fits(show, page_file, width, scheme):
@@ -283,6 +303,7 @@ COLOURS = (
 )
 
 
+@pytest.mark.slow
 def test_scheme_may_change_while_the_page_is_open(show, page_file):
     page = show(page_file)
     before = page.evaluate(COLOURS[2])
@@ -292,6 +313,7 @@ def test_scheme_may_change_while_the_page_is_open(show, page_file):
     assert page.said == []
 
 
+@pytest.mark.slow
 def test_page_is_used_by_keyboard(show, page_file, measured):
     page = show(page_file)
     frontier = [measured.variants[place] for place in measured.frontier]
@@ -320,6 +342,7 @@ def test_page_is_used_by_keyboard(show, page_file, measured):
     assert page.said == []
 
 
+@pytest.mark.slow
 def test_points_tell_more_when_the_pointer_rests_on_them(show, page_file):
     page = show(page_file)
     page.locator("#by-bytes").scroll_into_view_if_needed()
@@ -331,6 +354,7 @@ def test_points_tell_more_when_the_pointer_rests_on_them(show, page_file):
     assert "against the original" in text
 
 
+@pytest.mark.slow
 def test_hostile_texts_stay_text(show, page_file):
     page = show(page_file)
     assert page.evaluate("window.hacked") is None
@@ -346,6 +370,7 @@ def test_hostile_texts_stay_text(show, page_file):
     assert page.said == []
 
 
+@pytest.mark.slow
 def test_images_are_shown(show, tmp_path):
     folder = tmp_path / "clothes"
     for split, count in (("train", 40), ("test", 10)):

@@ -16,6 +16,7 @@ from smec_st.data.hub import hub_records, load_hub
 from smec_st.data.images import image_files, load_image_folder, load_image_list
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.products10k import load_products10k
+from smec_st.data.sources import find_table, open_vectors
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -71,7 +72,15 @@ def text_records(folder: str | Path) -> tuple[Iterator[dict[str, Any]], Iterator
     read = _reader(path, needs_vectors=True)
     if read is load_beir:
         return read_jsonl(path / "corpus.jsonl"), read_jsonl(path / "queries.jsonl")
-    return hub_records(path) if read is load_hub else None
+    return hub_records(path) if read is load_hub and not _holds_vectors(path) else None
+
+
+def _holds_vectors(path: Path) -> bool:
+    """Whether a folder's tables are vectors and not texts, which the names of its files do not tell."""
+    try:
+        return path.is_dir() and open_vectors(find_table(path, "corpus") or path).width > 0
+    except DataError:
+        return False
 
 
 def _reader(path: Path, needs_vectors: bool) -> Callable[[Path, Path | None, str | None], Collection]:
