@@ -139,6 +139,7 @@ def _figure(measured: Measured, traces: list[dict[str, Any]], axis: str, title: 
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "hovermode": "closest",
+        "hoverlabel": {"align": "left"},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "xaxis": {
             "type": "log",

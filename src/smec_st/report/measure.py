@@ -15,6 +15,7 @@ from smec_st.evaluation import untrained
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.statistics import Interval, paired_interval
 from smec_st.evaluation.sweep import METRICS
+from smec_st.quantization.codecs import PRECISIONS
 from smec_st.quantization.head import Head
 
 OURS = "compressed"
@@ -180,7 +181,8 @@ def _variants(compressor: Compressor, corpus: np.ndarray, queries: np.ndarray) -
         for dim in compressor.dims:
             yield variant(name, "float32", dim, 4 * dim), untrained_sides(transform, dim)
     plain = [compressor.head(dim, precision) for precision in ("float32", "float16") for dim in compressor.dims]
-    for head in (*plain, *compressor.heads):
+    codes = sorted(compressor.heads, key=lambda head: (PRECISIONS.index(head.precision), -head.dim))
+    for head in (*plain, *codes):
         yield variant(OURS, head.precision, head.dim, head.bytes), head_sides(head)
 
 
