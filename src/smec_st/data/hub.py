@@ -33,9 +33,7 @@ def load_hub(dataset: Path, vectors: Tables | None, model: str | None, strict: b
         DataError: If the Hub cannot be reached, or one of the parts is missing.
     """
     dataset_id = dataset.as_posix()
-    corpus, queries = (
-        chain.from_iterable(map(_rows, _load(dataset_id, side).values())) for side in ("corpus", "queries")
-    )
+    corpus, queries = hub_records(dataset)
     names = _configurations(dataset_id)
     inside = next((name for name in ("qrels", "default") if name in names and "corpus" in names), None)
     parts = _load(dataset_id, inside) if inside else _load(f"{dataset_id}-qrels")
@@ -53,6 +51,14 @@ def _configurations(dataset_id: str) -> list[str]:
             return list(get_dataset_config_names(dataset_id))
     except (OSError, ValueError, RuntimeError, DatasetsError):
         return []
+
+
+def hub_records(dataset: Path) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
+    """Read the documents and the queries of :func:`load_hub`, without judgements and vectors."""
+    corpus, queries = (
+        chain.from_iterable(map(_rows, _load(dataset.as_posix(), side).values())) for side in ("corpus", "queries")
+    )
+    return corpus, queries
 
 
 def _load(dataset_id: str, name: str | None = None) -> dict[str, Dataset]:
