@@ -60,6 +60,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         distinct: Passed to the sampler.
         unlabelled_dataset: Dataset of the stages that learn from neighbourhoods alone, with the column ``anchor``;
             None for ``train_dataset``.
+        adapter: What the first stage trains, with whatever weights it begins from; None to make one from ``args``.
         guard: Scores a model at some sizes on each held-out query, ``(q, sizes)``, higher is better; see
             :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
@@ -83,6 +84,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         distinct: bool = True,
         unlabelled_dataset: Any | None = None,
         guard: Guard | None = None,
+        adapter: ResidualAdapter | None = None,
         **kwargs: Any,
     ) -> None:
         order: Order = "shrink" if args.order == "shrink" else "grow"
@@ -96,6 +98,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.table = table
         self.distinct = distinct
         self.guard = guard
+        self._first_adapter = adapter
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
         self.batch_sampler: SpreadPairSampler | None = None
@@ -267,6 +270,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         Then nothing is gained by stretching the vectors, and an orthonormal map loses nothing at full width.
         """
         is_whole = self.stage.phase == "compress" and self.stage.have == 0 and self.args.start == "principal"
+        is_whole = is_whole and self._first_adapter is None
         return is_whole and not self.args.hidden_dim and not self.loss.ranks
 
     # -- a backbone that trains ---------------------------------------------------------------------------------------
@@ -313,6 +317,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return self.last_pair()
 
     def _new_adapter(self, stage: Stage) -> ResidualAdapter:
+        if self._first_adapter is not None and stage.index == 0:
+            return self._first_adapter
         is_adapt = stage.phase == "adapt"
         start = self._principal_axes(stage) if self.args.start == "principal" and not is_adapt else None
         hidden_dim, hidden_outputs = (None, None) if is_adapt else self._hidden_layer(stage)
