@@ -18,6 +18,7 @@ from smec_st import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from smec_st.cli.analyze import analyze
+from smec_st.cli.bridge import bridge
 from smec_st.cli.card import card
 from smec_st.cli.check import check
 from smec_st.cli.compare import compare
@@ -52,7 +53,9 @@ def app() -> None:
     """Make the vectors of any embedding model many times smaller."""
 
 
-for command in (fit, evaluate, compare, analyze, export, transform, check, migrate, index, search, card, push, verify):
+for command in (
+    fit, evaluate, compare, analyze, export, transform, check, migrate, bridge, index, search, card, push, verify,
+):  # fmt: skip
     app.add_command(command)
 
 

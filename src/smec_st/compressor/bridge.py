@@ -169,7 +169,7 @@ class Bridge:
                     "come from the same model."
                 )
         old = {**((compressor.info.get("backbone") or {}) if compressor else {}), **(old or {})}
-        spaces, sizes = [unit_rows(table) for table in tables[:2]], (tables[0].shape[1],)
+        spaces, sizes = [unit_rows(table) for table in tables[:2]], tuple(tables[0].shape[1:])
         if compressor is not None:
             check_backbone(compressor.info.get("backbone") or {}, old, "the old vectors")
             if tables[0].shape[1] != compressor.width:
@@ -249,8 +249,7 @@ class Bridge:
                 raise DataError(f"{path} is damaged: no layers, or unknown activations {some(unknown)}.")
             tensors = read_safetensors(weights, names)
             layers = [
-                Layer(tensors[name], activation)
-                for name, activation in zip(names, config["activations"], strict=True)
+                Layer(tensors[name], activation) for name, activation in zip(names, config["activations"], strict=True)
             ]
             bridge = cls(FoldedMap(tuple(layers)), config["dims"], config["info"])
             is_whole = bridge.fingerprint == config["fingerprint"]
@@ -259,5 +258,7 @@ class Bridge:
                 raise
             raise DataError(f"{path} is damaged: {one_line(error)}") from error
         if not is_whole:
-            raise DataError(f"{folder}: {WEIGHTS_FILE} and {CONFIG_FILE} do not belong together (fingerprints differ).")
+            raise DataError(
+                f"{folder}: {WEIGHTS_FILE} and {CONFIG_FILE} do not belong together (fingerprints differ)."
+            )
         return bridge

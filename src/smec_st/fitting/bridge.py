@@ -194,8 +194,12 @@ def _folds(sample: Sample, judged: Qrels, seed: int) -> Iterator[tuple[Sample, Q
             gone = np.union1d(gone, sample.own_document[rows])
         kept = np.setdiff1d(documents, gone)
         asking = np.setdiff1d(np.arange(len(sample.old_queries)), rows)
-        if len(kept) >= FEWEST_QUERIES:
-            yield sample.of(kept, asking), held
+        if len(kept) < FEWEST_QUERIES:
+            raise DataError(
+                f"only {len(kept)} documents of the sample are left to learn from without those that held-out queries "
+                "ask for; embed more documents with both models."
+            )
+        yield sample.of(kept, asking), held
 
 
 def _score(sample: Sample, queries: np.ndarray, held: Qrels) -> np.ndarray:
@@ -220,7 +224,6 @@ def _scales(sample: Sample, mapped: np.ndarray, rows: np.ndarray) -> dict[int, t
 
     The best documents are those that either model puts among its first for a held-out query.
     """
-    rows = rows[np.square(mapped[rows]).sum(axis=1) > 0]  # folds that left too few documents were passed over
     scales = {}
     for size in sample.sizes:
         corpus, queries = unit_rows(sample.old_corpus[:, :size]), unit_rows(mapped[rows, :size])
@@ -305,14 +308,13 @@ def _ridge(pairs: _Pairs) -> np.ndarray:
     rows = pairs.rows.astype(np.float64)
     gram = rows.T @ rows
     gram[np.diag_indices_from(gram)] += RIDGE * np.trace(gram) / len(gram)
-    return np.linalg.solve(gram, rows.T @ pairs.targets).T.astype(np.float32)
+    weight: np.ndarray = np.linalg.solve(gram, rows.T @ pairs.targets).T.astype(np.float32)
+    return weight
 
 
 def _adapter(pairs: _Pairs, start: np.ndarray, seed: int | None) -> ResidualAdapter:
     """The ridge regression, with what random features can add to it where a ``seed`` for them is given."""
     import torch
-
-    from torch import Tensor
 
     from smec_st.modules import ResidualAdapter
 
@@ -359,7 +361,6 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
     """Go on from a closed form until queries rank the old documents as both models rank their own."""
     import copy
 
-    import torch
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from transformers import set_seed
@@ -413,7 +414,8 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
         )
         trainer.train()
         adapter, _ = trainer.last_pair()
-    return adapter.cpu().requires_grad_(False)
+    adapter.cpu().requires_grad_(False)
+    return adapter
 
 
 def _taught(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -433,7 +435,5 @@ def _folded(adapter: ResidualAdapter, entry: np.ndarray) -> FoldedMap:
     from smec_st.maps.folding import fold
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput
 
-    everything = AdaptiveDimensionSelection(
-        adapter.out_dim, adapter.out_dim, reads="candidate_embedding", frozen=True
-    )
+    everything = AdaptiveDimensionSelection(adapter.out_dim, adapter.out_dim, reads="candidate_embedding", frozen=True)
     return fold([EmbeddingInput(adapter.in_dim), adapter, everything]).after(entry)
