@@ -38,6 +38,7 @@ class Step:
         grades: Relevance of the pool to each query, ``(queries, C)``; None without labels.
         width: Full width ``D``.
         stretch: What full-width similarities are multiplied by before their neighbourhoods are taken.
+        narrowness: What the KL term's temperature is multiplied by where candidates cannot move apart.
     """
 
     queries: int
@@ -46,6 +47,7 @@ class Step:
     grades: Tensor | None
     width: int
     stretch: float
+    narrowness: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -310,7 +312,9 @@ class SMECLoss(nn.Module):
                 logs = logits.log_softmax(dim=1)
                 target = logs.exp().mul_(found["row_weights"][:, None])
                 made[tau, sharp] = target, torch.dot(target.view(-1), logs.view(-1))
-            for name, value in zip(("taus", "targets", "entropies"), (tau, *made[tau, sharp]), strict=True):
+            for name, value in zip(
+                ("taus", "targets", "entropies"), (tau * step.narrowness, *made[tau, sharp]), strict=True
+            ):
                 found[name].append(value)
         return found
 
@@ -346,13 +350,15 @@ class SMECLoss(nn.Module):
             moved = (moved_to >= 0).nonzero().squeeze(1)
             grades[moved] = 0
             grades[moved, moved_to[moved]] = 1
-        if self.target is None:
-            left, right = torch.cat([anchors, pool[documents]]), pool
-        else:
+        same, width = (row, column), anchors.shape[1]
+        if self.target is not None:
             left, right = (self.target.teacher[ids.cpu()].to(pool) for ids in (anchor_ids, pool_ids))
-        stretches = self.target is not None or not self.ranks
-        stretch = 1 / min(float(spread(right)) / USUAL_SPREAD, 1.0) if stretches else 1.0
-        return Step(len(anchors), left @ right.T, (row, column), grades, pool.shape[1], stretch)
+            return Step(
+                len(anchors), left @ right.T, same, grades, pool.shape[1], 1 / _narrowness(right), _narrowness(pool)
+            )
+        stretch = 1.0 if self.ranks else 1 / _narrowness(pool)
+        teacher = torch.cat([anchors, pool[documents]]) @ pool.T
+        return Step(len(anchors), teacher, same, grades, width, stretch)
 
     def _documents(self, pool: int, anchor_ids: Tensor) -> Tensor:
         """Places in the pool of random documents, as many as there are anchors, whose neighbourhoods are kept.
@@ -374,6 +380,11 @@ class SMECLoss(nn.Module):
         shadows, stood_by, chance = self._shadows(queries, ids, pool, own, self._step)
         is_moved = chance < share
         return torch.where(is_moved.unsqueeze(1), shadows, queries), torch.where(is_moved, stood_by, none)
+
+
+def _narrowness(pool: Tensor) -> float:
+    """Spread of candidates relative to the usual one, at most 1: differences in a narrow cone count for more."""
+    return min(float(spread(pool)) / USUAL_SPREAD, 1.0)
 
 
 def _pairwise(cosine: Tensor, step: Step) -> Tensor:
