@@ -1,9 +1,9 @@
 """Learn a bridge: a map of a new model's queries into the space that holds an old model's documents.
 
 Pairs need no labels: a document or a query that both models embed is one. Candidates, from safe to bold, are a ridge
-regression, the same with random features on top (both in closed form), and each of the two trained on by
+regression, the same with random features on top, both in closed form, and each of the two trained on by
 :class:`~smec_st.training.trainer.SequentialTrainer`. Held-out queries choose, so what is trained is never taken unless
-it beats what is not.
+it surely beats what is not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from smec_st.data import DataError, Qrels, VectorTable, unit_rows
 from smec_st.fitting.choice import Decision, first_unbeaten
-from smec_st.fitting.config import FEWEST_QUERIES, FOLDS, LossSettings
+from smec_st.fitting.config import FEWEST_QUERIES, LossSettings
 from smec_st.maps import FoldedMap
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
     from smec_st.modules import ResidualAdapter
 
-CANDIDATES = ("ridge", "ridge, trained", "random features", "random features, trained")
+FORMS = ("ridge", "random features")  # what has a closed form; each can be trained on from there
+CANDIDATES = (*FORMS, *(f"{form}, trained" for form in FORMS))
 RIDGE = 0.01  # of the mean eigenvalue; .001 to .03 gave the same in cross-validation
 NOISE = 0.015  # variance of what random features leave over
-FEATURES = 4096
+FEATURES = 2048
 CONSTANT = 0.3  # beside centred rows of mean length 1, for the map's bias
 STEPS, BATCH, RATE = 150, 128, 1e-3  # ten times the learning rate forgot the start
 MEMORY = 8192
+FOLDS = 2  # every query is held out once
 NEIGHBOURS = 10  # of the old model, that count as relevant where nothing was judged
 METRIC = "ndcg@10"
 
@@ -116,7 +118,7 @@ def fit_bridge(
 ) -> FittedBridge:
     """Fit every candidate with queries held out, choose, and fit the chosen one on the whole sample.
 
-    In each of :data:`~smec_st.fitting.config.FOLDS` folds, documents that held-out queries ask for leave the sample,
+    In each of :data:`FOLDS` folds, documents that held-out queries ask for leave the sample,
     but for ``sample.share`` of these queries: as many queries to come will ask for a document that the sample holds.
 
     Args:
@@ -284,20 +286,17 @@ class _Pairs:
 
 
 def _fit_all(sample: Sample, names: tuple[str, ...], seed: int) -> dict[str, FoldedMap]:
-    """Fit these candidates; a trained one goes on from the closed form of its name."""
+    """Fit these candidates."""
     pairs = _Pairs.of(sample)
     start = _ridge(pairs)
-    starts: dict[str, ResidualAdapter] = {}
     fitted = {}
-    for name in names:
-        form, _, trained = name.partition(", ")
-        if form not in starts:
-            starts[form] = _adapter(pairs, start, seed if form == "random features" else None)
-        adapter = starts[form]
-        if trained:
-            adapter = _train(adapter, pairs, sample, seed)
-        fitted[name] = _folded(adapter, pairs.entry)
-    return fitted
+    for form in FORMS:
+        if any(name.startswith(form) for name in names):
+            adapter = _adapter(pairs, start, seed if form == "random features" else None)
+            fitted[form] = _folded(adapter, pairs.entry)
+        if f"{form}, trained" in names:
+            fitted[f"{form}, trained"] = _folded(_train(adapter, pairs, sample, seed), pairs.entry)
+    return {name: fitted[name] for name in names}
 
 
 # -- closed forms -----------------------------------------------------------------------------------------------------
@@ -359,8 +358,6 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
 
 def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> ResidualAdapter:
     """Go on from a closed form until queries rank the old documents as both models rank their own."""
-    import copy
-
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from transformers import set_seed
@@ -410,7 +407,7 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
                 ),
             ),
             train_dataset=Dataset.from_dict({"anchor": anchors}),
-            adapter=copy.deepcopy(start),
+            adapter=start,
         )
         trainer.train()
         adapter, _ = trainer.last_pair()
