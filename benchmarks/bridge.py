@@ -35,6 +35,7 @@ from smec_st.evaluation.statistics import paired_interval
 from smec_st.fitting import bridge as fitting
 
 METRIC = "ndcg@10"
+SAMPLES = ("store", "part")
 MOVED = (0.25, 0.5, 0.75)
 
 
@@ -135,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs=2, type=Path, help="two folders of the same texts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--samples", nargs="+", choices=SAMPLES, default=list(SAMPLES))
     parser.add_argument("--dims", help="also into a space that was compressed to these sizes, for instance 96,48")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
@@ -145,10 +147,10 @@ def main() -> None:
         raise SystemExit("both folders must hold the same texts in the same order.")
     spaces = [None, *([tuple(int(dim) for dim in options.dims.split(","))] if options.dims else [])]
     rows: list[dict[str, Any]] = []
-    for seed in options.seeds:
-        for dims in spaces:
-            for old, new in ((one, other), (other, one)):
-                for sample in ("store", "part"):
+    for sample in options.samples:
+        for seed in options.seeds:
+            for dims in spaces:
+                for old, new in ((one, other), (other, one)):
                     rows += run(old, new, dims, sample, seed)
                     write_record(options.json, options, rows)
 
