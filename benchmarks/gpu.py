@@ -50,11 +50,11 @@ from smec_st import (
     SMECLoss,
     VectorTable,
 )
-from smec_st.losses import Relevance
 from smec_st.losses.ranks import gather_rows
+from smec_st.losses.relevance import Relevance
 from smec_st.modules import ResidualAdapter
+from smec_st.stages import Stage
 from smec_st.system.files import write_text
-from smec_st.training.stages import Stage
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -217,7 +217,7 @@ def backbone(sizes: Sizes, folder: Path) -> SentenceTransformer:
 
 
 def trainer(sizes: Sizes) -> dict[str, Any]:
-    from smec_st.training.text import text_trainer
+    from smec_st.compressor.text import text_trainer
 
     rng = np.random.default_rng(0)
     texts = ["".join(chr(97 + letter) for letter in rng.integers(0, 26, sizes.tokens)) for _ in range(2 * sizes.texts)]

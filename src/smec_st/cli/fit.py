@@ -68,11 +68,11 @@ def fit(
     refuse_existing(out)
     with thinking("reading"):
         from smec_st.compressor import Compressor
+        from smec_st.compressor.scoring import score_compressor
         from smec_st.data import DataError, add_synthetic_queries, load_collection
         from smec_st.evaluation.report import print_rows, write_report
-        from smec_st.evaluation.scoring import score_compressor
+        from smec_st.evaluation.target import Target, choose_size
         from smec_st.fitting.choice import Decision
-        from smec_st.research.compare import Target, choose_size
         from smec_st.system.files import new_folder
 
         collection = load_collection(data, vectors, model, task)

@@ -15,11 +15,11 @@ from smec_st.compressor.files import CONFIG_FILE, read_files, write_files
 from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
 from smec_st.data.embedding import backbone_record, embed_if_texts
 from smec_st.data.space import check_backbone
-from smec_st.fitting.config import HELD_OUT
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
 from smec_st.system.files import new_folder
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -323,6 +323,8 @@ class Compressor:
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
+        load_optional("torch", "fitting")
+        from smec_st.fitting.config import HELD_OUT
         from smec_st.fitting.fit import fit_maps, resolve_config, settings_of
 
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
@@ -406,6 +408,8 @@ class Compressor:
         Raises:
             DataError: If no size of this compressor fits, or the input cannot be used.
         """
+        load_optional("torch", "fitting")
+        from smec_st.fitting.config import HELD_OUT
         from smec_st.quantization.choice import add_best
 
         table = self._table(corpus, queries, own_document)
@@ -444,6 +448,7 @@ class Compressor:
         Raises:
             DataError: If a size exists already or the input cannot be used.
         """
+        load_optional("torch", "fitting")
         from smec_st.fitting.fit import extend_maps, resolve_config
 
         table = self._table(corpus, queries, own_document)
@@ -505,11 +510,12 @@ class Compressor:
         Raises:
             DataError: If there is no such repository or revision, it may not be read, or it holds no compressor.
         """
-        from smec_st.hub.load import from_pretrained
+        from smec_st.hub.load import compressor_folder
 
-        return from_pretrained(
-            cls, repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        folder = compressor_folder(
+            repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
+        return cls.load(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Compressor:

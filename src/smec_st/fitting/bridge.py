@@ -18,7 +18,8 @@ import numpy as np
 
 from smec_st.data import DataError, Qrels, VectorTable, unit_rows
 from smec_st.fitting.choice import Decision, first_unbeaten
-from smec_st.fitting.config import FEWEST_QUERIES, LossSettings
+from smec_st.fitting.config import FEWEST_QUERIES
+from smec_st.losses.settings import LossSettings
 from smec_st.maps import FoldedMap
 
 if TYPE_CHECKING:
@@ -362,13 +363,12 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
     from sentence_transformers import SentenceTransformer
     from transformers import set_seed
 
-    from smec_st.losses import SMECLoss
     from smec_st.losses.memory import SelectableCrossBatchMemory
-    from smec_st.losses.smec import Target
+    from smec_st.losses.smec import SMECLoss, Target
     from smec_st.modules import EmbeddingInput
+    from smec_st.stages import Stage
     from smec_st.system.quiet import quiet_libraries
     from smec_st.training.arguments import SequentialTrainingArguments
-    from smec_st.training.stages import Stage
     from smec_st.training.trainer import SequentialTrainer
 
     documents, count = len(sample.old_corpus), len(pairs.rows)
