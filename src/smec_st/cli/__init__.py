@@ -28,6 +28,7 @@ from smec_st.cli.fit import fit
 from smec_st.cli.index import index
 from smec_st.cli.migrate import migrate
 from smec_st.cli.push import push
+from smec_st.cli.report import report
 from smec_st.cli.search import search
 from smec_st.cli.transform import transform
 from smec_st.cli.verify import verify
@@ -53,9 +54,11 @@ def app() -> None:
     """Make the vectors of any embedding model many times smaller."""
 
 
-for command in (
-    fit, evaluate, compare, analyze, export, transform, check, migrate, bridge, index, search, card, push, verify,
-):  # fmt: skip
+COMMANDS = (
+    *(fit, evaluate, report, compare, analyze, export, transform),
+    *(check, migrate, bridge, index, search, card, push, verify),
+)
+for command in COMMANDS:
     app.add_command(command)
 
 
