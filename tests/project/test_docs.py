@@ -290,6 +290,10 @@ def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch)
     if page.stem in ("search", "serving", "sharing", "stores", "watching"):
         tables = np.load("corpus.npy"), np.load("queries.npy")
         Compressor.fit(*tables, dims=(96, 48), method="pca").save("my-compressor")
+    if page.stem == "replacing-a-model":
+        turn = np.linalg.qr(np.random.default_rng(1).normal(size=(384, 384)))[0].astype(np.float32)
+        for side in ("corpus", "queries"):
+            np.save(f"new_{side}.npy", np.load(f"{side}.npy") @ turn)
     names: dict[str, object] = {}
     with Hub() as hub:
         hub.tokens = {"hf_me": {"me"}}

@@ -18,6 +18,7 @@ from smec_st import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from smec_st.cli.analyze import analyze
+from smec_st.cli.bridge import bridge
 from smec_st.cli.card import card
 from smec_st.cli.check import check
 from smec_st.cli.compare import compare
@@ -55,7 +56,7 @@ def app() -> None:
 
 COMMANDS = (
     *(fit, evaluate, report, compare, analyze, export, transform),
-    *(check, migrate, index, search, card, push, verify),
+    *(check, migrate, bridge, index, search, card, push, verify),
 )
 for command in COMMANDS:
     app.add_command(command)

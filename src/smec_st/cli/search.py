@@ -20,6 +20,7 @@ from smec_st.cli.options import CODES, FOLDER, load_table, thinking
 @click.option("--k", default=10, show_default=True, help="Number of results per query.")
 @click.option("--where", help='Filter, as JSON: {"lang": "en", "year": {"$gte": 2020}}.')
 @click.option("--compressor", type=FOLDER, help="Required only if a Milvus database holds several indexes.")
+@click.option("--bridge", type=FOLDER, help="Queries are a new model's: map them by this bridge (`smec-st bridge`).")
 @click.option("--json", "json_file", type=FOLDER, help="Write results to this JSON file instead of printing them.")
 def search(
     uri: str,
@@ -30,23 +31,33 @@ def search(
     k: int,
     where: str | None,
     compressor: Path | None,
+    bridge: Path | None,
     json_file: Path | None,
 ) -> None:
     """Search the index at URI, and print query, rank, id and cosine separated by tabs."""
     with thinking("opening"):
-        from smec_st.compressor import Compressor
+        from smec_st.compressor import Bridge, Compressor
         from smec_st.data import DataError
-        from smec_st.search import FunnelIndex
+        from smec_st.data.blackbox import backbone_of_files
+        from smec_st.data.sources.batch import sidecar_record
+        from smec_st.search import FunnelIndex, bridged_queries
 
         if (queries is None) == (not texts):
             raise DataError("give either --queries or --text.")
         if texts and model is None:
             raise DataError("--text needs --model.")
+        if bridge is not None and queries is None:
+            raise DataError("--bridge maps vectors of the new model: give --queries.")
         condition = parse_where(where)
         inputs: Any = list(texts) if queries is None else load_table(queries, "queries", codes).array
         loaded = None if compressor is None else Compressor.load(compressor)
         index = FunnelIndex.open(uri, loaded, model=model)
     with index:
+        if bridge is not None:
+            crossing = Bridge.load(bridge)
+            assert queries is not None
+            crossing.check({**backbone_of_files(queries), **sidecar_record(queries)}, str(queries))
+            inputs = bridged_queries(index, crossing, inputs)
         hits = index.search(inputs, k, where=condition)
     results = [
         [(name, round(float(score), 6)) for name, score in zip(ids, scores, strict=True) if score > float("-inf")]
