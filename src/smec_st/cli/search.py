@@ -39,6 +39,7 @@ def search(
         from smec_st.compressor import Bridge, Compressor
         from smec_st.data import DataError
         from smec_st.data.blackbox import backbone_of_files
+        from smec_st.data.source import Tables
         from smec_st.data.sources.batch import sidecar_record
         from smec_st.search import FunnelIndex, bridged_queries
 
@@ -56,7 +57,7 @@ def search(
         if bridge is not None:
             crossing = Bridge.load(bridge)
             assert queries is not None
-            crossing.check({**backbone_of_files(queries), **sidecar_record(queries)}, str(queries))
+            crossing.check({**backbone_of_files(Tables(queries, codes)), **sidecar_record(queries)}, str(queries))
             inputs = bridged_queries(index, crossing, inputs)
         hits = index.search(inputs, k, where=condition)
     results = [
