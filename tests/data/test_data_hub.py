@@ -6,6 +6,7 @@ from datasets import Dataset
 from safetensors.numpy import save_file
 
 from smec_st.data import DataError, load_collection
+from smec_st.data.load import text_records
 
 CARD = """---
 configs:
@@ -55,6 +56,12 @@ def test_load_collection_reads_a_hub_repository(hub):
     assert collection.qrels["train"].grades.tolist() == [2, 0]
     assert collection.own_document.tolist() == [-1, 1]
     assert collection.judged("dev").pairs.tolist() == [[1, 2]]  # without the query's own document
+
+
+def test_texts_of_a_hub_repository_are_read_again(hub):
+    corpus, queries = text_records("org/toy")
+    assert [record["text"] for record in corpus] == [text for _, _, text in DOCUMENTS]
+    assert [record["_id"] for record in queries] == [key for key, _, _ in QUERIES]
 
 
 def test_load_collection_prefers_a_folder_to_the_hub(hub, small_collection):

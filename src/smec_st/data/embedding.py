@@ -67,7 +67,7 @@ def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int =
     Raises:
         DataError: If the model does not take images, or a file is not a readable image.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     if not model.supports("image"):
         raise DataError("this model does not take images; use an image model such as CLIP, or a file of vectors.")

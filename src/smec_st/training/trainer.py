@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import Tensor, nn
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, TrainerState
 
 from smec_st.data import Table
 from smec_st.fitting.choice import first_unbeaten
@@ -106,7 +106,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
         self._labelled_dataset, self._unlabelled_dataset = self.train_dataset, unlabelled_dataset
-        for callback in (ProgressCallback, PrinterCallback):
+        for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # in a notebook, the first is a table
             self.remove_callback(callback)
         self.add_callback(StepCallback(self))
         self.diagnostics = Diagnostics(self)
