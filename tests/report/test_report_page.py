@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from conftest import make_vectors
+from collection_world import make_vectors
 from smec_st import Compressor, load_collection
 from smec_st.cli import run
-from smec_st.data import DataError, unit_rows
 from smec_st.compressor.scoring import score_compressor
+from smec_st.data import DataError, unit_rows
 from smec_st.fitting.config import CANDIDATES
 from smec_st.report import measure_variants, write_page
 from smec_st.report.items import LONG, SHORT, Item, read_items
