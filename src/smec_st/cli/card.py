@@ -26,6 +26,8 @@ def card(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     split: str,
     dataset: str | None,
     data_license: str | None,
@@ -40,7 +42,7 @@ def card(
         from smec_st.hub.card import write_card
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task)
+        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
     with thinking("measuring"):
         evidence = dataclasses.replace(
             measure(loaded, collection, split), dataset=dataset, data_license=data_license, source=source

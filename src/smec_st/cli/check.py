@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from smec_st.cli.options import COLUMN, FOLDER, thinking
+from smec_st.cli.options import CODES, COLUMN, FOLDER, thinking
 
 DRIFTED = 1
 
@@ -20,6 +20,7 @@ DRIFTED = 1
 @click.option("--query-threshold", default=0.05, show_default=True, help="Largest share that queries may lose.")
 @click.option("--last", type=click.IntRange(min=1), help="Look at the last rows only, the newest of a log.")
 @COLUMN
+@CODES
 @click.option("--json", "json_file", type=FOLDER, help="Also write the figures to this JSON file.")
 def check(
     compressor: Path,
@@ -29,6 +30,7 @@ def check(
     query_threshold: float,
     last: int | None,
     column: str | None,
+    codes: str | None,
     json_file: Path | None,
 ) -> None:
     """Check new DOCUMENTS and --queries for drift: are fewer neighbours kept than at the fit?
@@ -46,8 +48,8 @@ def check(
         loaded = Compressor.load(compressor)
         found = check_drift(
             loaded,
-            None if documents is None else open_vectors(documents, column),
-            None if queries is None else open_vectors(queries, column),
+            None if documents is None else open_vectors(documents, column, codes),
+            None if queries is None else open_vectors(queries, column, codes),
             threshold=threshold,
             query_threshold=query_threshold,
             last=last,

@@ -20,6 +20,8 @@ def evaluate(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     split: str,
     json_file: Path | None,
 ) -> None:
@@ -31,7 +33,7 @@ def evaluate(
         from smec_st.evaluation.report import print_rows, write_json
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task)
+        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
     rows = score_compressor(loaded, collection, split)
     if json_file is not None:
         write_json(rows, json_file)

@@ -50,6 +50,8 @@ def fit(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     dims: str | None,
     out: Path,
     method: str,
@@ -77,7 +79,7 @@ def fit(
         from smec_st.evaluation.target import Target, choose_size
         from smec_st.system.files import new_folder
 
-        collection = load_collection(data, vectors, model, task)
+        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
         train, dev = _judgements(collection, no_labels)
         split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
         if report:

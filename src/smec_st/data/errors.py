@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from smec_st.system.errors import DataError, one_line, some
+from smec_st.system.errors import DataError, one_line, some, tell
 
-__all__ = ["DataError", "one_line", "some"]
+__all__ = ["DataError", "one_line", "some", "tell"]

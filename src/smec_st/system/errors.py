@@ -1,8 +1,10 @@
-"""The error for unusable input, and helpers for one-line messages."""
+"""The error for unusable input, notices about usable input, and helpers for one-line messages."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 
@@ -19,3 +21,9 @@ def some(items: Sequence[Any], limit: int = 3) -> str:
 def one_line(error: BaseException) -> str:
     """Return an error's message on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200]
+
+
+@lru_cache(maxsize=4096)
+def tell(message: str) -> None:
+    """Log what a reader decided or left out, once per message; without other handlers it goes to standard error."""
+    logging.getLogger("smec_st").warning("%s", message)
