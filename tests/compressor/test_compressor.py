@@ -20,6 +20,7 @@ from smec_st.fitting.recipe import _some_of_each_query
 from smec_st.functional import alignment_kl
 
 QUICK = {"steps": 30, "adapt_steps": 20, "batch_size": 32, "candidates": ("adapted and ranked",)}
+SHORT = {**QUICK, "steps": 3, "adapt_steps": 3}  # where only sameness matters
 PUBLISHED = {"steps": 30, "batch_size": 32}
 
 
@@ -48,7 +49,6 @@ def test_fit_beats_truncation_and_pca_at_every_size(toy):
         assert ours > ndcg(lambda x, d=dim: pca.transform(x, d), toy) + 0.05
 
 
-@pytest.mark.slow
 def test_fit_gives_the_same_from_arrays_tensors_memory_maps_and_half_precision_of_the_same_numbers(toy, tmp_path):
     corpus, queries = toy.corpus.astype(np.float16), toy.queries.astype(np.float16)
     np.save(tmp_path / "corpus.npy", corpus)
@@ -57,7 +57,7 @@ def test_fit_gives_the_same_from_arrays_tensors_memory_maps_and_half_precision_o
         (torch.from_numpy(corpus), torch.from_numpy(queries)),
         (np.load(tmp_path / "corpus.npy", mmap_mode="r"), queries.astype(np.float64)),
     ]
-    made = [Compressor.fit(c, q, toy.qrels["train"], dims=(4,), **QUICK).fingerprint for c, q in forms]
+    made = [Compressor.fit(c, q, toy.qrels["train"], dims=(4,), **SHORT).fingerprint for c, q in forms]
     assert len(set(made)) == 1
 
 
@@ -66,7 +66,7 @@ def test_fit_takes_judgements_by_row(toy, form):
     qrels = toy.qrels["train"]
     given = qrels.relevant_by_query() if form == "dict" else qrels.pairs
     same = qrels if form == "dict" else Qrels(*qrels.pairs.T, np.ones(len(qrels.pairs)))
-    one, other = (Compressor.fit(toy.corpus, toy.queries, q, dims=(4,), **QUICK) for q in (given, same))
+    one, other = (Compressor.fit(toy.corpus, toy.queries, q, dims=(4,), **SHORT) for q in (given, same))
     assert one.fingerprint == other.fingerprint
 
 

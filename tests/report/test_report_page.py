@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from conftest import make_vectors
+from collection_world import make_vectors
 from smec_st import Compressor, load_collection
 from smec_st.cli import run
 from smec_st.compressor.scoring import score_compressor
