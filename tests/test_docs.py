@@ -36,7 +36,7 @@ LAYERS = [
     {"functional", "modules"},
     {"maps", "losses", "training", "fitting", "evaluation", "quantization", "compressor", "hub"},
     {"search", "stores"},
-    {"research"},
+    {"research", "integrations", "serve"},
     {"cli"},
     {"__main__"},
 ]
