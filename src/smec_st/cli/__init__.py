@@ -28,6 +28,7 @@ from smec_st.cli.index import index
 from smec_st.cli.migrate import migrate
 from smec_st.cli.push import push
 from smec_st.cli.search import search
+from smec_st.cli.serve import serve
 from smec_st.cli.transform import transform
 from smec_st.cli.verify import verify
 
@@ -52,7 +53,10 @@ def app() -> None:
     """Make the vectors of any embedding model many times smaller."""
 
 
-for command in (fit, evaluate, compare, analyze, export, transform, check, migrate, index, search, card, push, verify):
+COMMANDS = (
+    fit, evaluate, compare, analyze, export, transform, check, migrate, index, search, card, push, verify, serve,
+)  # fmt: skip
+for command in COMMANDS:
     app.add_command(command)
 
 
