@@ -13,9 +13,11 @@ from smec_st.cli.options import thinking
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any free port.")
 @click.option("--name", help="What clients call the model; by default its id, or the folder's name.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts that are embedded at a time."
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Texts that are embedded at a time; by default 4 on a CPU and 32 on a GPU.",
 )
-def serve(model: str, host: str, port: int, name: str | None, batch_size: int) -> None:
+def serve(model: str, host: str, port: int, name: str | None, batch_size: int | None) -> None:
     """Serve MODEL (a folder or an id on the Hub) as OpenAI's /v1/embeddings does, until Ctrl-C.
 
     There is no password: listen on an address that others reach only behind a proxy that has one.
@@ -37,6 +39,6 @@ def serve(model: str, host: str, port: int, name: str | None, batch_size: int) -
         sizes = ", ".join(map(str, served.sizes))
         line = f"serving {served.name} ({sizes} dimensions) on {where}/embeddings"
         try:
-            run(served, listener, batch_size, lambda server: click.echo(line))
+            run(served, listener, batch_size or served.batch, lambda server: click.echo(line))
         except KeyboardInterrupt:  # uvicorn raises it again after it stopped
             click.echo("stopped", err=True)

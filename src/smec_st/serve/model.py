@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 SIDES = ("query", "document")
+CPU_BATCH, BATCH = (
+    4,
+    32,
+)  # larger batches gain nothing on a CPU, but pad more and keep all waiting for the slowest text
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class ServedModel:
     def fingerprint(self) -> str | None:
         """The compressor's fingerprint; None without a compressor."""
         return None if self.compressor is None else self.compressor.fingerprint
+
+    @property
+    def batch(self) -> int:
+        """Number of texts to embed at a time on the model's device."""
+        return CPU_BATCH if self._model.device.type == "cpu" else BATCH
 
     @property
     def codes(self) -> list[dict[str, str | int]]:
