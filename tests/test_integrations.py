@@ -205,6 +205,27 @@ def test_haystack_components(desk, monkeypatch):
         CompressedTextEmbedder(asking, str(desk / "other"))
 
 
+def test_haystack_embedder_of_an_api(desk, model, monkeypatch):
+    monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")
+    from haystack import Document
+    from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
+    from haystack.utils import Secret
+
+    from server_thread import serving
+    from smec_st.integrations.haystack import CompressedDocumentEmbedder, CompressedTextEmbedder
+
+    compressor = Compressor.load(desk / "compressor")
+    rows = compressor.transform(model.encode([*TEXTS, QUERY], show_progress_bar=False), 8)
+    with serving(desk / "backbone") as url:
+        api = {"api_key": Secret.from_token("unused"), "model": "backbone", "api_base_url": f"{url}/v1"}
+        writing = CompressedDocumentEmbedder(OpenAIDocumentEmbedder(**api, progress_bar=False), compressor, dim=8)
+        documents = writing.run(documents=[Document(content=text) for text in TEXTS])["documents"]
+        assert same([document.embedding for document in documents], rows[:-1])
+        asking = CompressedTextEmbedder(OpenAITextEmbedder(**api), compressor, dim=8)
+        asking.warm_up()
+        assert same([asking.run(text=QUERY)["embedding"]], rows[-1:])
+
+
 # -- Chroma -----------------------------------------------------------------------------------------------------------
 
 

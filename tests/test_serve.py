@@ -20,6 +20,7 @@ import openai
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from server_thread import serving
 from smec_st import Compressor, DataError
 from smec_st.cli import run
 from smec_st.data import unit_rows
@@ -27,7 +28,6 @@ from smec_st.serve import app as app_module
 from smec_st.serve import server as server_module
 from smec_st.serve.batching import Batcher
 from smec_st.serve.model import ServedModel
-from smec_st.serve.server import listen, serve
 from tiny_models import tiny_bert
 
 TEXTS = ["how to join two paths", "a cat sat on the mat", "sorting is stable", "x"]
@@ -51,23 +51,6 @@ def folder(tmp_path_factory, compressor):
 @pytest.fixture(scope="module")
 def model(folder):
     return SentenceTransformer(str(folder), device="cpu")
-
-
-@contextlib.contextmanager
-def serving(folder, batch=8, send_buffer=None):
-    """A server in a thread: its address."""
-    listener, servers = listen("127.0.0.1", 0), []
-    if send_buffer:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    served = ServedModel(folder)
-    thread = threading.Thread(target=serve, args=(served, listener, batch, servers.append), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        servers[0].should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,19 @@ def test_onnx_holds_backbone_and_head_for_texts_of_any_length(compressor, backbo
     assert backend.difference is not None or "not tried: needs optimum-onnx" in backend.problem
     session = onnxruntime.InferenceSession(str(tmp_path / "model" / "onnx" / "model.onnx"))
     assert [node.name for node in session.get_outputs()] == ["last_hidden_state", "sentence_embedding"]
+    tokens_alone(tmp_path / "model" / "onnx" / "model.onnx")
+    wrong = {check.way: check.problem for check in verify(tmp_path / "model") if not check.is_good}
+    assert "no output sentence_embedding" in wrong["ONNX Runtime"]
+    assert "gives vectors of 32 numbers" in wrong["text-embeddings-inference on ONNX Runtime"]
+
+
+def tokens_alone(path):
+    """Take the compressed vector out of a graph's outputs, as other exporters write it."""
+    import onnx
+
+    graph = onnx.load(path)
+    del graph.graph.output[1]
+    onnx.save(graph, path)
 
 
 # -- decoders ---------------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def verify(model: str | Path, texts: Sequence[str] = TEXTS, tolerance: float | N
         if find_spec("optimum") and find_spec("optimum.onnxruntime"):
             ways.append((ST_ONNX, lambda dim: unit_rows(backend()[:, :dim])))
         else:
-            missing = "not tried: needs optimum-onnx, which is not installed"
+            missing = "not tried: needs optimum-onnx, which so far needs transformers 4"
             checks.append(Check(ST_ONNX, whole.shape[1], problem=missing, is_note=True))
     for way, embed in ways:
         checks += [_check(way, embed, unit_rows(whole[:, :dim]), tolerance) for dim in sizes]
