@@ -82,25 +82,26 @@ def verify(model: str | Path, texts: Sequence[str] = TEXTS, tolerance: float | N
     folder = local_folder(model)
     loaded = load_model(str(folder))
     whole = _encode(loaded, texts)
-    sizes = sizes_of(folder, whole.shape[1])
+    width = whole.shape[1]
+    sizes = sizes_of(folder, width)
     if tolerance is None:
         tolerance = HALF_TOLERANCE if next(loaded.parameters()).element_size() < 4 else TOLERANCE
-    checks = [Check("sentence-transformers", whole.shape[1], 0.0, _furthest(whole), _foreign_parts(loaded, folder))]
+    checks = [Check("sentence-transformers", width, 0.0, _furthest(whole), _foreign_parts(loaded, folder))]
     tokens = cache(lambda: token_vectors(folder, texts))  # a large backbone should run once, not once per size
     outputs = cache(lambda: onnx_outputs(folder, texts))
     backend = cache(lambda: as_onnx_backend(folder, texts))
     ways: list[tuple[str, Callable[[int], np.ndarray]]] = [
-        ("text-embeddings-inference", lambda dim: unit_rows(as_tei(folder, tokens)[:, :dim])),
+        ("text-embeddings-inference", lambda dim: _cut(as_tei(folder, tokens), width, dim)),
         ("vLLM", lambda dim: as_vllm(folder, tokens, dim)),
     ]
     if (folder / FILE).is_file():
-        ways.append(("ONNX Runtime", lambda dim: unit_rows(as_onnx(outputs())[:, :dim])))
-        ways.append((TEI_ONNX, lambda dim: unit_rows(as_tei_onnx(folder, outputs())[:, :dim])))
+        ways.append(("ONNX Runtime", lambda dim: _cut(as_onnx(outputs()), width, dim)))
+        ways.append((TEI_ONNX, lambda dim: _cut(as_tei_onnx(folder, outputs()), width, dim)))
         if find_spec("optimum") and find_spec("optimum.onnxruntime"):
-            ways.append((ST_ONNX, lambda dim: unit_rows(backend()[:, :dim])))
+            ways.append((ST_ONNX, lambda dim: _cut(backend(), width, dim)))
         else:
             missing = "not tried: needs optimum-onnx, which so far needs transformers 4"
-            checks.append(Check(ST_ONNX, whole.shape[1], problem=missing, is_note=True))
+            checks.append(Check(ST_ONNX, width, problem=missing, is_note=True))
     for way, embed in ways:
         checks += [_check(way, embed, unit_rows(whole[:, :dim]), tolerance) for dim in sizes]
     for dim in sizes[1:]:
@@ -130,6 +131,13 @@ def _foreign_parts(model: SentenceTransformer, folder: Path) -> str | None:
     if pickles:
         return f"holds {', '.join(pickles)}: publish safetensors only"
     return None
+
+
+def _cut(vectors: np.ndarray, width: int, dim: int) -> np.ndarray:
+    """Truncate and normalise ``(n, width)`` vectors, and refuse those of another width."""
+    if vectors.shape[1] != width:
+        raise DataError(f"gives vectors of {vectors.shape[1]} numbers: the compression is not applied")
+    return unit_rows(vectors[:, :dim])
 
 
 def _check(way: str, embed: Callable[[int], np.ndarray], expected: np.ndarray, tolerance: float) -> Check:
