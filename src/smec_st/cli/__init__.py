@@ -27,6 +27,7 @@ from smec_st.cli.fit import fit
 from smec_st.cli.index import index
 from smec_st.cli.migrate import migrate
 from smec_st.cli.push import push
+from smec_st.cli.report import report
 from smec_st.cli.search import search
 from smec_st.cli.serve import serve
 from smec_st.cli.transform import transform
@@ -54,8 +55,9 @@ def app() -> None:
 
 
 COMMANDS = (
-    fit, evaluate, compare, analyze, export, transform, check, migrate, index, search, card, push, verify, serve,
-)  # fmt: skip
+    *(fit, evaluate, report, compare, analyze, export, transform),
+    *(check, migrate, index, search, card, push, verify, serve),
+)
 for command in COMMANDS:
     app.add_command(command)
 
@@ -74,8 +76,12 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, _Interrupted, click.Abort):
         return _print_error("interrupted; the same command continues where it stopped.", INTERRUPTED)
     except Exception as error:
-        from smec_st.data import DataError
+        from smec_st.data.errors import DataError
+        from smec_st.system.optional import how_to_install
 
+        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("smec_st"):
+            package = error.name.partition(".")[0]
+            return _print_error(f"this command needs {package}. {how_to_install(package)}", USAGE)
         if not isinstance(error, (DataError, OSError, FloatingPointError)):
             raise
         return _print_error(str(error), USAGE)

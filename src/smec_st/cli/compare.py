@@ -89,7 +89,7 @@ def compare(
 def _cell_progress(total: int) -> Iterator[Callable[[Outcome], None]]:
     """Show a progress bar on a terminal, and otherwise print a line for each cell that ends."""
     if sys.stderr.isatty():
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         with tqdm(total=total, unit="fit") as bar:
 

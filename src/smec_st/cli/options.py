@@ -69,7 +69,7 @@ def load_table(path: Path, name: str) -> np.ndarray:
 @contextmanager
 def row_progress() -> Iterator[Callable[[int, int | None], None]]:
     """Show a progress bar on a terminal; yield a function that takes the rows done and, if known, the total."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     with tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
 

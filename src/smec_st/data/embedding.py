@@ -14,6 +14,7 @@ import numpy as np
 from smec_st.data.errors import DataError, one_line
 from smec_st.data.safetensors import read_safetensors
 from smec_st.data.vectors import as_numpy
+from smec_st.system.optional import load_optional
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int =
     Raises:
         DataError: If the model does not take images, or a file is not a readable image.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     if not model.supports("image"):
         raise DataError("this model does not take images; use an image model such as CLIP, or a file of vectors.")
@@ -78,10 +79,9 @@ def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int =
 
 
 def _open_image(path: Path) -> Any:
-    from PIL import Image
-
+    pillow = load_optional("PIL.Image", "reading images")
     try:
-        with Image.open(path) as image:
+        with pillow.open(path) as image:
             return image.convert("RGB")
     except OSError as error:
         raise DataError(f"{path} is not a readable image: {one_line(error)}") from error

@@ -29,11 +29,17 @@ def load_hub(dataset: Path, vectors: Path | None, model: str | None) -> Collecti
         DataError: If the Hub cannot be reached, or one of the parts is missing.
     """
     dataset_id = dataset.as_posix()
-    corpus, queries = (
-        chain.from_iterable(map(_rows, _load(dataset_id, side).values())) for side in ("corpus", "queries")
-    )
+    corpus, queries = hub_records(dataset)
     judged = {split: _triples(_rows(part)) for split, part in _load(f"{dataset_id}-qrels").items()}
     return beir_collection(dataset_id, corpus, queries, judged, vectors, model)
+
+
+def hub_records(dataset: Path) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
+    """Read the documents and the queries of :func:`load_hub`, without judgements and vectors."""
+    corpus, queries = (
+        chain.from_iterable(map(_rows, _load(dataset.as_posix(), side).values())) for side in ("corpus", "queries")
+    )
+    return corpus, queries
 
 
 def _load(dataset_id: str, name: str | None = None) -> dict[str, Dataset]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from smec_st.data.beir import load_beir
 from smec_st.data.blackbox import is_vector_folder, load_vector_folder, with_backbone
 from smec_st.data.collection import Collection
 from smec_st.data.errors import DataError
 from smec_st.data.fashion200k import LABELS, TASKS, load_fashion200k
-from smec_st.data.hub import load_hub
+from smec_st.data.hub import hub_records, load_hub
 from smec_st.data.images import image_files, load_image_folder, load_image_list
+from smec_st.data.jsonl import read_jsonl
 from smec_st.data.products10k import load_products10k
+from smec_st.data.sources import find_table, open_vectors
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -57,6 +60,27 @@ def load_collection(
         raise DataError(f"only Fashion-200K has a choice of tasks, and {path} is something else.")
     collection = read(path, source, model)
     return collection if source is None else with_backbone(collection, path, source)
+
+
+def text_records(folder: str | Path) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]] | None:
+    """Read the documents and the queries of a collection of texts, with ``_id``, ``title`` and ``text``; else None.
+
+    Args:
+        folder: As for :func:`load_collection`.
+    """
+    path = Path(folder)
+    read = _reader(path, needs_vectors=True)
+    if read is load_beir:
+        return read_jsonl(path / "corpus.jsonl"), read_jsonl(path / "queries.jsonl")
+    return hub_records(path) if read is load_hub and not _holds_vectors(path) else None
+
+
+def _holds_vectors(path: Path) -> bool:
+    """Whether a folder's tables are vectors and not texts, which the names of its files do not tell."""
+    try:
+        return path.is_dir() and open_vectors(find_table(path, "corpus") or path).width > 0
+    except DataError:
+        return False
 
 
 def _reader(path: Path, needs_vectors: bool) -> Callable[[Path, Path | None, str | None], Collection]:

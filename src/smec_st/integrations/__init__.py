@@ -1,5 +1,5 @@
 """Wrappers that make any embedder of another library give compressed vectors, one module per library.
 
 Each module needs the library that it is named after: ``pip install "smec-st[langchain]"``, ``[llama-index]``,
-``[haystack]``, ``[chroma]`` or ``[lancedb]``. ``smec_st.integrations.sklearn`` needs nothing more.
+``[haystack]``, ``[chroma]``, ``[lancedb]`` or ``[sklearn]``.
 """

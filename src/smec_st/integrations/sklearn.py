@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError
 from smec_st.fitting.config import FitConfig
 from smec_st.integrations.sized import SizedCompressor
+
+try:
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+    from sklearn.utils import Tags
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError('this module needs scikit-learn: pip install "smec-st[sklearn]".') from error
 
 
 class CompressorTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):

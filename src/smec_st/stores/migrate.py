@@ -19,8 +19,8 @@ from smec_st.quantization.head import Head
 from smec_st.stores.job import Job, Manifest, Progress, is_parquet, transform_files
 from smec_st.stores.space import space_record
 from smec_st.stores.swap import finish_swap, swap
-from smec_st.system.faiss import load_faiss
 from smec_st.system.files import write_text
+from smec_st.system.optional import load_optional
 
 MIGRATING = "_migrating"
 
@@ -171,7 +171,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, head: Head) -> str:
-    faiss = load_faiss("a FAISS index")
+    faiss = load_optional("faiss", "a FAISS index")
 
     kinds = {"float32": "Flat", "float16": "SQfp16"}
     if head.precision not in kinds:
