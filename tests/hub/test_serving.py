@@ -116,7 +116,9 @@ def test_an_activation_that_tei_does_not_know_is_reported(backbone, tmp_path):
 def test_verify_command(compressor, backbone, tmp_path, capsys):
     compressor.export(backbone, tmp_path / "model")
     assert run(["verify", str(tmp_path / "model"), "--json", str(tmp_path / "checks.json")]) == 0
-    assert "ok     vLLM, 4 dims: difference" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ok     vLLM, 4 dims: difference" in out
+    assert out.endswith("tried: sentence-transformers; text-embeddings-inference; vLLM\n")
     assert {check["way"] for check in json.loads((tmp_path / "checks.json").read_text())} >= {"vLLM"}
     edit(tmp_path / "model" / "config.json", is_matryoshka=None)
     assert run(["verify", str(tmp_path / "model")]) == 1
@@ -139,11 +141,28 @@ def test_onnx_holds_backbone_and_head_for_texts_of_any_length(compressor, backbo
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     compressor.export(backbone, tmp_path / "model", onnx=True)
-    checks = [check for check in verify(tmp_path / "model") if check.way == "ONNX"]
-    assert [check.dim for check in checks] == [16, 8, 4]
+    checks = verify(tmp_path / "model")
     assert all(check.is_good for check in checks), checks
+    found = ways(checks)
+    for way in ("ONNX Runtime", "text-embeddings-inference on ONNX Runtime"):
+        assert [dim for name, dim in found if name == way] == [16, 8, 4]
+    backend = found['sentence-transformers with backend="onnx"', 16]
+    assert backend.difference is not None or "not tried: needs optimum-onnx" in backend.problem
     session = onnxruntime.InferenceSession(str(tmp_path / "model" / "onnx" / "model.onnx"))
     assert [node.name for node in session.get_outputs()] == ["last_hidden_state", "sentence_embedding"]
+    tokens_alone(tmp_path / "model" / "onnx" / "model.onnx")
+    wrong = {check.way: check.problem for check in verify(tmp_path / "model") if not check.is_good}
+    assert "no output sentence_embedding" in wrong["ONNX Runtime"]
+    assert "gives vectors of 32 numbers" in wrong["text-embeddings-inference on ONNX Runtime"]
+
+
+def tokens_alone(path):
+    """Take the compressed vector out of a graph's outputs, as other exporters write it."""
+    import onnx
+
+    graph = onnx.load(path)
+    del graph.graph.output[1]
+    onnx.save(graph, path)
 
 
 # -- decoders ---------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ LAYERS = [
     {"fitting", "hub"},
     {"compressor"},
     {"search", "stores"},
-    {"research", "report"},
+    {"research", "report", "integrations", "serve"},
     {"cli"},
     {"__main__"},
 ]

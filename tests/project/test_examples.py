@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
 import re
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -131,34 +127,6 @@ def test_share(backbone, here, rng, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "both are the same model: True" in printed
     assert "revision dim-4 gives 4 numbers of length 1" in printed
-
-
-def test_serve_openai(backbone, here, rng):
-    compressor = Compressor.fit(rng.standard_normal((60, 32)).astype(np.float32), dims=(8, 4), method="pca")
-    compressor.export(str(backbone), here / "model")
-    plain = SentenceTransformer(str(backbone)).encode(["x", "a cat"])
-    server = example("serve_openai").make_server(str(here / "model"), 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def ask(**request):
-        address = f"http://127.0.0.1:{server.server_address[1]}/v1/embeddings"
-        with urllib.request.urlopen(urllib.request.Request(address, json.dumps(request).encode())) as answer:
-            return json.load(answer)
-
-    try:
-        for dim in (8, 4):
-            answer = ask(input=["x", "a cat"], model="m", dimensions=dim)
-            rows = [item["embedding"] for item in answer["data"]]
-            assert np.abs(np.array(rows) - compressor.transform(plain, dim)).max() < 1e-5
-            assert answer["usage"]["prompt_tokens"] == 7
-        coded = ask(input="x", encoding_format="base64")["data"][0]["embedding"]
-        assert np.allclose(np.frombuffer(base64.b64decode(coded), "<f4"), compressor.transform(plain[0]), atol=1e-5)
-        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
-            ask(input="x", dimensions=5)
-        assert "must be one of 4, 8, got 5" in json.load(refused.value)["error"]["message"]
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from smec_st.cli.migrate import migrate
 from smec_st.cli.push import push
 from smec_st.cli.report import report
 from smec_st.cli.search import search
+from smec_st.cli.serve import serve
 from smec_st.cli.transform import transform
 from smec_st.cli.verify import verify
 
@@ -56,7 +57,7 @@ def app() -> None:
 
 COMMANDS = (
     *(fit, evaluate, report, compare, analyze, export, transform),
-    *(check, migrate, bridge, index, search, card, push, verify),
+    *(check, migrate, bridge, index, search, card, push, verify, serve),
 )
 for command in COMMANDS:
     app.add_command(command)

@@ -36,5 +36,7 @@ def verify(model: str, json_file: Path | None) -> None:
         ]
         details = ", ".join(part for part in (*figures, one.problem or "") if part)
         click.echo(f"{mark:5}  {one.way}, {one.dim} dims: {details}")
+    tried = dict.fromkeys(one.way for one in checks if not one.is_note)
+    click.echo(f"tried: {'; '.join(tried)}")
     if not all(one.is_good for one in checks):
         click.get_current_context().exit(FAILED)

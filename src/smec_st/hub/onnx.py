@@ -48,7 +48,8 @@ def write_onnx(model: SentenceTransformer, folder: Path) -> Path:
     """Write ``onnx/model.onnx`` into the folder of an exported model.
 
     The inputs are those that the tokenizer gives, ``(batch, sequence)`` int64. The outputs are ``last_hidden_state``,
-    which the ONNX backends of sentence-transformers and TEI read, and ``sentence_embedding``, the compressed vector.
+    which the ONNX backend of sentence-transformers reads, and ``sentence_embedding``, the compressed vector, which
+    text-embeddings-inference reads.
 
     Raises:
         DataError: If the packages of the extra ``onnx`` are missing, or the model does not read text.

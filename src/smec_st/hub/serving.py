@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data import DataError, read_safetensors, unit_rows
+from smec_st.data.errors import one_line
 from smec_st.system.files import read_json
 from smec_st.system.optional import load_optional
 
@@ -142,18 +143,80 @@ def as_vllm(folder: Path, tokens: Tokens, dim: int) -> np.ndarray:
     return unit_rows(vectors[:, :dim])
 
 
-def as_onnx(folder: Path, texts: Sequence[str]) -> np.ndarray:
-    """Embed with ONNX Runtime, ``onnx/model.onnx`` and the tokenizer of the folder; ``(n, dim)``."""
+def onnx_outputs(folder: Path, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the outputs of ``onnx/model.onnx`` by name, from ONNX Runtime and the tokenizer of the folder.
+
+    The inputs are added to them: readers that pool need the ``attention_mask``.
+
+    Raises:
+        DataError: If ONNX Runtime is missing.
+    """
     from transformers import AutoTokenizer
 
-    from smec_st.hub.onnx import FILE, VECTOR
+    from smec_st.hub.onnx import FILE
 
     onnxruntime = load_optional("onnxruntime", "reading ONNX")
     session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
     inputs = AutoTokenizer.from_pretrained(folder)(list(texts), padding=True, truncation=True, return_tensors="np")
     named = {node.name: inputs[node.name].astype(np.int64) for node in session.get_inputs()}
-    (vectors,) = session.run([VECTOR], named)
-    return np.asarray(vectors, dtype=np.float32)
+    names = [node.name for node in session.get_outputs()]
+    found = {name: np.asarray(value) for name, value in zip(names, session.run(names, named), strict=True)}
+    return {**inputs, **found}
+
+
+def as_onnx(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Embed as a program of one's own does: read ``sentence_embedding``, ``(n, dim)``.
+
+    Raises:
+        DataError: If there is no such output.
+    """
+    from smec_st.hub.onnx import VECTOR
+
+    if VECTOR not in outputs:
+        raise DataError(f"onnx/model.onnx has no output {VECTOR}; export it with --onnx.")
+    return outputs[VECTOR].astype(np.float32)
+
+
+def as_tei_onnx(folder: Path, outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Embed as the ONNX Runtime backend of text-embeddings-inference does, ``(n, dim)``.
+
+    It takes ``sentence_embedding`` if the graph has it. Otherwise it pools ``last_hidden_state`` or
+    ``token_embeddings``, and knows no Dense module. At the end it normalises.
+
+    Raises:
+        DataError: If it could not read the model.
+    """
+    from smec_st.hub.onnx import VECTOR
+
+    for name in ("hidden_size", "num_hidden_layers"):
+        if name not in _json(folder / "config.json"):
+            raise DataError(f"text-embeddings-inference needs {name} in config.json.")
+    if VECTOR in outputs:
+        return unit_rows(outputs[VECTOR])
+    tokens = next((outputs[name] for name in ("last_hidden_state", "token_embeddings") if name in outputs), None)
+    if tokens is None:
+        raise DataError("text-embeddings-inference knows none of the outputs of onnx/model.onnx.")
+    return unit_rows(pool(tokens, outputs["attention_mask"], read_parts(folder).pooling))
+
+
+def as_onnx_backend(folder: Path, texts: Sequence[str]) -> np.ndarray:
+    """Embed with ``SentenceTransformer(folder, backend="onnx")``, ``(n, dim)``.
+
+    Raises:
+        DataError: If it cannot load the model.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    from smec_st.system.quiet import quiet_libraries
+
+    try:
+        with quiet_libraries():
+            model = SentenceTransformer(
+                str(folder), backend="onnx", model_kwargs={"provider": "CPUExecutionProvider", "export": False}
+            )
+            return np.asarray(model.encode(list(texts), prompt="", show_progress_bar=False), dtype=np.float32)
+    except Exception as error:  # Optimum raises errors of any kind
+        raise DataError(f'SentenceTransformer(folder, backend="onnx") fails: {one_line(error)}') from error
 
 
 def _projected(parts: Parts, vectors: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ import numpy as np
 from smec_st.data import DataError, unit_rows
 from smec_st.data.errors import one_line
 from smec_st.hub.load import local_folder
-from smec_st.hub.serving import as_onnx, as_tei, as_vllm, token_vectors
+from smec_st.hub.onnx import FILE
+from smec_st.hub.serving import as_onnx, as_onnx_backend, as_tei, as_tei_onnx, as_vllm, onnx_outputs, token_vectors
 from smec_st.system.files import read_json
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ TEXTS = (
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich; 1,234.5 % of them are not here.",
 )
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2  # for weights of 32 and of 16 bits
+TEI_ONNX, ST_ONNX = "text-embeddings-inference on ONNX Runtime", 'sentence-transformers with backend="onnx"'
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -66,8 +69,10 @@ def verify(model: str | Path, texts: Sequence[str] = TEXTS, tolerance: float | N
 
     Returns:
         A check for each way and size: sentence-transformers; text-embeddings-inference, which knows a fixed list of
-        module names; vLLM, which looks up the sizes in ``config.json``; ONNX if there is ``onnx/model.onnx``; and, as
-        a note, the length of vectors from a server that truncates after the last Normalize.
+        module names; vLLM, which looks up the sizes in ``config.json``; and, as a note, the length of vectors from a
+        server that truncates after the last Normalize. If there is ``onnx/model.onnx``, also ONNX Runtime,
+        text-embeddings-inference on ONNX Runtime, and ``SentenceTransformer(folder, backend="onnx")``. A way that
+        cannot be tried here is a note without a difference that says what is missing.
 
     Raises:
         DataError: If there is no such model, or sentence-transformers cannot load it.
@@ -77,18 +82,26 @@ def verify(model: str | Path, texts: Sequence[str] = TEXTS, tolerance: float | N
     folder = local_folder(model)
     loaded = load_model(str(folder))
     whole = _encode(loaded, texts)
-    sizes = sizes_of(folder, whole.shape[1])
+    width = whole.shape[1]
+    sizes = sizes_of(folder, width)
     if tolerance is None:
         tolerance = HALF_TOLERANCE if next(loaded.parameters()).element_size() < 4 else TOLERANCE
-    checks = [Check("sentence-transformers", whole.shape[1], 0.0, _furthest(whole), _foreign_parts(loaded, folder))]
+    checks = [Check("sentence-transformers", width, 0.0, _furthest(whole), _foreign_parts(loaded, folder))]
     tokens = cache(lambda: token_vectors(folder, texts))  # a large backbone should run once, not once per size
-    from_onnx = cache(lambda: as_onnx(folder, texts))
+    outputs = cache(lambda: onnx_outputs(folder, texts))
+    backend = cache(lambda: as_onnx_backend(folder, texts))
     ways: list[tuple[str, Callable[[int], np.ndarray]]] = [
-        ("text-embeddings-inference", lambda dim: unit_rows(as_tei(folder, tokens)[:, :dim])),
+        ("text-embeddings-inference", lambda dim: _cut(as_tei(folder, tokens), width, dim)),
         ("vLLM", lambda dim: as_vllm(folder, tokens, dim)),
     ]
-    if (folder / "onnx" / "model.onnx").is_file():
-        ways.append(("ONNX", lambda dim: unit_rows(from_onnx()[:, :dim])))
+    if (folder / FILE).is_file():
+        ways.append(("ONNX Runtime", lambda dim: _cut(as_onnx(outputs()), width, dim)))
+        ways.append((TEI_ONNX, lambda dim: _cut(as_tei_onnx(folder, outputs()), width, dim)))
+        if find_spec("optimum") and find_spec("optimum.onnxruntime"):
+            ways.append((ST_ONNX, lambda dim: _cut(backend(), width, dim)))
+        else:
+            missing = "not tried: needs optimum-onnx, which so far needs transformers 4"
+            checks.append(Check(ST_ONNX, width, problem=missing, is_note=True))
     for way, embed in ways:
         checks += [_check(way, embed, unit_rows(whole[:, :dim]), tolerance) for dim in sizes]
     for dim in sizes[1:]:
@@ -118,6 +131,13 @@ def _foreign_parts(model: SentenceTransformer, folder: Path) -> str | None:
     if pickles:
         return f"holds {', '.join(pickles)}: publish safetensors only"
     return None
+
+
+def _cut(vectors: np.ndarray, width: int, dim: int) -> np.ndarray:
+    """Truncate and normalise ``(n, width)`` vectors, and refuse those of another width."""
+    if vectors.shape[1] != width:
+        raise DataError(f"gives vectors of {vectors.shape[1]} numbers: the compression is not applied")
+    return unit_rows(vectors[:, :dim])
 
 
 def _check(way: str, embed: Callable[[int], np.ndarray], expected: np.ndarray, tolerance: float) -> Check:
