@@ -72,6 +72,11 @@ class Schedule:
         """Widths of the steps, ascending; the last is full width."""
         return tuple(step.size for step in self.steps)
 
+    @property
+    def misses_target(self) -> bool:
+        """Whether the recall that was measured does not reach the target with 95 % confidence."""
+        return self.target is not None and self.recall_low is not None and self.recall_low < self.target
+
     def at(self, k: int, rows: int) -> tuple[Step, ...]:
         """Return the steps adapted to another ``k`` or to an index that has grown.
 
