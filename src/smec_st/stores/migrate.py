@@ -174,10 +174,7 @@ def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, hea
     metric = source.owner.metric_type
     if metric not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):
         raise DataError(f"{source.name} compares by neither inner product nor L2, and compressed vectors by angles.")
-    kinds = {"float32": "Flat", "float16": "SQfp16"}
-    if head.precision not in kinds:
-        raise DataError(f"a FAISS index is rewritten as {' or '.join(kinds)}, not {head.precision}.")
-    index = faiss.index_factory(head.dim, kinds[head.precision], metric)
+    index = head.to_faiss(metric="l2" if metric == faiss.METRIC_L2 else "ip")
     if source.ids is not None:
         index = faiss.IndexIDMap(index)
     for batch in source.batches():
