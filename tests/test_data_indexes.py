@@ -75,7 +75,9 @@ def test_rows_of_an_id_twice_are_two_rows(tmp_path):
     np.testing.assert_allclose(np.sort(rows, axis=None), np.sort(RAW, axis=None))
 
 
-@pytest.mark.parametrize("description", ["IVF4,PQ4x4", "OPQ4,IVF4,PQ4x4", "OPQ4_8,IVF4,PQ4x4", "PQ4x4", "HNSW8,Flat", "IVF4,SQ8", "SQ4"])
+@pytest.mark.parametrize(
+    "description", ["IVF4,PQ4x4", "OPQ4,IVF4,PQ4x4", "OPQ4_8,IVF4,PQ4x4", "PQ4x4", "HNSW8,Flat", "IVF4,SQ8", "SQ4"]
+)
 def test_codes_are_decoded_as_faiss_decodes_them(description, tmp_path):
     index = trained(description)
     rows, ids = read_all(open_vectors(written(index, tmp_path)))
@@ -156,7 +158,9 @@ def rich_schema(client, auto_id=False, partition_key=False):
     schema.add_field("tenant", DataType.VARCHAR, max_length=20, is_partition_key=partition_key)
     schema.add_field("text", DataType.VARCHAR, max_length=20, nullable=True)
     schema.add_field("n", DataType.INT32, default_value=7)
-    schema.add_field("tags", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=5, max_length=10, nullable=True)
+    schema.add_field(
+        "tags", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=5, max_length=10, nullable=True
+    )
     schema.add_field("meta", DataType.JSON, nullable=True)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=WIDTH)
     return schema

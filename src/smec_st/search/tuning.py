@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors
-from smec_st.search.backend import FULL, Backend
+from smec_st.search.backend import CODES, FULL, Backend
 from smec_st.search.calibration import Truth, exact_neighbours, neighbour_ranks, recall
-from smec_st.search.encoding import encode, steps_for
+from smec_st.search.encoding import encode_originals, steps_for
 from smec_st.search.schedule import JUMP, Schedule, Step, choose_schedule, head_cost, lower_bound
 from smec_st.search.steps import run
 
@@ -53,21 +53,28 @@ def tune(
     document_keys = None
     if queries is None:
         document_keys, encoded = sample_documents(backend, max_queries)
+        if settings.codes:
+            if not settings.originals:
+                raise DataError("an index of codes without originals is tuned on queries of full width; give some.")
+            encoded = encode_originals(settings, compressor, encoded[FULL])
     else:
         table = check_vectors(queries, "query")
         if table.shape[1] != settings.width:
             raise DataError(f"query vectors are {table.shape[1]} wide, the index {settings.width}.")
-        encoded = encode(settings, compressor, table[:: -(-len(table) // max_queries)])
+        encoded = encode_originals(settings, compressor, table[:: -(-len(table) // max_queries)])
     full = FULL if settings.originals else settings.sizes[-1]
     truth = exact_neighbours(reader, full, encoded[full], k, document_keys, progress)
     sizes = [size for size in settings.sizes if size < settings.full]
-    if not sizes:
+    if not sizes and not settings.codes:
         return Schedule((Step(settings.full, k),), k=k, rows=rows, recall=1.0, queries=len(truth.keys))
     every = Trial(backend, encoded, truth, document_keys)
     choosing, held_out = every.split()
-    ranks = neighbour_ranks(reader, sizes, choosing.queries, choosing.truth, progress)
-    cost = head_cost(settings.head, rows)
-    schedule = choose_schedule(ranks, settings.full, rows, cost, target=target, heads=sizes[:1])
+    tables = [CODES, *sizes] if settings.codes else sizes
+    ranks = neighbour_ranks(reader, tables, choosing.queries, choosing.truth, progress)
+    by_size = {settings.codes if table == CODES else table: found for table, found in ranks.items()}
+    cost, heads = head_cost(settings.head, rows), [settings.codes or sizes[0]]
+    schedule = choose_schedule(by_size, settings.full, rows, cost, target=target, heads=heads)
+    schedule = schedule.from_codes() if settings.codes else schedule
     limits = Limits(target, rows, settings.head, reader.max_effort(), reader.remote)
     schedule = cheapest_that_reaches(choosing, limits, replace(schedule, k=k))
     schedule = schedule if held_out is None else confirmed(every, held_out, limits, schedule)
@@ -161,7 +168,7 @@ class Limits:
 
     def longer(self, schedule: Schedule, factor: float) -> Schedule:
         """Return a schedule with longer shortlists."""
-        steps = [Step(step.size, min(self.rows, math.ceil(step.keep * factor))) for step in schedule.steps[:-1]]
+        steps = [replace(s, keep=min(self.rows, math.ceil(s.keep * factor))) for s in schedule.steps[:-1]]
         return replace(schedule, steps=(*steps, schedule.steps[-1]))
 
 

@@ -70,9 +70,13 @@ def copy_collection(
             client.flush(draft)
             client.create_index(draft, indexes)
             client.load_collection(draft)
-            counts = [client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"] for name in (old, draft)]
+            counts = [
+                client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"] for name in (old, draft)
+            ]
             if counts != [done, done]:
-                raise DataError(f"{source.name}: {counts[0]} rows, of which {counts[1]} were copied; is it being written?")
+                raise DataError(
+                    f"{source.name}: {counts[0]} rows, of which {counts[1]} were copied; is it being written?"
+                )
             is_complete = True
         finally:
             if not is_complete and client.has_collection(draft):

@@ -113,7 +113,9 @@ def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
         ids = ids if is_numbered else keys
     if len(ids if ids is not None else places if places is not None else range(owner.ntotal)) != owner.ntotal:
         raise DataError(f"{path} is damaged: its ids or lists do not hold as many rows as the index, {owner.ntotal}.")
-    source = FaissVectors(str(path), owner, index, tuple(transforms), ids, places, sidecar_record(path), file_state(path))
+    source = FaissVectors(
+        str(path), owner, index, tuple(transforms), ids, places, sidecar_record(path), file_state(path)
+    )
     source.read(0, 1)  # refuses an index that cannot be decoded before anything is written
     return source
 
