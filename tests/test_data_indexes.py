@@ -1,4 +1,4 @@
-"""FAISS indexes and Milvus collections as they come: every row with its id, or a refusal before anything is written."""
+"""FAISS indexes and Milvus collections as they come: every row with its id, or a refusal and nothing written."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ OWN = np.random.default_rng(1).permutation(ROWS).astype(np.int64) * 10**12 - 5
 
 
 @pytest.mark.parametrize(
-    "description", ["IVF4,Flat", "IDMap,Flat", "IDMap2,IVF4,Flat", "OPQ4,IVF4,Flat", "IDMap,OPQ4,IVF4,Flat", "PCAR16,IVF4,Flat"]
-)  # fmt: skip
+    "description",
+    ["IVF4,Flat", "IDMap,Flat", "IDMap2,IVF4,Flat", "OPQ4,IVF4,Flat", "IDMap,OPQ4,IVF4,Flat", "PCAR16,IVF4,Flat"],
+)
 def test_own_ids_come_with_their_rows(description, tmp_path):
     source = open_vectors(written(trained(description, OWN), tmp_path))
     rows, ids = read_all(source)

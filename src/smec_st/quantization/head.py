@@ -97,8 +97,9 @@ class Head:
     def to_faiss(self, kind: str = "flat", metric: str = "ip", sample: np.ndarray | None = None) -> Any:
         """Make an empty FAISS index whose codes are the head's own.
 
-        Add documents with ``index.add(head.queries(vectors))``, which encodes them. FAISS compares with the decoded document; it cannot scale int8 and product
-        codes to length 1, so :meth:`search` does, and ranks as :meth:`scores`.
+        Add documents with ``index.add(head.queries(vectors))``, which encodes them. FAISS compares with the decoded
+        document; it cannot scale int8 and product codes to length 1, so :meth:`search` does, and ranks as
+        :meth:`scores`.
 
         Args:
             kind: "flat", "ivf" (inverted lists) or "hnsw" (a graph).

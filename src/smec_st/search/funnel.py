@@ -77,8 +77,8 @@ class FunnelIndex:
             uri: Folder, file or server, see the class.
             compressor: Maps vectors to the sizes.
             sizes: Sizes of the compressor to store; by default all that are smaller than full width.
-            head: ``flat``, ``hnsw`` or ``ivf``, each also with ``-float16``, ``-int8``, ``-int4`` or ``-pq`` vectors; or
-                ``codes:12``, codes of 12 bytes that the compressor was quantised to (``Compressor.quantize``).
+            head: ``flat``, ``hnsw`` or ``ivf``, each also with ``-float16``, ``-int8``, ``-int4`` or ``-pq`` vectors;
+                or ``codes:12``, the codes of 12 bytes that ``Compressor.quantize`` made.
             originals: ``float32`` or ``float16`` to keep the originals on disk, memory-mapped; None to keep none.
             id_type: ``int`` or ``str``.
             fields: Scalar fields to filter by: name to ``int``, ``float``, ``str`` or ``bool``.

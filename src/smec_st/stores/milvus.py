@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,38 +46,19 @@ def copy_collection(
     if out is not None and client.has_collection(out):
         raise DataError(f"{source.name.rpartition('#')[0]} has a collection {out} already.")
     draft = f"{out or old}{MIGRATING}"
-    try:
+    with _one_line_errors(source):
         description = client.describe_collection(old)
         schema = _schema(source, description, _field_type(head), head.dim, space)
         indexes = _indexes(source, head)
         _check_automatic_ids(source, description)
         if client.has_collection(draft):
             client.drop_collection(draft)  # left by an interrupted run
-        partitions = [] if _partition_key(description) else client.list_partitions(old)
         is_complete = False
         try:
             _create(client, draft, schema, description)
             _compare(source, description, client.describe_collection(draft))
-            for name in partitions:
-                if name not in client.list_partitions(draft):
-                    client.create_partition(draft, name)
-            done = 0
-            for partition in partitions or [None]:
-                for rows in _pages(source, description, head, partition):
-                    client.insert(draft, rows, **({"partition_name": partition} if partition else {}))
-                    done += len(rows)
-                    if told is not None:
-                        told(done, source.rows)
-            client.flush(draft)
+            _fill(source, draft, description, head, told)
             client.create_index(draft, indexes)
-            client.load_collection(draft)
-            counts = [
-                client.query(name, filter="", output_fields=["count(*)"])[0]["count(*)"] for name in (old, draft)
-            ]
-            if counts != [done, done]:
-                raise DataError(
-                    f"{source.name}: {counts[0]} rows, of which {counts[1]} were copied; is it being written?"
-                )
             is_complete = True
         finally:
             if not is_complete and client.has_collection(draft):
@@ -87,13 +69,39 @@ def copy_collection(
             client.drop_collection(old)
         client.rename_collection(draft, out or old)
         client.load_collection(out or old)
-    except DataError:
-        raise
+    return out or old
+
+
+@contextmanager
+def _one_line_errors(source: MilvusVectors) -> Iterator[None]:
+    """Raise the exceptions of Milvus as a :class:`DataError`."""
+    try:
+        yield
     except Exception as error:
         if not type(error).__module__.startswith(("pymilvus", "grpc", "milvus_lite")):
             raise
         raise DataError(f"cannot copy {source.name}: {one_line(error)}") from error
-    return out or old
+
+
+def _fill(
+    source: MilvusVectors, draft: str, description: Mapping[str, Any], head: Head, told: Progress | None
+) -> None:
+    """Copy all partitions and rows, and count them."""
+    client, old = source.client, source.collection
+    partitions: list[str | None] = [None] if _partition_key(description) else client.list_partitions(old)
+    done = 0
+    for partition in partitions:
+        if partition is not None and partition not in client.list_partitions(draft):
+            client.create_partition(draft, partition)
+        for rows in _pages(source, description, head, partition):
+            client.insert(draft, rows, **({} if partition is None else {"partition_name": partition}))
+            done += len(rows)
+            if told is not None:
+                told(done, source.rows)
+    client.flush(draft)
+    count = client.query(old, filter="", output_fields=["count(*)"])[0]["count(*)"]
+    if count != done:
+        raise DataError(f"{source.name}: {done} of {count} rows were copied; it is being written. Try again later.")
 
 
 def finish_copy(client: Any, collection: str) -> bool:
