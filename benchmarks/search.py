@@ -287,7 +287,7 @@ def quality(options: argparse.Namespace, folder: str) -> dict[str, Any]:
 def same_ranking(
     head: Any, corpus: np.ndarray, queries: np.ndarray, own: np.ndarray, rows: np.ndarray, qrels: Any
 ) -> dict[str, Any]:
-    """FAISS over a head's codes against numpy over the same codes: nDCG@10 of both, and places that differ in score."""
+    """FAISS over codes of a head against numpy over the same: nDCG@10 of both, and places that differ in score."""
     more = K + int((own >= 0).any())
     asked, codes = head.queries(queries), head.encode(corpus)
     scores = head.scores(asked, codes)
