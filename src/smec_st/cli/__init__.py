@@ -27,6 +27,7 @@ from smec_st.cli.fit import fit
 from smec_st.cli.index import index
 from smec_st.cli.migrate import migrate
 from smec_st.cli.push import push
+from smec_st.cli.report import report
 from smec_st.cli.search import search
 from smec_st.cli.transform import transform
 from smec_st.cli.verify import verify
@@ -52,7 +53,11 @@ def app() -> None:
     """Make the vectors of any embedding model many times smaller."""
 
 
-for command in (fit, evaluate, compare, analyze, export, transform, check, migrate, index, search, card, push, verify):
+COMMANDS = (
+    *(fit, evaluate, report, compare, analyze, export, transform),
+    *(check, migrate, index, search, card, push, verify),
+)
+for command in COMMANDS:
     app.add_command(command)
 
 
@@ -70,8 +75,12 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, _Interrupted, click.Abort):
         return _print_error("interrupted; the same command continues where it stopped.", INTERRUPTED)
     except Exception as error:
-        from smec_st.data import DataError
+        from smec_st.data.errors import DataError
+        from smec_st.system.optional import how_to_install
 
+        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("smec_st"):
+            package = error.name.partition(".")[0]
+            return _print_error(f"this command needs {package}. {how_to_install(package)}", USAGE)
         if not isinstance(error, (DataError, OSError, FloatingPointError)):
             raise
         return _print_error(str(error), USAGE)

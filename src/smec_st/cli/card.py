@@ -26,6 +26,8 @@ def card(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     split: str,
     dataset: str | None,
     data_license: str | None,
@@ -35,12 +37,12 @@ def card(
     """Measure COMPRESSOR, and write a model card for REPO_ID into its folder; `push` publishes those figures."""
     with thinking("reading"):
         from smec_st.compressor import Compressor
+        from smec_st.compressor.scoring import measure
         from smec_st.data import load_collection
-        from smec_st.evaluation.scoring import measure
         from smec_st.hub.card import write_card
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task)
+        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
     with thinking("measuring"):
         evidence = dataclasses.replace(
             measure(loaded, collection, split), dataset=dataset, data_license=data_license, source=source

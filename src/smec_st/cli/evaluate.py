@@ -20,18 +20,20 @@ def evaluate(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     split: str,
     json_file: Path | None,
 ) -> None:
     """Score a COMPRESSOR at each of its sizes, next to the original vectors, truncation and PCA."""
     with thinking("reading"):
         from smec_st.compressor import Compressor
+        from smec_st.compressor.scoring import score_compressor
         from smec_st.data import load_collection
         from smec_st.evaluation.report import print_rows, write_json
-        from smec_st.evaluation.scoring import score_compressor
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task)
+        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
     rows = score_compressor(loaded, collection, split)
     if json_file is not None:
         write_json(rows, json_file)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smec_st.cli.options import BYTES, COLUMN, FOLDER, PRECISION, row_progress, thinking
+from smec_st.cli.options import BYTES, CODES, COLUMN, FOLDER, PRECISION, row_progress, thinking
 
 if TYPE_CHECKING:
     from smec_st.stores import Estimate
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @PRECISION
 @BYTES
 @COLUMN
+@CODES
 def migrate(
     compressor: Path,
     store: str,
@@ -33,6 +34,7 @@ def migrate(
     precision: str | None,
     bytes_: int | None,
     column: str | None,
+    codes: str | None,
 ) -> None:
     """Rewrite an existing STORE of vectors (files, FAISS, Milvus) with a COMPRESSOR."""
     with thinking("reading"):
@@ -41,7 +43,7 @@ def migrate(
         from smec_st.stores import migrate as rewrite
     if not dry_run and in_place == (out is not None):
         raise DataError("say where to write: --out or --in-place; or estimate first with --dry-run.")
-    plan = Plan(Job(str(compressor), store, column, dim, precision, bytes_), out)
+    plan = Plan(Job(str(compressor), store, column, dim, precision, bytes_, codes=codes), out)
     if dry_run:
         _print_estimate(store, estimate(plan))
         return

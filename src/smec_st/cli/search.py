@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from smec_st.cli.options import FOLDER, load_table, thinking
+from smec_st.cli.options import CODES, FOLDER, load_table, thinking
 
 
 @click.command()
 @click.argument("uri")
-@click.option("--queries", type=FOLDER, help="Vectors: .npy, or .safetensors (tensor `queries`).")
+@click.option("--queries", type=FOLDER, help="Vectors, in any format.")
+@CODES
 @click.option("--text", "texts", multiple=True, help="A query as text; may be repeated. Requires --model.")
 @click.option("--model", help="Sentence-transformers model that embeds --text; the one that embedded the documents.")
 @click.option("--k", default=10, show_default=True, help="Number of results per query.")
@@ -23,6 +24,7 @@ from smec_st.cli.options import FOLDER, load_table, thinking
 def search(
     uri: str,
     queries: Path | None,
+    codes: str | None,
     texts: tuple[str, ...],
     model: str | None,
     k: int,
@@ -41,7 +43,7 @@ def search(
         if texts and model is None:
             raise DataError("--text needs --model.")
         condition = parse_where(where)
-        inputs: Any = list(texts) if queries is None else load_table(queries, "queries")
+        inputs: Any = list(texts) if queries is None else load_table(queries, "queries", codes).array
         loaded = None if compressor is None else Compressor.load(compressor)
         index = FunnelIndex.open(uri, loaded, model=model)
     with index:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from smec_st.cli.options import BYTES, COLUMN, FOLDER, PRECISION, row_progress, thinking
+from smec_st.cli.options import BYTES, CODES, COLUMN, FOLDER, PRECISION, row_progress, thinking
 
 
 @click.command()
@@ -19,6 +19,7 @@ from smec_st.cli.options import BYTES, COLUMN, FOLDER, PRECISION, row_progress, 
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--format", "kind", type=click.Choice(["npy", "parquet"]), help="Format of OUT; by default the input's.")
 @COLUMN
+@CODES
 @click.option("--shard-rows", type=int, default=131_072, show_default=True, help="Rows per output file.")
 def transform(
     compressor: Path,
@@ -30,12 +31,13 @@ def transform(
     engine: str,
     kind: str | None,
     column: str | None,
+    codes: str | None,
     shard_rows: int,
 ) -> None:
     """Compress VECTORS into the folder OUT in bounded memory; the same command continues after an interruption."""
     with thinking("reading"):
         from smec_st.stores import Job, transform_files
-    job = Job(str(compressor), vectors, column, dim, precision, bytes_, kind, shard_rows)
+    job = Job(str(compressor), vectors, column, dim, precision, bytes_, kind, shard_rows, codes)
     with row_progress() as report:
         manifest = transform_files(job, out, engine, report)
     space = manifest.job["space"]

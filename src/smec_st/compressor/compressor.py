@@ -15,11 +15,11 @@ from smec_st.compressor.files import CONFIG_FILE, read_files, write_files
 from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
 from smec_st.data.embedding import backbone_record, embed_if_texts
 from smec_st.data.space import check_backbone
-from smec_st.fitting.config import HELD_OUT
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
 from smec_st.system.files import new_folder
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -98,6 +98,11 @@ class Compressor:
     def __repr__(self) -> str:
         sizes = "/".join(map(str, self.dims))
         return f"Compressor({self.width} -> {sizes}, nested={self.is_nested}, method={self.info.get('method')!r})"
+
+    def _repr_html_(self) -> str:
+        from smec_st.compressor.html import as_html
+
+        return as_html(self.width, self.dims, self.info, self.heads, self.fingerprint)
 
     def map_for(self, dim: int | None = None) -> FoldedMap:
         """The folded map to one of :attr:`dims`, or to any prefix when nested; the widest by default.
@@ -323,6 +328,8 @@ class Compressor:
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
+        load_optional("torch", "fitting")
+        from smec_st.fitting.config import HELD_OUT
         from smec_st.fitting.fit import fit_maps, resolve_config, settings_of
 
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
@@ -346,7 +353,8 @@ class Compressor:
             progress=progress,
         )
         backbone = {**(known or {"width": table.width}), **(backbone or {})}
-        compressor = cls(made.maps, {"backbone": backbone, **made.info}).calibrate(table.documents())
+        compressor = cls(made.maps, {"backbone": backbone, **made.info})
+        compressor = compressor.calibrate(table.documents(), table.some_queries(asking))
         if bytes is None:
             return compressor
         from smec_st.quantization.choice import add_best
@@ -356,26 +364,24 @@ class Compressor:
             asking = train.query_rows
         return add_best(compressor, table, labels, dev, bytes, resolved.seed, asking)
 
-    def calibrate(self, corpus: np.ndarray) -> Compressor:
+    def calibrate(self, corpus: np.ndarray, queries: np.ndarray | None = None) -> Compressor:
         """Ranges for int8 and rotations for binary codes at every size; what is there already stays.
 
         How well neighbours are kept is recorded as well, for ``smec-st check``.
 
         Args:
             corpus: ``(N, D)`` vectors; a sample of them is looked at.
+            queries: ``(Q, D)`` vectors, likewise; None leaves the record of queries as it is.
         """
-        from smec_st.evaluation.overlap import POOLS, drawn, kept_neighbors
+        from smec_st.evaluation.overlap import kept_by_pool
         from smec_st.quantization.starts import untrained_heads
 
-        kept = {
-            str(pool): {
-                str(dim): kept_neighbors(corpus[drawn(len(corpus), pool)], self.map_for(dim)) for dim in self.dims
-            }
-            for pool in POOLS
-            if pool <= len(corpus)
-        }
+        maps = {dim: self.map_for(dim) for dim in self.dims}
+        kept = {"kept_neighbors": kept_by_pool(corpus, maps)}
+        if queries is not None:
+            kept["kept_query_neighbors"] = kept_by_pool(queries, maps)
         heads = (*self.heads, *untrained_heads(self, corpus))
-        return type(self)(self._maps, {**self.info, "kept_neighbors": kept}, heads)
+        return type(self)(self._maps, {**self.info, **kept}, heads)
 
     def quantize(
         self,
@@ -406,6 +412,8 @@ class Compressor:
         Raises:
             DataError: If no size of this compressor fits, or the input cannot be used.
         """
+        load_optional("torch", "fitting")
+        from smec_st.fitting.config import HELD_OUT
         from smec_st.quantization.choice import add_best
 
         table = self._table(corpus, queries, own_document)
@@ -444,13 +452,14 @@ class Compressor:
         Raises:
             DataError: If a size exists already or the input cannot be used.
         """
+        load_optional("torch", "fitting")
         from smec_st.fitting.fit import extend_maps, resolve_config
 
         table = self._table(corpus, queries, own_document)
         config = resolve_config({**self.info.get("settings", {}), **settings, "dims": tuple(dims)}, self.width)
         maps, reports = extend_maps(self._maps, table, *_judgements(table, qrels, dev_qrels), config, progress)
         info = {**self.info, "stages": [*self.info.get("stages", []), *reports]}
-        return type(self)(maps, info, self.heads).calibrate(table.documents())
+        return type(self)(maps, info, self.heads).calibrate(table.documents(), table.some_queries())
 
     def _table(self, corpus: Any, queries: Any, own_document: Any) -> VectorTable:
         table = VectorTable(corpus, queries, own_document)
@@ -505,11 +514,12 @@ class Compressor:
         Raises:
             DataError: If there is no such repository or revision, it may not be read, or it holds no compressor.
         """
-        from smec_st.hub.load import from_pretrained
+        from smec_st.hub.load import compressor_folder
 
-        return from_pretrained(
-            cls, repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        folder = compressor_folder(
+            repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
+        return cls.load(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Compressor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,8 @@ from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.safetensors import read_safetensors
 from smec_st.maps import FoldedMap, Layer
 from smec_st.quantization.head import Head
+from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.storage import head_entries, head_tensors, read_heads
-
-if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
 
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
 FORMAT = 1
@@ -26,7 +24,7 @@ NOT_INFO = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested
 Maps = list[tuple[FoldedMap, tuple[int, ...]]]
 
 
-def write_files(compressor: Compressor, folder: Path) -> None:
+def write_files(compressor: CompressorLike, folder: Path) -> None:
     """Write both files of a compressor into an existing folder."""
     from safetensors.numpy import save_file
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from smec_st.data.errors import DataError, one_line
 from smec_st.data.safetensors import read_safetensors
-from smec_st.data.vectors import as_numpy
+from smec_st.data.vectors import as_numpy, unit_rows
+from smec_st.system.optional import load_optional
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -54,10 +55,14 @@ def backbone_record(model: SentenceTransformer) -> dict[str, Any]:
 
 
 def embed(model: SentenceTransformer, texts: Sequence[str], side: str, progress: bool = False) -> np.ndarray:
-    """Embed texts with ``encode_query`` if ``side`` is "query", else ``encode_document``; unit rows, ``(n, D)``."""
+    """Embed texts with ``encode_query`` if ``side`` is "query", else ``encode_document``; unit rows, ``(n, D)``.
+
+    The rows are float32 also where the model itself gives int8 codes.
+    """
     encode = model.encode_query if side == "query" else model.encode_document
-    vectors = encode(list(texts), convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=progress)
-    return as_numpy(vectors)
+    # sentence-transformers cannot normalise whole numbers.
+    vectors = encode(list(texts), convert_to_numpy=True, normalize_embeddings=False, show_progress_bar=progress)
+    return unit_rows(as_numpy(vectors))
 
 
 def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int = 256) -> np.ndarray:
@@ -66,22 +71,21 @@ def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int =
     Raises:
         DataError: If the model does not take images, or a file is not a readable image.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     if not model.supports("image"):
         raise DataError("this model does not take images; use an image model such as CLIP, or a file of vectors.")
     parts = []
     for start in tqdm(range(0, len(paths), batch), desc="images", leave=False):
         images = [_open_image(path) for path in paths[start : start + batch]]
-        parts.append(as_numpy(model.encode(images, normalize_embeddings=True, show_progress_bar=False)))
+        parts.append(unit_rows(as_numpy(model.encode(images, show_progress_bar=False))))
     return np.concatenate(parts)
 
 
 def _open_image(path: Path) -> Any:
-    from PIL import Image
-
+    pillow = load_optional("PIL.Image", "reading images")
     try:
-        with Image.open(path) as image:
+        with pillow.open(path) as image:
             return image.convert("RGB")
     except OSError as error:
         raise DataError(f"{path} is not a readable image: {one_line(error)}") from error

@@ -1,21 +1,7 @@
-"""The error for unusable input, and helpers for one-line messages."""
+"""The errors of :mod:`smec_st.system.errors`, where readers of data look for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from smec_st.system.errors import DataError, one_line, some, tell
 
-
-class DataError(ValueError):
-    """Input that cannot be used. The message says in one line what is wrong, where, and what to do."""
-
-
-def some(items: Sequence[Any], limit: int = 3) -> str:
-    """List the first ``limit`` items for a message, and how many more there are."""
-    shown = ", ".join(str(item) for item in items[:limit])
-    return shown + (f" and {len(items) - limit} more" if len(items) > limit else "")
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message on one line, at most 200 characters."""
-    return " ".join(str(error).split())[:200]
+__all__ = ["DataError", "one_line", "some", "tell"]

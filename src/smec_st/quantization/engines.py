@@ -9,7 +9,7 @@ import numpy as np
 from smec_st.data.errors import DataError
 from smec_st.data.vectors import unit_rows
 from smec_st.quantization.codecs import Binary, Codec, Int8, Plain, Product
-from smec_st.system.faiss import load_faiss
+from smec_st.system.optional import load_optional
 
 KINDS = ("flat", "ivf", "hnsw")
 NEIGHBOURS = 32  # M of HNSW
@@ -19,7 +19,7 @@ CENTROIDS = 256  # of one byte
 
 def faiss_index(codec: Codec, kind: str = "flat", metric: str = "ip", sample: np.ndarray | None = None) -> Any:
     """Make an empty FAISS index that stores the codes of a codec; see :meth:`Head.to_faiss`."""
-    faiss = load_faiss("a FAISS index")
+    faiss = load_optional("faiss", "a FAISS index")
     if kind not in KINDS or metric not in ("ip", "l2"):
         raise DataError(f"kinds are {', '.join(KINDS)} and metrics ip and l2, got {kind!r} and {metric!r}.")
     if kind == "hnsw" and isinstance(codec, (Binary, Product)):

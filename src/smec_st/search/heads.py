@@ -19,7 +19,7 @@ from smec_st.data.errors import one_line
 from smec_st.data.vectors import unit_rows
 from smec_st.quantization.codecs import Codec
 from smec_st.quantization.engines import faiss_codes, faiss_index
-from smec_st.system.faiss import load_faiss
+from smec_st.system.optional import load_optional
 
 KINDS = ("flat", "hnsw", "ivf")
 PRECISIONS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "int4": "SQ4", "pq": "PQ"}
@@ -134,7 +134,7 @@ class Head:
         self.kind, _ = check_kind(name)
         self.name, self.size, self.codec = name, codec.dim if codec else size, codec
         self.built_on = 0  # number of rows that its structure was chosen and trained for
-        self._faiss = load_faiss("this index")
+        self._faiss = load_optional("faiss", "this index")
         self._lock = ReadWriteLock()
         self._index: Any = faiss_index(codec, metric="l2") if codec else self._faiss.IndexFlatIP(size)
         self._decoder: Any = faiss_index(codec) if codec else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smec_st.stores.check import Drift, measure_drift
+from smec_st.stores.check import Drift, check_drift
 from smec_st.stores.job import Job, Manifest, transform_files
 from smec_st.stores.migrate import Estimate, Plan, estimate, migrate
 from smec_st.stores.space import check_space, space_record
@@ -13,9 +13,9 @@ __all__ = [
     "Job",
     "Manifest",
     "Plan",
+    "check_drift",
     "check_space",
     "estimate",
-    "measure_drift",
     "migrate",
     "space_record",
     "transform_files",

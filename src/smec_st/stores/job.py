@@ -16,6 +16,7 @@ from typing import Any
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, VectorSource, open_vectors
+from smec_st.data.sources.columns import parquet_parts
 from smec_st.quantization.head import Head
 from smec_st.stores.on_ray import shards_on_ray
 from smec_st.stores.shards import BATCH_ROWS, FORMATS, Cutter, Output, Shard, write_shard
@@ -73,6 +74,7 @@ class Job:
         bytes: See :meth:`~smec_st.Compressor.head`.
         kind: Format of the shards, npy or parquet; by default parquet if the source has ids or is parquet, else npy.
         shard_rows: Rows per shard.
+        codes: What whole numbers in the source are; see :func:`~smec_st.data.open_vectors`.
     """
 
     compressor: str
@@ -83,13 +85,14 @@ class Job:
     bytes: int | None = None
     kind: str | None = None
     shard_rows: int = 131_072
+    codes: str | None = None
 
     def open(self) -> tuple[VectorSource, Compressor, Head]:
         """Open the source and the compressor, and check that they fit together."""
         if self.shard_rows < 1:
             raise DataError(f"a shard needs at least 1 row, got {self.shard_rows}.")
         compressor = Compressor.load(self.compressor)
-        source = open_vectors(self.source, self.column)
+        source = open_vectors(self.source, self.column, self.codes)
         check_space(compressor, source.width, source.record, source.name)
         return source, compressor, compressor.head(self.dim, self.precision, self.bytes)
 
@@ -115,7 +118,13 @@ def transform_files(job: Job, out: Path, engine: str = "local", told: Progress |
     kind = job.kind or ("parquet" if first.ids is not None or is_parquet(job.source) else "npy")
     output = Output(out, kind, job.shard_rows, space_record(compressor, head))
     description = {
-        "source": {"name": source.name, "column": job.column, "state": source.state, "record": dict(source.record)},
+        "source": {
+            "name": source.name,
+            "column": job.column,
+            "codes": job.codes,
+            "state": source.state,
+            "record": dict(source.record),
+        },
         "space": output.record,
         "format": kind,
         "shard_rows": job.shard_rows,
@@ -140,7 +149,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", told: Progress |
             raise DataError(
                 f"{source.name} was expected to hold {source.rows} rows but gave {manifest.rows}; did it change?"
             )
-        if open_vectors(job.source, job.column).state != source.state:
+        if open_vectors(job.source, job.column, job.codes).state != source.state:
             raise DataError(f"{source.name} changed while it was read; remove {out} and start again.")
         manifest.write(out)
     return manifest
@@ -192,7 +201,7 @@ def _ray_shards(job: Job, source: VectorSource, output: Output, finished: set[in
 def is_parquet(source: str) -> bool:
     """Return whether a source is a parquet file or a folder of them."""
     path = Path(source)
-    return path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
+    return path.suffix == ".parquet" or (path.is_dir() and bool(parquet_parts(path)))
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from smec_st.stores.job import Job, Manifest, Progress, is_parquet, transform_fi
 from smec_st.stores.milvus import copy_collection, finish_copy
 from smec_st.stores.space import space_record
 from smec_st.stores.swap import finish_swap, swap
-from smec_st.system.faiss import load_faiss
 from smec_st.system.files import write_text
+from smec_st.system.optional import load_optional
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, head: Head) -> str:
-    faiss = load_faiss("a FAISS index")
+    faiss = load_optional("faiss", "a FAISS index")
     metric = source.owner.metric_type
     if metric not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):
         raise DataError(f"{source.name} compares by neither inner product nor L2, and compressed vectors by angles.")

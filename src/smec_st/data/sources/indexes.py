@@ -12,7 +12,7 @@ import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.sources.batch import Batch, choose_column, file_state, sidecar_record
-from smec_st.system.faiss import load_faiss
+from smec_st.system.optional import load_optional
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class FaissVectors:
                 rows = self.index.reconstruct_n(first, count)
             else:  # `reconstruct_n` leaves rows of uninitialised memory where an id is missing
                 rows = np.empty((count, self.index.d), dtype=np.float32)
-                pointer = load_faiss("reading a FAISS index").swig_ptr
+                pointer = load_optional("faiss", "reading a FAISS index").swig_ptr
                 for row, (number, position) in zip(rows, self.places[first : first + count].tolist(), strict=True):
                     self.index.reconstruct_from_offset(number, position, pointer(row))
             for transform in reversed(self.transforms):
@@ -78,7 +78,7 @@ def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
 
     Inverted lists keep no order, so their rows come in ascending order of their ids.
     """
-    faiss = load_faiss("reading a FAISS index")
+    faiss = load_optional("faiss", "reading a FAISS index")
     with path.open("rb") as file:
         if file.read(2) == b"IB":
             raise DataError(f"{path} is a FAISS index of packed bits, not of vectors.")
@@ -199,15 +199,12 @@ class MilvusVectors:
 
 def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
     """Open ``URI#COLLECTION``: a Milvus Lite file (``docs.db#docs``) or a server (``http://host:19530#docs``)."""
-    try:
-        from pymilvus import DataType, MilvusClient, MilvusException
-    except ImportError as error:
-        raise DataError('reading Milvus needs pymilvus. Install it with `pip install "smec-st[milvus]"`.') from error
+    pymilvus = load_optional("pymilvus", "reading Milvus")
     uri, _, collection = address.rpartition("#")
     if "://" not in uri and not Path(uri).exists():
         raise DataError(f"no such file: {uri}")
     try:
-        client = MilvusClient(uri)
+        client = pymilvus.MilvusClient(uri)
         names = client.list_collections()
         if client.has_collection(collection):
             collection = client.describe_collection(collection)["collection_name"]  # the address may hold an alias
@@ -216,9 +213,9 @@ def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
         description = client.describe_collection(collection)
         client.load_collection(collection)
         rows = client.get_collection_stats(collection).get("row_count")
-    except MilvusException as error:
+    except pymilvus.MilvusException as error:
         raise DataError(f"cannot read {address}: {one_line(error)}") from error
-    kinds = {DataType.FLOAT_VECTOR, DataType.FLOAT16_VECTOR, DataType.BFLOAT16_VECTOR}
+    kinds = {getattr(pymilvus.DataType, f"{name}_VECTOR") for name in ("FLOAT", "FLOAT16", "BFLOAT16")}
     fields = {field["name"]: field for field in description["fields"]}
     found = [name for name, field in fields.items() if field["type"] in kinds]
     column = choose_column(found, column, address, "fields of float vectors")
@@ -227,7 +224,7 @@ def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
         record = json.loads(description.get("description") or "{}")
     except ValueError:
         record = {}
-    kind = DataType(fields[column]["type"]).name
+    kind = pymilvus.DataType(fields[column]["type"]).name
     width = int(fields[column]["params"]["dim"])
     record = record if isinstance(record, dict) else {}
     record |= {} if "://" in uri else sidecar_record(Path(uri))
