@@ -1,6 +1,7 @@
 """Search through the funnel against exact and HNSW search at full width, on one thread, measured in turns in one run.
 
     python benchmarks/search.py engines --json benchmarks/results/search/engines.json
+    python benchmarks/search.py engines --rows 1000000 --heads hnsw-int8,codes:12,codes:24 --json ...
     python benchmarks/search.py milvus  --json benchmarks/results/search/milvus.json
     python benchmarks/search.py quality --data ../shared/data/scifact ... --json benchmarks/results/search/quality.json
     python benchmarks/search.py plot    --json benchmarks/results/search/engines.json
@@ -30,6 +31,8 @@ import numpy as np
 
 from smec_st import Compressor, FunnelIndex, load_collection
 from smec_st.evaluation.metrics import exact_search, leave_out, score_rankings
+from smec_st.quantization.engines import faiss_codes
+from smec_st.search.heads import codes_of
 from smec_st.search.schedule import lower_bound
 
 TARGET, K = 0.99, 10
@@ -121,6 +124,9 @@ def engines(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     sample = corpus[:: max(1, options.rows // 20_000)]
     compressor = Compressor.fit(sample, method="pca", dims=options.dims)
     for head in options.heads:
+        if codes_of(head):
+            compressor = compressor.quantize(sample, bytes=codes_of(head))
+    for head in options.heads:
         start = time.perf_counter()
         index = FunnelIndex.build(Path(folder) / head, compressor, corpus, queries=seen, target=TARGET, k=K, head=head)
         name = f"funnel, {head}"
@@ -159,10 +165,8 @@ def scaled(index: FunnelIndex, share: float) -> Search:
     """The funnel with shorter or longer lists than its schedule's."""
     from dataclasses import replace
 
-    from smec_st.search import Step
-
     schedule = index.schedule
-    steps = [Step(step.size, max(K, int(step.keep * share))) for step in schedule.steps[:-1]]
+    steps = [replace(step, keep=max(K, int(step.keep * share))) for step in schedule.steps[:-1]]
     effort = None if schedule.effort is None else max(K, int(schedule.effort * share))
     other = replace(schedule, steps=(*steps, schedule.steps[-1]), effort=effort)
     return lambda queries: index.search(queries, K, schedule=other).ids
@@ -248,24 +252,62 @@ def quality(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         qrels = collection.judged("test")
         width = collection.corpus.shape[1]
         compressor = Compressor.fit(collection.corpus, method="pca", dims=(width // 2, width // 4, width // 8))
+        for head in options.heads:
+            if codes_of(head):
+                compressor = compressor.quantize(collection.corpus, bytes=codes_of(head))
         train = np.setdiff1d(np.arange(len(collection.queries)), qrels.query_rows)
         rows = qrels.query_rows
         own = collection.own_document[rows]  # a query that is a document is not its own answer
         more = K + int((own >= 0).any())
         exact, _ = exact_search(unit(collection.corpus), unit(collection.queries[rows]), more)
         exact = leave_out(exact, own)[:, :K]
-        with FunnelIndex.build(
-            Path(folder) / data.name, compressor, collection.corpus, queries=collection.queries[train], target=TARGET
-        ) as index:
-            found = leave_out(index.search(collection.queries[rows], more).ids, own)[:, :K]
-            result[data.name] = {
-                "documents": len(collection.corpus),
-                "schedule": str(index.schedule),
-                "ndcg@10 exact": float(score_rankings((rows, exact), qrels, ["ndcg@10"])["ndcg@10"].mean()),
-                "ndcg@10 funnel": float(score_rankings((rows, found), qrels, ["ndcg@10"])["ndcg@10"].mean()),
-                "recall@10 of exact": float(recall(found, exact).mean()),
-            }
+        result[data.name] = {
+            "documents": len(collection.corpus), "ndcg@10 exact": ndcg(rows, exact, qrels), "funnels": {}, "codes": {}
+        }  # fmt: skip
+        for head in options.heads:
+            with FunnelIndex.build(
+                Path(folder) / f"{data.name}-{head}", compressor, collection.corpus, head=head,
+                queries=collection.queries[train], target=TARGET,
+            ) as index:  # fmt: skip
+                found = leave_out(index.search(collection.queries[rows], more).ids, own)[:, :K]
+                result[data.name]["funnels"][head] = {
+                    "schedule": str(index.schedule), "ndcg@10": ndcg(rows, found, qrels),
+                    "recall@10 of exact": float(recall(found, exact).mean()),
+                }  # fmt: skip
+            if codes_of(head):
+                coded = compressor.head(bytes=codes_of(head))
+                result[data.name]["codes"][codes_of(head)] = same_ranking(
+                    coded, collection.corpus, collection.queries[rows], own, rows, qrels
+                )
+        usual = result[data.name]["funnels"]["hnsw-int8" if "hnsw-int8" in options.heads else options.heads[0]]
+        result[data.name].update(usual, **{"ndcg@10 funnel": usual["ndcg@10"]})
     return result
+
+
+def same_ranking(
+    head: Any, corpus: np.ndarray, queries: np.ndarray, own: np.ndarray, rows: np.ndarray, qrels: Any
+) -> dict[str, Any]:
+    """FAISS over codes of a head against numpy over the same: nDCG@10 of both, and places that differ in score."""
+    more = K + int((own >= 0).any())
+    asked, codes = head.queries(queries), head.encode(corpus)
+    scores = head.scores(asked, codes)
+    by_numpy = np.argsort(-scores, axis=1, kind="stable")[:, :more]
+    index = head.to_faiss()
+    index.add_sa_codes(faiss_codes(head.codec, codes))
+    by_head, _ = head.search(index, asked, more)
+    _, by_faiss = index.search(asked, more)
+    expected = np.take_along_axis(scores, by_numpy, axis=1)
+    differ = np.abs(np.take_along_axis(scores, by_head, axis=1) - expected) > 2e-6
+    orders = {"numpy": by_numpy, "head.search": by_head, "faiss alone": by_faiss}
+    return {
+        "places that differ but for ties": int(differ.sum()), "places": int(differ.size),
+        **{f"ndcg@10 {name}": ndcg(rows, leave_out(found, own)[:, :K], qrels) for name, found in orders.items()},
+    }  # fmt: skip
+
+
+def ndcg(rows: np.ndarray, found: np.ndarray, qrels: Any) -> float:
+    """Mean nDCG@10."""
+    return float(score_rankings((rows, found), qrels, ["ndcg@10"])["ndcg@10"].mean())
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

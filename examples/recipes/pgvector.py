@@ -12,7 +12,23 @@ import numpy as np
 MOST_INDEXED = 2000  # dimensions of a vector
 
 
-def create(connection, small: int, head: int, full: int, table: str = "documents") -> None:
+KINDS = ("vector", "halfvec", "bit")  # 4 and 2 bytes a number, or one bit, in the index
+
+
+def head_of(column: str, head: int, kind: str, width: str = "") -> str:
+    """The SQL of a head: in every query it must be the expression of the index, widths included.
+
+    Args:
+        column: What the numbers are taken from.
+        head: How many.
+        kind: One of :data:`KINDS`.
+        width: Cast that gives a parameter its type.
+    """
+    cut = f"subvector({column}{width}, 1, {head})"
+    return f"binary_quantize({cut}::vector({head}))::bit({head})" if kind == "bit" else f"{cut}::{kind}({head})"
+
+
+def create(connection, small: int, head: int, full: int, table: str = "documents", kind: str = "vector") -> None:
     """Make the table and the index over the first ``head`` of ``small`` numbers.
 
     Args:
@@ -21,6 +37,7 @@ def create(connection, small: int, head: int, full: int, table: str = "documents
         head: Width that searches everything.
         full: Width of the originals.
         table: A plain name.
+        kind: How the index stores a head, one of :data:`KINDS`.
     """
     if not 1 <= head <= min(small, MOST_INDEXED):
         raise ValueError(f"The head must be 1 to {min(small, MOST_INDEXED)} wide, got {head}.")
@@ -29,9 +46,8 @@ def create(connection, small: int, head: int, full: int, table: str = "documents
         f"CREATE TABLE {table} (id bigint PRIMARY KEY, small vector({small}), original halfvec({full}))"
     )
     # In the expression, and in every query, the cast must say the width: the index serves only the same expression.
-    connection.execute(
-        f"CREATE INDEX ON {table} USING hnsw ((subvector(small, 1, {head})::vector({head})) vector_cosine_ops)"
-    )
+    measure = "bit_hamming_ops" if kind == "bit" else f"{kind}_cosine_ops"
+    connection.execute(f"CREATE INDEX ON {table} USING hnsw (({head_of('small', head, kind)}) {measure})")
 
 
 def add(connection, ids: Sequence[int], small: np.ndarray, original: np.ndarray, table: str = "documents") -> None:
@@ -42,7 +58,14 @@ def add(connection, ids: Sequence[int], small: np.ndarray, original: np.ndarray,
 
 
 def search(
-    connection, small: np.ndarray, original: np.ndarray, head: int, shortlist: int, k: int, table: str = "documents"
+    connection,
+    small: np.ndarray,
+    original: np.ndarray,
+    head: int,
+    shortlist: int,
+    k: int,
+    table: str = "documents",
+    kind: str = "vector",
 ) -> list[int]:
     """The ids nearest to one query, ``(small,)`` and ``(full,)``: the head makes a shortlist, originals rank it."""
     # HNSW returns at most ef_search rows, so it must not be smaller than the shortlist (1,000 is the most it takes).
@@ -51,11 +74,12 @@ def search(
         f"""
         WITH shortlist AS MATERIALIZED (
             SELECT id, original FROM {table}
-            ORDER BY subvector(small, 1, {head})::vector({head}) <=> %s::vector({head}) LIMIT %s
+            ORDER BY {head_of("small", head, kind)} {"<~>" if kind == "bit" else "<=>"}
+                     {head_of("%s", head, kind, f"::vector({len(small)})")} LIMIT %s
         )
         SELECT id FROM shortlist ORDER BY original <=> %s::halfvec LIMIT %s
         """,
-        (text(small[:head]), shortlist, text(original), k),
+        (text(small), shortlist, text(original), k),
     )
     return [row[0] for row in rows]
 

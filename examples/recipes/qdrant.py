@@ -5,8 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 from qdrant_client import QdrantClient, models
 
+QUANTIZED = {
+    "scalar": models.ScalarQuantization(
+        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+    ),
+    "binary": models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True)),
+    "product": models.ProductQuantization(
+        product=models.ProductQuantizationConfig(compression=models.CompressionRatio.X16, always_ram=True)
+    ),
+}
 
-def create(client: QdrantClient, sizes: Sequence[int], full: int, name: str = "documents") -> None:
+
+def create(
+    client: QdrantClient, sizes: Sequence[int], full: int, name: str = "documents", quantized: str | None = None
+) -> None:
     """A collection with a named vector per size; only the smallest gets a graph, originals stay on disk.
 
     Args:
@@ -14,11 +26,17 @@ def create(client: QdrantClient, sizes: Sequence[int], full: int, name: str = "d
         sizes: Compressed sizes, rising.
         full: Width of the originals.
         name: Of the collection.
+        quantized: One of :data:`QUANTIZED` keeps codes of the head in memory and its floats on disk; local mode
+            ignores it.
     """
     no_graph = models.HnswConfigDiff(m=0)  # searched only among candidates
     vectors = {
         str(size): models.VectorParams(
-            size=size, distance=models.Distance.COSINE, hnsw_config=None if i == 0 else no_graph, on_disk=i > 0
+            size=size,
+            distance=models.Distance.COSINE,
+            hnsw_config=None if i == 0 else no_graph,
+            quantization_config=QUANTIZED.get(quantized or "") if i == 0 else None,
+            on_disk=i > 0 or quantized is not None,
         )
         for i, size in enumerate((*sizes, full))
     }

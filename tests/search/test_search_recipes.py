@@ -36,7 +36,8 @@ def agrees(found, truth):
     assert recall(np.array(found), truth) >= 0.98
 
 
-def test_sqlite_vec(world, tmp_path):
+@pytest.mark.parametrize(("kind", "head", "shortlist"), [("float", 8, 60), ("int8", 8, 60), ("bit", 16, 200)])
+def test_sqlite_vec(world, tmp_path, kind, head, shortlist):
     sqlite_vec = pytest.importorskip("sqlite_vec")
     import sqlite3
 
@@ -47,21 +48,24 @@ def test_sqlite_vec(world, tmp_path):
     connection = sqlite3.connect(str(tmp_path / "documents.sqlite"))
     connection.enable_load_extension(True)
     sqlite_vec.load(connection)
-    run.create(connection, HEAD)
-    run.add(connection, ids, small, corpus, HEAD)
-    found = [run.search(connection, s, q, HEAD, SHORTLIST, K) for s, q in zip(small_queries, queries, strict=True)]
+    run.create(connection, head, kind)
+    run.add(connection, ids, small, corpus, head, kind)
+    found = [
+        run.search(connection, s, q, head, shortlist, K, kind) for s, q in zip(small_queries, queries, strict=True)
+    ]
     connection.close()
     agrees(found, truth)
 
 
-def test_qdrant_local(world, tmp_path):
+@pytest.mark.parametrize("quantized", [None, "scalar", "binary", "product"])
+def test_qdrant_local(world, tmp_path, quantized):
     qdrant_client = pytest.importorskip("qdrant_client")
     ids, small, corpus, small_queries, queries, truth = world
     run = recipe("qdrant")
     client = qdrant_client.QdrantClient(path=str(tmp_path / "qdrant"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # local mode warns that it builds no graphs
-        run.create(client, (4, 16), 32)
+        run.create(client, (4, 16), 32, quantized=quantized)
         run.add(client, ids, small, corpus, (4, 16))
         steps = [(4, 150), (16, 30)]
         found = [run.search(client, s, q, steps, K) for s, q in zip(small_queries, queries, strict=True)]
@@ -70,13 +74,18 @@ def test_qdrant_local(world, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:lancedb.*")
-def test_lancedb(world, tmp_path):
+@pytest.mark.parametrize("codes", [0, 4])
+def test_lancedb(world, tmp_path, codes):
     pytest.importorskip("lancedb")
     import lancedb
 
     ids, small, corpus, small_queries, queries, truth = world
     run = recipe("lancedb")
     table = lancedb.connect(str(tmp_path)).create_table("documents", run.rows(ids, small, corpus, HEAD))
+    if codes:
+        table.create_index(
+            metric="cosine", vector_column_name="head", index_type="IVF_PQ", num_partitions=1, num_sub_vectors=codes
+        )
     found = [run.search(table, s, q, SHORTLIST, K) for s, q in zip(small_queries, queries, strict=True)]
     agrees(found, truth)
 
@@ -103,6 +112,14 @@ def test_pgvector(world, tmp_path):
                 f"EXPLAIN SELECT id FROM documents ORDER BY {column} <=> %s::vector({HEAD}) LIMIT 5",
                 (run.text(small_queries[0][:HEAD]),),
             ).fetchall()
+            for kind, shortlist in (("halfvec", SHORTLIST), ("bit", 200)):
+                run.create(connection, small.shape[1], 16, corpus.shape[1], table=kind + "s", kind=kind)
+                run.add(connection, ids, small, corpus, table=kind + "s")
+                more = [
+                    run.search(connection, s, q, 16, shortlist, K, table=kind + "s", kind=kind)
+                    for s, q in zip(small_queries, queries, strict=True)
+                ]
+                agrees(more, truth)
             # Originals may be wider than pgvector can index, because only the head is indexed.
             run.create(connection, 64, 32, 4096, table="wide")
             with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="cannot have more than 4000 dimensions"):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from search_world import clustered, compressor, naive, unit
 from smec_st.data import DataError
+from smec_st.search import FunnelIndex
 from smec_st.search.backend import FULL
 from smec_st.search.build import Sample
-from smec_st.search.calibration import exact_neighbours, neighbour_ranks, recall
+from smec_st.search.calibration import Truth, exact_neighbours, neighbour_ranks, recall
 from smec_st.search.filters import arrow_mask, milvus_expression
 from smec_st.search.schedule import JUMP, Schedule, Step, choose_schedule, default_schedule, head_cost, lower_bound
 
@@ -102,8 +104,36 @@ def test_a_query_that_is_a_row_is_not_its_own_neighbour():
     assert not (truth.keys == own[:, None]).any()
 
 
-def test_recall_is_the_share_that_was_found():
-    assert recall(np.array([[1, 2, 9], [5, 6, 7]]), np.array([[1, 2], [8, 5]])).tolist() == [1.0, 0.5]
+def test_recall_counts_results_that_score_as_high_as_the_last_true_neighbour():
+    truth = Truth(np.array([[1, 2], [8, 5]]), np.array([[0.9, 0.8], [0.7, 0.7]], dtype=np.float32))
+    scores = np.array([[0.9, 0.8, 0.8], [0.7, 0.6, -np.inf]], dtype=np.float32)
+    assert recall(scores, truth).tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("with_queries", [True, False])
+def test_equal_rows_do_not_lengthen_the_search(with_queries, tmp_path):
+    corpus, queries = clustered(1000), clustered(50, seed=1)
+    equal = corpus.copy()
+    equal[::4] = corpus[7]
+    queries[::5] = corpus[7]
+    kept = []
+    for name, rows in (("distinct", corpus), ("equal", equal)):
+        asked = queries if with_queries else None
+        with FunnelIndex.build(tmp_path / name, compressor(), rows, sizes=(16,), head="flat", queries=asked) as index:
+            kept.append(index.schedule.steps[0].keep)
+            assert index.schedule.recall_low >= 0.99
+    assert kept[1] <= 1.5 * kept[0]
+
+
+def test_a_missed_target_is_said(tmp_path, caplog):
+    corpus = clustered(40)
+    with FunnelIndex.create(tmp_path / "index", compressor(), sizes=(4,)) as index:
+        index.add(corpus)
+        schedule = index.tune(target=1.0)
+        assert (schedule.recall_low < 1.0) == ("recall target 1.0 is missed" in caplog.text)
+        lost = replace(schedule, steps=(Step(4, 10), Step(32, 10)), recall=0.5, recall_low=0.4, target=0.99)
+        assert lost.misses_target
+        assert not replace(lost, recall_low=0.99).misses_target
 
 
 # -- filters ----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,10 @@ from smec_st.cli.options import CODES, FOLDER, load_table, thinking, whole_numbe
 @click.option("--recall", default=0.99, show_default=True, help="Share of exact full-width search to reach.")
 @click.option("--k", default=10, show_default=True, help="Results per query to choose the schedule for.")
 @click.option("--sizes", help="Sizes to store, for instance 48,96; by default chosen from the data.")
-@click.option("--head", default="hnsw-int8", show_default=True, help="flat, hnsw or ivf; each also with -int8.")
+@click.option("--head", help="flat, hnsw or ivf; each also with -int8, or -codes:BYTES.  [default: hnsw-int8]")
+@click.option(
+    "--bytes", "bytes_", type=int, help="Search codes of this many bytes first; the compressor must have them."
+)
 @click.option("--originals", default="float32", show_default=True, type=click.Choice(["float32", "float16", "none"]))
 @click.option("--add", is_flag=True, help="Add to an existing index, with its settings.")
 @click.option("--replace", is_flag=True, help="With --add: replace rows with the same ids.")
@@ -43,7 +46,8 @@ def index(
     recall: float,
     k: int,
     sizes: str | None,
-    head: str,
+    head: str | None,
+    bytes_: int | None,
     originals: str,
     add: bool,
     replace: bool,
@@ -52,9 +56,13 @@ def index(
     """Index vectors for search with a COMPRESSOR; the same command continues an interrupted build."""
     with thinking("reading"):
         from smec_st.compressor import Compressor
+        from smec_st.data import DataError
         from smec_st.data.rows import read_rows
         from smec_st.search import FunnelIndex
 
+        if head is not None and bytes_ is not None:
+            raise DataError("give --head or --bytes, not both.")
+        head = head or ("hnsw-int8" if bytes_ is None else f"codes:{bytes_}")
         loaded = Compressor.load(compressor)
         source = load_table(vectors, "corpus", codes)
         table = source.array

@@ -94,6 +94,44 @@ class Head:
         """Compute cosines of queries, from :meth:`queries`, and encoded documents. ``(q, d), (n, w) -> (q, n)``."""
         return np.asarray(queries @ self.decode(codes).T)
 
+    def to_faiss(self, kind: str = "flat", metric: str = "ip", sample: np.ndarray | None = None) -> Any:
+        """Make an empty FAISS index whose codes are the head's own.
+
+        Add documents with ``index.add(head.queries(vectors))``, which encodes them. FAISS compares with the decoded
+        document; it cannot scale int8 and product codes to length 1, so :meth:`search` does, and ranks as
+        :meth:`scores`.
+
+        Args:
+            kind: "flat", "ivf" (inverted lists) or "hnsw" (a graph).
+            metric: "ip" or "l2", which rank vectors of length 1 alike. A graph of binary or product codes has L2.
+            sample: Vectors of the backbone, ``(n, D)``, on which inverted lists are trained.
+
+        Returns:
+            A trained, empty index of :attr:`dim` numbers: ``IndexPQ``, ``IndexIVFPQ``, ``IndexHNSWPQ`` or those of
+            scalar codes; binary codes are product codes of eight signs.
+
+        Raises:
+            DataError: If FAISS is missing, an argument is unknown, or inverted lists get no sample.
+        """
+        from smec_st.quantization.engines import faiss_index
+
+        return faiss_index(self.codec, kind, metric, None if sample is None else self.queries(sample))
+
+    def search(self, index: Any, queries: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """Search an index of :meth:`to_faiss`, ranked by :meth:`scores`.
+
+        Args:
+            index: The index, in memory or read from a file.
+            queries: Queries from :meth:`queries`, ``(Q, d)``.
+            k: Results per query.
+
+        Returns:
+            Rows ``(Q, k)`` by descending score, -1 where there are no more, and their scores.
+        """
+        from smec_st.quantization.engines import search_codes
+
+        return search_codes(index, queries, k)
+
 
 def check_table(vectors: np.ndarray, width: int) -> tuple[np.ndarray, tuple[int, ...]]:
     """Check vectors ``(n, D)`` or ``(D,)``; return them as a table, and their shape without ``D``."""

@@ -10,13 +10,15 @@ import numpy as np
 
 from smec_st.data import DataError
 from smec_st.search.filters import Where
+from smec_st.search.heads import codes_of
 from smec_st.search.schedule import Schedule
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
 FORMAT = 1
-FULL = 0  # name of the table of originals; every other table is named by its size
+FULL = 0  # name of the table of originals; every other table of vectors is named by its size
+CODES = -1  # name of the table of codes
 
 Tables = Mapping[int, np.ndarray]  # table name (a size, or FULL) to vectors
 Ids = Sequence[int] | Sequence[str] | np.ndarray
@@ -52,13 +54,23 @@ class Settings:
     source: str = ""
 
     @property
+    def codes(self) -> int:
+        """Bytes of the codes that the head searches; 0 if it searches vectors."""
+        return codes_of(self.head)
+
+    @property
+    def head_table(self) -> int:
+        """The table that the head searches: the smallest size, or :data:`CODES`."""
+        return CODES if self.codes else self.sizes[0]
+
+    @property
     def full(self) -> int:
         """Width of the last step: that of the originals, or the widest size if there are no originals."""
         return self.width if self.originals else self.sizes[-1]
 
     @property
     def widths(self) -> dict[int, int]:
-        """Width of each stored table, by its name (a size, or :data:`FULL`)."""
+        """Width of each stored table of vectors, by its name (a size, or :data:`FULL`)."""
         return {**{size: size for size in self.sizes}, **({FULL: self.width} if self.originals else {})}
 
     @property

@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike
 
 from smec_st.data import DataError, check_vectors
 from smec_st.data.vectors import check_widths
-from smec_st.search.backend import FULL, Backend, Columns, Ids
+from smec_st.search.backend import CODES, FULL, Backend, Columns, Ids
 from smec_st.search.calibration import exact_neighbours, neighbour_ranks
 from smec_st.search.checks import ADD_ROWS, Documents, check_fields, check_sizes, new_settings
 from smec_st.search.encoding import encode_documents
 from smec_st.search.engines import create_backend, open_backend
 from smec_st.search.filters import FIELD_TYPES
-from smec_st.search.heads import row_bytes
+from smec_st.search.heads import codes_of, row_bytes
 from smec_st.search.schedule import choose_schedule, head_cost
 from smec_st.search.tuning import tune
 
@@ -98,6 +98,8 @@ def build(
         backend = create_backend(str(uri), settings, compressor)
     try:
         settings = backend.settings
+        if settings.codes:
+            compressor = backend.compressor()  # whose codes an interrupted build has begun with
         if (settings.id_type, settings.fields) != (id_type, field_types):  # the interrupted build had other fields
             documents = Documents.check(table, documents.ids, fields or {}, settings.id_type, settings.fields)
         _fill(backend, compressor, documents, queries, chosen, progress or (lambda stage, done, total: None))
@@ -168,7 +170,10 @@ def choose_sizes(
     Without originals the widest size is stored too, since it ranks the results.
     """
     keeps_originals = options.originals is not None
-    possible = check_sizes(compressor, None, keeps_originals)
+    codes = codes_of(options.head)
+    possible = tuple(s for s in check_sizes(compressor, None, keeps_originals) if s > codes)
+    if not possible:
+        return ()
     full = compressor.width if keeps_originals else possible[-1]
     below = [size for size in possible if size < full]
     if not below:
@@ -186,16 +191,22 @@ def choose_sizes(
         compressed = {size: compressor.transform(part, dim=size) for size in possible}
         return {**compressed, FULL: part / np.linalg.norm(part, axis=1, keepdims=True)}
 
-    reader: Any = Sample(tables(sample))
-    by_table = tables(sample_queries)
+    head = compressor.head(bytes=codes) if codes else None
+    by_row, by_table = tables(sample), tables(sample_queries)
+    if head is not None:
+        by_row[CODES], by_table[CODES] = head.decode(head.encode(sample)), head.queries(sample_queries)
+    reader: Any = Sample(by_row)
     last = FULL if keeps_originals else full
     truth = exact_neighbours(reader, last, by_table[last], min(options.k, len(sample) - 1), self_rows)
-    ranks = neighbour_ranks(reader, below, by_table, truth)
+    ranks = neighbour_ranks(reader, [CODES, *below] if codes else below, by_table, truth)
+    if codes:
+        ranks[codes] = ranks.pop(CODES)
     max_bytes = row_bytes("hnsw", compressor.width) / 4 if options.most_ram is None else options.most_ram
     heads = [size for size in below if row_bytes(options.head, size) <= max_bytes] or below[:1]
+    heads = [codes] if codes else heads
     cost, growth = head_cost(options.head, len(vectors)), len(vectors) / len(sample)
     schedule = choose_schedule(ranks, full, len(vectors), cost, target=options.target, growth=growth, heads=heads)
-    return schedule.sizes[:-1] if keeps_originals else schedule.sizes
+    return tuple(s for s in (schedule.sizes[:-1] if keeps_originals else schedule.sizes) if s != codes)
 
 
 def kind_of(name: str, column: Sequence[Any] | np.ndarray) -> str:

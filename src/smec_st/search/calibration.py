@@ -97,8 +97,20 @@ def neighbour_ranks(
     return ranks
 
 
-def recall(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Compute the share of true neighbours that were found per query, ``(Q, n)`` and ``(Q, k)`` to ``(Q,)``."""
-    is_found = (truth[:, :, None] == found[:, None, :]).any(axis=2)
-    share: np.ndarray = is_found.mean(axis=1)
+def recall(scores: np.ndarray, truth: Truth) -> np.ndarray:
+    """Compute the share of true neighbours that were found per query.
+
+    A result counts if it scores as high as the last true neighbour. Which of several equal rows is found says nothing
+    about the search, and asking for one of them by its id would never be satisfied.
+
+    Args:
+        scores: Full-width cosines of the results, ``(Q, n)``; -inf for none.
+        truth: Exact neighbours, ``k`` per query.
+
+    Returns:
+        ``(Q,)``.
+    """
+    k = truth.scores.shape[1]
+    count = np.count_nonzero(scores >= truth.scores[:, -1:] - ROUNDING, axis=1)
+    share: np.ndarray = np.minimum(count, k) / k
     return share

@@ -13,7 +13,7 @@ from smec_st.data import DataError
 from smec_st.data.errors import some
 from smec_st.search.backend import Columns, Ids, Settings
 from smec_st.search.filters import FIELD_TYPES, check_value
-from smec_st.search.heads import check_kind
+from smec_st.search.heads import check_kind, codes_of
 from smec_st.search.schedule import Schedule, default_schedule
 
 if TYPE_CHECKING:
@@ -33,11 +33,19 @@ def new_settings(
     """Make and check the settings of a new index; ``others`` are further fields of :class:`Settings`."""
     if originals is not None and originals not in KEEP_ORIGINALS:
         raise DataError(f"originals are kept as {' or '.join(KEEP_ORIGINALS)} or not at all, not {originals!r}.")
-    stored = check_sizes(compressor, sizes, originals is not None)
+    kind, precision = check_kind(others.get("head", "hnsw-int8"))
+    codes = 0
+    if precision.startswith("codes:"):
+        others["head"] = f"{kind}-{precision}"
+        codes = compressor.head(bytes=codes_of(others["head"])).bytes
+    stored: tuple[int, ...] = ()
+    if not codes or sizes or not originals:
+        stored = check_sizes(compressor, sizes, originals is not None)
+    if codes and min((*stored, compressor.width)) <= codes:
+        raise DataError(f"codes of {codes} bytes are rescored by larger vectors, got {some(stored, 9)} numbers.")
     full = compressor.width if originals else stored[-1]
-    schedule = schedule or default_schedule([size for size in stored if size < full], full)
+    schedule = schedule or default_schedule([size for size in stored if size < full], full, codes=codes)
     settings = Settings(compressor.fingerprint, compressor.width, stored, schedule, originals, **others)
-    check_kind(settings.head)
     if settings.id_type not in ("int", "str"):
         raise DataError(f"ids are int or str, not {settings.id_type!r}.")
     check_fields(settings.fields)

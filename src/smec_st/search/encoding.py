@@ -10,14 +10,14 @@ from numpy.typing import ArrayLike
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors, unit_rows
 from smec_st.data.errors import some
-from smec_st.search.backend import FULL, Batch, Reader, Settings, Tables
+from smec_st.search.backend import CODES, FULL, Batch, Reader, Settings, Tables
 from smec_st.search.checks import Documents
 from smec_st.search.schedule import Schedule, Step
 
 
 def document_widths(settings: Settings) -> tuple[int, ...]:
     """Return the widths of documents that an index accepts: without originals, its widest size as well."""
-    return (settings.width,) if settings.originals else (settings.width, settings.sizes[-1])
+    return (settings.width,) if settings.originals or settings.codes else (settings.width, settings.sizes[-1])
 
 
 def wrong_width(what: str, width: int, accepted: Sequence[int]) -> DataError:
@@ -38,12 +38,11 @@ def encode(settings: Settings, compressor: Compressor, vectors: np.ndarray) -> d
     Returns:
         ``(n, width)`` float32 per table.
     """
-    sizes = settings.sizes
-    if vectors.shape[1] == settings.width:
-        widest = compressor.transform(vectors, dim=sizes[-1])
-    else:
-        widest = unit_rows(vectors)
-    encoded = {size: widest if size == sizes[-1] else unit_rows(widest[:, :size]) for size in sizes}
+    sizes, encoded = settings.sizes, {}
+    if sizes:
+        is_original = vectors.shape[1] == settings.width
+        widest = compressor.transform(vectors, dim=sizes[-1]) if is_original else unit_rows(vectors)
+        encoded = {size: widest if size == sizes[-1] else unit_rows(widest[:, :size]) for size in sizes}
     if settings.originals:
         encoded[FULL] = unit_rows(vectors)
     return encoded
@@ -51,7 +50,19 @@ def encode(settings: Settings, compressor: Compressor, vectors: np.ndarray) -> d
 
 def encode_documents(settings: Settings, compressor: Compressor, documents: Documents) -> Batch:
     """Compress documents into a batch that an engine can add."""
-    return Batch(documents.ids, encode(settings, compressor, documents.vectors), documents.fields)
+    vectors = encode(settings, compressor, documents.vectors)
+    if settings.codes:
+        codes = compressor.head(bytes=settings.codes).encode(documents.vectors)
+        vectors[CODES] = np.ascontiguousarray(codes).view(np.uint8)
+    return Batch(documents.ids, vectors, documents.fields)
+
+
+def encode_originals(settings: Settings, compressor: Compressor, queries: np.ndarray) -> dict[int, np.ndarray]:
+    """Compute the vectors of queries ``(Q, D)`` for every stored table, codes included."""
+    encoded = encode(settings, compressor, queries)
+    if settings.codes:
+        encoded[CODES] = compressor.head(bytes=settings.codes).queries(queries)
+    return encoded
 
 
 def encode_queries(settings: Settings, compressor: Compressor, queries: ArrayLike) -> dict[int, np.ndarray]:
@@ -63,9 +74,10 @@ def encode_queries(settings: Settings, compressor: Compressor, queries: ArrayLik
     table = check_vectors(array[None] if array.ndim == 1 else array, "query")
     width, sizes = table.shape[1], settings.sizes
     if width == settings.width:
-        return encode(settings, compressor, table)
-    if width not in sizes:
-        raise wrong_width("query", width, (settings.width, *sizes))
+        return encode_originals(settings, compressor, table)
+    accepted = () if settings.codes else sizes  # what codes are compared with is computed from the original query
+    if width not in accepted:
+        raise wrong_width("query", width, (settings.width, *accepted))
     narrow = unit_rows(table)
     return {size: unit_rows(narrow[:, :size]) for size in sizes if size <= width}
 
@@ -85,17 +97,18 @@ def steps_for(reader: Reader, schedule: Schedule, k: int, queries: Tables) -> li
     steps: list[tuple[int, Step]] = []
     for step in schedule.at(k, len(reader)):
         table = FULL if settings.originals and step.size == settings.width else step.size
-        if table not in settings.widths:
+        table = CODES if step.codes and step.size == settings.codes else table
+        if table not in settings.widths and table != CODES:
             raise DataError(f"the schedule looks at size {step.size}; the index has {some(settings.sizes, 9)}.")
         if table in queries:
             steps.append((table, step))
-    head = settings.sizes[0]
-    if not steps or steps[0][0] != head:  # only the smallest size can search all rows
-        steps.insert(0, (head, Step(head, max([k, *(step.keep for _, step in steps)]))))
+    head, size = settings.head_table, settings.codes or settings.sizes[0]
+    if not steps or steps[0][0] != head:  # only the head can search all rows
+        steps.insert(0, (head, Step(size, max([k, *(step.keep for _, step in steps)]), bool(settings.codes))))
     table, last = steps[-1]
     widest = max((size for size in queries if size != FULL), default=head)
     if FULL not in queries and widest != table:
         steps.append((widest, Step(widest, k)))
     else:
-        steps[-1] = (table, Step(last.size, k))
+        steps[-1] = (table, Step(last.size, k, last.codes))
     return steps

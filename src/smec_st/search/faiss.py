@@ -78,6 +78,7 @@ class FaissBackend:
 
     def _load(self, manifest: dict[str, Any]) -> None:
         """Load everything that a manifest lists."""
+        self._manifest = manifest
         try:
             self.settings = Settings.from_dict(manifest["settings"])
             self._layout = _layout_of(self.settings)
@@ -86,7 +87,7 @@ class FaissBackend:
             deleted = manifest["deleted"]
             bits = None if deleted is None else np.frombuffer(self._checked(deleted).read_bytes(), dtype=np.uint8)
             rows = Rows(segments, bits)
-            head = Head(self.settings.head, self.settings.sizes[0])
+            head = self._empty_head()
             copy = manifest["head_copy"]
             if copy is not None and copy["rows"] <= rows.total:
                 head.load(self._checked(copy), copy["built_on"])
@@ -94,7 +95,6 @@ class FaissBackend:
                     raise damaged(self._folder / copy["file"], f"it holds {len(head)} rows, not {copy['rows']}")
         except (KeyError, TypeError, OSError) as error:
             raise damaged(self._folder, one_line(error)) from error
-        self._manifest = manifest
         self._reader = FaissReader(self.settings, rows, head)
         self._update_head()
 
@@ -208,9 +208,9 @@ class FaissBackend:
     def _pieces(self, merged: Sequence[Segment], batch: Batch) -> Iterator[dict[int, np.ndarray]]:
         """Yield the vectors of segments and of a batch, by width."""
         for segment in merged:
-            for rows, _ in Rows([segment]).chunks(self.settings.sizes[0]):
-                yield {width: table[rows] for width, table in segment.tables.items()}
-        yield {self.settings.widths[table]: vectors for table, vectors in batch.vectors.items()}
+            for rows in Rows([segment]).chunks():
+                yield {key: table[rows] for key, table in segment.tables.items()}
+        yield {self.settings.widths.get(table, table): vectors for table, vectors in batch.vectors.items()}
 
     def _update_head(self) -> None:
         """Add the rows that the head lacks; rebuild it if it has outgrown its structure."""
@@ -222,13 +222,20 @@ class FaissBackend:
         self._reader = FaissReader(self.settings, rows, head)
 
     def _fill(self, head: Head, rows: Rows) -> None:
-        for _, vectors in rows.chunks(self.settings.sizes[0], len(head)):
-            head.add(vectors)
+        for part in rows.chunks(len(head)):
+            head.add(rows.vectors(self.settings.head_table, part))
+
+    def _empty_head(self) -> Head:
+        codes = self.settings.codes
+        if not codes:
+            return Head(self.settings.head, self.settings.sizes[0])
+        codec = self._head.codec if hasattr(self, "_reader") else self.compressor().head(bytes=codes).codec
+        return Head(self.settings.head, 0, codec)
 
     def _new_head(self, rows: Rows) -> Head:
-        head = Head(self.settings.head, self.settings.sizes[0])
+        head = self._empty_head()
         sample = np.sort(np.random.default_rng(0).permutation(rows.total)[:TRAIN_ROWS])
-        head.build(rows.vectors(self.settings.sizes[0], sample), rows.total)
+        head.build(rows.vectors(self.settings.head_table, sample), rows.total)
         self._fill(head, rows)
         return head
 
@@ -266,11 +273,11 @@ class FaissBackend:
             if old.total == 0 or (old.deleted_count == 0 and len(old.segments) == 1):
                 return
             if old.live_count == 0:
-                self._commit(Rows([]), Head(self.settings.head, self.settings.sizes[0]), head_copy=None)
+                self._commit(Rows([]), self._empty_head(), head_copy=None)
                 return
             is_live = old.live_mask()
             pieces = (
-                {width: old.vectors(width, live) for width in self._layout.tables}
+                {key: old.vectors(key, live) for key in self._layout.files()}
                 for start in range(0, old.total, 16384)
                 if len(live := start + np.flatnonzero(is_live[start : start + 16384]))
             )
@@ -323,7 +330,8 @@ class FaissBackend:
         for segment in self._rows.segments:
             for name, size in segment.disk_bytes.items():
                 is_full = bool(self.settings.originals) and name == str(self.settings.width)
-                label = "originals" if is_full else "ids and fields" if name == "rows" else f"{name}d"
+                other = {"rows": "ids and fields", "codes": "codes"}.get(name, f"{name}d")
+                label = "originals" if is_full else other
                 disk[label] = disk.get(label, 0) + size
         disk["head"] = sum(path.stat().st_size for path in self._folder.glob("head-*.faiss"))
         disk["compressor"] = sum(path.stat().st_size for path in (self._folder / "compressor").iterdir())
@@ -348,7 +356,7 @@ def _layout_of(settings: Settings) -> Layout:
     tables = {size: "float32" for size in settings.sizes}
     if settings.originals:
         tables[settings.width] = settings.originals
-    return Layout(tables, settings.id_type, settings.fields)
+    return Layout(tables, settings.id_type, settings.fields, settings.codes)
 
 
 def _table(layout: Layout, merged: Sequence[Segment], batch: Batch) -> pa.Table:

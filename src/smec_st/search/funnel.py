@@ -19,6 +19,7 @@ from smec_st.search.checks import ADD_ROWS, Documents, as_ids, new_settings
 from smec_st.search.encoding import document_widths, encode_documents, encode_queries, steps_for, wrong_width
 from smec_st.search.engines import create_backend, open_backend
 from smec_st.search.filters import Where
+from smec_st.search.heads import codes_of
 from smec_st.search.schedule import Schedule
 from smec_st.search.steps import Hits, run_in_blocks
 from smec_st.search.tuning import MAX_QUERIES, tune
@@ -76,7 +77,8 @@ class FunnelIndex:
             uri: Folder, file or server, see the class.
             compressor: Maps vectors to the sizes.
             sizes: Sizes of the compressor to store; by default all that are smaller than full width.
-            head: ``flat``, ``hnsw`` or ``ivf``, each also with ``-float16``, ``-int8``, ``-int4`` or ``-pq`` vectors.
+            head: ``flat``, ``hnsw`` or ``ivf``, each also with ``-float16``, ``-int8``, ``-int4`` or ``-pq`` vectors;
+                or ``codes:12``, the codes of 12 bytes that ``Compressor.quantize`` made.
             originals: ``float32`` or ``float16`` to keep the originals on disk, memory-mapped; None to keep none.
             id_type: ``int`` or ``str``.
             fields: Scalar fields to filter by: name to ``int``, ``float``, ``str`` or ``bool``.
@@ -126,6 +128,8 @@ class FunnelIndex:
                     f"{uri} was interrupted while it was built ({len(backend)} of {settings.building} rows); "
                     "build it again with the same input to continue."
                 )
+            if settings.codes:  # the fingerprint does not cover codes, so those of the index count
+                compressor = backend.compressor()
             return cls(backend, compressor or backend.compressor(), model)
         except BaseException:
             backend.close()
@@ -159,7 +163,8 @@ class FunnelIndex:
         Raises:
             DataError: If the input cannot be used, or another index exists at the URI.
         """
-        return cls(build(uri, compressor, vectors, **options), compressor, model)
+        backend = build(uri, compressor, vectors, **options)
+        return cls(backend, backend.compressor() if backend.settings.codes else compressor, model)
 
     def close(self) -> None:
         """Release files, locks and connections."""
@@ -298,7 +303,9 @@ class FunnelIndex:
         """
         settings = self.settings
         if size not in settings.sizes:
-            raise DataError(f"the index has the sizes {some(settings.sizes, 9)}, not {size}.")
+            raise DataError(f"the index has the sizes {some(settings.sizes, 9) or 'none'}, not {size}.")
+        if codes_of(head or settings.head):
+            raise DataError("a narrow copy searches vectors, since codes are made of originals: give another head.")
         copy = FunnelIndex.create(
             uri,
             self._compressor,

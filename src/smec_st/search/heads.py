@@ -1,7 +1,7 @@
 """The head of a funnel in FAISS: the index that searches all rows at the smallest size.
 
 A head is ``flat`` (exact), ``hnsw`` or ``ivf``. Each can also store quantised vectors, with the suffix ``-float16``,
-``-int8``, ``-int4`` or ``-pq``.
+``-int8``, ``-int4`` or ``-pq``; or the codes of a head of the compressor, as in ``ivf-codes:12``, or ``codes:12``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import numpy as np
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
+from smec_st.data.vectors import unit_rows
+from smec_st.quantization.codecs import Codec
+from smec_st.quantization.engines import faiss_codes, faiss_index
 from smec_st.system.optional import load_optional
 
 KINDS = ("flat", "hnsw", "ivf")
@@ -29,20 +32,28 @@ REBUILD_AT = 4  # a trained head is rebuilt when the index has this many times t
 
 
 def check_kind(name: str) -> tuple[str, str]:
-    """Split ``"hnsw-int8"`` into ``("hnsw", "int8")``.
+    """Split ``"hnsw-int8"`` into ``("hnsw", "int8")``, and ``"codes:12"`` into ``("ivf", "codes:12")``.
 
     Raises:
         DataError: If the name is unknown.
     """
-    kind, _, precision = name.partition("-")
+    kind, _, precision = (f"ivf-{name}" if name.startswith("codes:") else name).partition("-")
     precision = precision or "float32"
-    if kind not in KINDS or precision not in PRECISIONS:
+    is_codes = precision.startswith("codes:") and precision[6:].isdecimal() and int(precision[6:]) > 0
+    if kind not in KINDS or not (precision in PRECISIONS or is_codes):
         raise DataError(
-            f"unknown head {name!r}; use {', '.join(KINDS)}, each also with -{', -'.join(list(PRECISIONS)[1:])}."
+            f"unknown head {name!r}; use {', '.join(KINDS)}, each also with -{', -'.join(list(PRECISIONS)[1:])}, "
+            "or codes:BYTES for codes of the compressor."
         )
     if (kind, precision) == ("hnsw", "pq"):
         raise DataError("FAISS has no sound HNSW over product-quantised inner products; use ivf-pq or hnsw-int8.")
     return kind, precision
+
+
+def codes_of(name: str) -> int:
+    """Return the bytes of the codes that a head stores; 0 if it stores vectors."""
+    _, precision = check_kind(name)
+    return int(precision.removeprefix("codes:")) if precision.startswith("codes:") else 0
 
 
 def factory(name: str, size: int, rows: int) -> str:
@@ -63,7 +74,10 @@ def factory(name: str, size: int, rows: int) -> str:
 def row_bytes(name: str, size: int) -> float:
     """Return the memory that one row takes in a head of this kind, including graph links and list entries."""
     kind, precision = check_kind(name)
-    codes = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5, "pq": 0.5}[precision] * size
+    if precision.startswith("codes:"):
+        codes = float(precision[6:])
+    else:
+        codes = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5, "pq": 0.5}[precision] * size
     return codes + {"flat": 0, "hnsw": 8 * NEIGHBOURS + 16, "ivf": 8}[kind]
 
 
@@ -112,16 +126,18 @@ class Head:
 
     Args:
         name: Kind of head, see :func:`check_kind`.
-        size: Width of its vectors.
+        size: Width of its vectors; that of the codec if there is one.
+        codec: What stores the vectors of a head of codes. Rows are then given as codes.
     """
 
-    def __init__(self, name: str, size: int) -> None:
-        check_kind(name)
-        self.name, self.size = name, size
+    def __init__(self, name: str, size: int, codec: Codec | None = None) -> None:
+        self.kind, _ = check_kind(name)
+        self.name, self.size, self.codec = name, codec.dim if codec else size, codec
         self.built_on = 0  # number of rows that its structure was chosen and trained for
         self._faiss = load_optional("faiss", "this index")
         self._lock = ReadWriteLock()
-        self._index: Any = self._faiss.IndexFlatIP(size)
+        self._index: Any = faiss_index(codec, metric="l2") if codec else self._faiss.IndexFlatIP(size)
+        self._decoder: Any = faiss_index(codec) if codec else None
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -129,11 +145,11 @@ class Head:
     @property
     def is_exact(self) -> bool:
         """Whether it always finds the best rows at its size."""
-        return type(self._index) is self._faiss.IndexFlatIP
+        return not self.built_on if self.codec else type(self._index) is self._faiss.IndexFlatIP
 
     def wants_rebuild(self, rows: int) -> bool:
         """Return whether this many rows need another structure or a new training."""
-        if rows < EXACT_BELOW or self.name == "flat":
+        if rows < EXACT_BELOW or self.name == "flat" or (self.codec and self.kind == "flat"):
             return False
         is_trained = self.name not in ("hnsw", "hnsw-float16", "flat-float16")
         return self.built_on < EXACT_BELOW or (is_trained and rows >= REBUILD_AT * self.built_on)
@@ -141,6 +157,11 @@ class Head:
     def build(self, sample: np.ndarray, rows: int) -> None:
         """Replace the head by an empty one with the structure for ``rows`` rows, trained on a sample ``(n, size)``."""
         faiss = self._faiss
+        if self.codec is not None:
+            index = faiss_index(self.codec, self.kind, "l2", self._unscaled(sample))
+            with self._lock.write():
+                self._index, self.built_on = index, rows
+            return
         index = faiss.index_factory(self.size, factory(self.name, self.size, rows), faiss.METRIC_INNER_PRODUCT)
         inner = faiss.downcast_index(index)
         if isinstance(inner, faiss.IndexHNSW):
@@ -152,10 +173,21 @@ class Head:
 
     def add(self, vectors: np.ndarray) -> None:
         """Add rows, ``(n, size)``. Searches can run while this adds."""
+        if self.codec is not None:
+            vectors = self._unscaled(vectors)
         part = np.ascontiguousarray(vectors, dtype=np.float32)
         for start in range(0, len(part), ADD_ROWS):
             with self._lock.write():
                 self._index.add(part[start : start + ADD_ROWS])
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Decode rows of codes to vectors of length 1, ``(n, bytes) uint8 -> (n, size)``."""
+        return unit_rows(self._unscaled(codes)) if len(codes) else np.empty((0, self.size), dtype=np.float32)
+
+    def _unscaled(self, codes: np.ndarray) -> np.ndarray:
+        """Decode as FAISS does, so that encoding again gives the same codes."""
+        assert self.codec is not None
+        return np.asarray(self._decoder.sa_decode(faiss_codes(self.codec, codes)))
 
     def search(
         self, queries: np.ndarray, keep: int, allowed: np.ndarray | None = None, effort: int | None = None
@@ -173,8 +205,12 @@ class Head:
         """
         faiss = self._faiss
         selector = None if allowed is None else faiss.IDSelectorBitmap(allowed)
+        queries = np.ascontiguousarray(queries)
         with self._lock.read():
             index = faiss.downcast_index(self._index)
+            if isinstance(index, faiss.IndexPreTransform):
+                queries = faiss.downcast_VectorTransform(index.chain.at(0)).apply(queries)
+                index = faiss.downcast_index(index.index)
             if isinstance(index, faiss.IndexHNSW):
                 ef = max(effort or max(2 * keep, 64), keep)
                 parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
@@ -182,16 +218,25 @@ class Head:
                 probes = min(effort or max(1, index.nlist // 16), index.nlist)
                 parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
             elif isinstance(index, faiss.IndexPQ):
-                return _search_then_filter(index, queries, keep, allowed)
+                rows, scores = _search_then_filter(index, queries, keep, allowed)
+                return rows, -scores if self.codec else scores
             else:
                 parameters = faiss.SearchParameters(sel=selector)
-            scores, rows = index.search(np.ascontiguousarray(queries), keep, params=parameters)
-        return rows, scores
+            scores, rows = index.search(queries, keep, params=parameters)
+        return rows, -scores if self.codec else scores  # codes are compared by L2
+
+    @property
+    def _inner(self) -> Any:
+        """The index behind the rotation of a head of codes."""
+        index = self._faiss.downcast_index(self._index)
+        if isinstance(index, self._faiss.IndexPreTransform):
+            index = self._faiss.downcast_index(index.index)
+        return index
 
     @property
     def max_effort(self) -> int:
         """The effort above which no more rows are found; 0 for a head without this parameter."""
-        index = self._faiss.downcast_index(self._index)
+        index = self._inner
         if isinstance(index, self._faiss.IndexHNSW):
             return int(index.ntotal)
         return int(index.nlist) if isinstance(index, self._faiss.IndexIVF) else 0
@@ -199,8 +244,7 @@ class Head:
     @property
     def ram_bytes(self) -> int:
         """Memory of codes, links, lists and codebooks."""
-        faiss = self._faiss
-        index = faiss.downcast_index(self._index)
+        faiss, index = self._faiss, self._inner
         count = int(index.ntotal)
         if isinstance(index, faiss.IndexHNSW):
             graph = index.hnsw

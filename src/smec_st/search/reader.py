@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.search.backend import Settings
+from smec_st.search.backend import CODES, Settings
 from smec_st.search.filters import Where, arrow_mask
 from smec_st.search.heads import Head
 from smec_st.search.steps import best_first
@@ -70,15 +70,25 @@ class FaissReader:
         keys = np.empty((len(queries), 0), dtype=np.int64)
         for start in range(0, len(candidates), 16384):
             part = candidates[start : start + 16384]
-            scores = queries @ self.rows.vectors(self.settings.sizes[0], part).T
+            scores = queries @ self.vectors(self.settings.head_table, part).T
             keys = np.concatenate([keys, np.broadcast_to(part, scores.shape)], axis=1)
             keys, best = best_first(keys, np.concatenate([best, scores], axis=1), keep)
         return keys, best
 
+    def vectors(self, table: int, rows: np.ndarray) -> np.ndarray:
+        """Read the vectors of rows, ``(n, width)`` float32; those of codes are decoded."""
+        if table == CODES:
+            return self.faiss_head.decode(self.rows.vectors(CODES, rows))
+        return self.rows.vectors(self.settings.widths[table], rows)
+
     def scores(self, table: int, queries: np.ndarray, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
         """See :class:`~smec_st.search.backend.Reader`."""
-        width = self.settings.widths[table]
         out = np.full(keys.shape, -np.inf, dtype=np.float32)
+        if table == CODES:
+            for query in np.flatnonzero(found.any(axis=1)).tolist():
+                out[query, found[query]] = self.vectors(CODES, keys[query, found[query]]) @ queries[query]
+            return out
+        width = self.settings.widths[table]
         wanted = np.where(found, keys, -1)
         for segment, start, inside in self.rows.by_segment(wanted):
             source = segment.tables[width]
@@ -102,11 +112,11 @@ class FaissReader:
 
     def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
         """See :class:`~smec_st.search.backend.Reader`."""
-        widths, is_live = self.settings.widths, self.rows.live_mask()
-        for rows, _ in self.rows.chunks(self.settings.sizes[0]):
+        is_live = self.rows.live_mask()
+        for rows in self.rows.chunks():
             live = rows[is_live[rows]]
             if len(live):
-                yield live, {table: self.rows.vectors(widths[table], live) for table in tables}
+                yield live, {table: self.vectors(table, live) for table in tables}
 
     def max_effort(self) -> int:
         """See :class:`~smec_st.search.backend.Reader`."""

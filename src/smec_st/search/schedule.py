@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,12 @@ class Step:
     Args:
         size: Width of the vectors that are compared.
         keep: Number of candidates to keep; ``k`` for the last step.
+        codes: Whether codes are compared; ``size`` is then their number of bytes.
     """
 
     size: int
     keep: int
+    codes: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,15 @@ class Schedule:
         """Widths of the steps, ascending; the last is full width."""
         return tuple(step.size for step in self.steps)
 
+    def from_codes(self) -> Schedule:
+        """Return the schedule whose first step compares codes."""
+        return replace(self, steps=(replace(self.steps[0], codes=True), *self.steps[1:]))
+
+    @property
+    def misses_target(self) -> bool:
+        """Whether the recall that was measured does not reach the target with 95 % confidence."""
+        return self.target is not None and self.recall_low is not None and self.recall_low < self.target
+
     def at(self, k: int, rows: int) -> tuple[Step, ...]:
         """Return the steps adapted to another ``k`` or to an index that has grown.
 
@@ -80,7 +91,7 @@ class Schedule:
         """
         factor = max(1.0, k / self.k) * (max(1.0, rows / self.rows) if self.rows else 1.0)
         keeps = [max(k, min(rows, math.ceil(step.keep * factor))) for step in self.steps[:-1]]
-        return tuple(Step(size, keep) for size, keep in zip(self.sizes, [*keeps, k], strict=True))
+        return tuple(replace(step, keep=keep) for step, keep in zip(self.steps, [*keeps, k], strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary for JSON."""
@@ -92,10 +103,10 @@ class Schedule:
         return cls(**{**values, "steps": tuple(Step(**step) for step in values["steps"])})
 
     def __str__(self) -> str:
-        return " > ".join(f"{step.size}d:{step.keep}" for step in self.steps)
+        return " > ".join(f"{step.size}{'B' if step.codes else 'd'}:{step.keep}" for step in self.steps)
 
 
-def default_schedule(sizes: Sequence[int], full: int, k: int = 10) -> Schedule:
+def default_schedule(sizes: Sequence[int], full: int, k: int = 10, codes: int = 0) -> Schedule:
     """Return the schedule of an index that was not tuned.
 
     ``10 * k`` candidates reach full width, and each earlier step keeps four times as many as the next.
@@ -104,10 +115,12 @@ def default_schedule(sizes: Sequence[int], full: int, k: int = 10) -> Schedule:
         sizes: Compressed sizes below ``full``.
         full: Full width.
         k: Results per query.
+        codes: Bytes of the codes that are searched first; 0 for none.
     """
-    small = sorted(set(sizes))[-MAX_STEPS:]
+    small = ([codes] if codes else []) + sorted(set(sizes))[-MAX_STEPS:]
     keeps = [10 * k * 4**i for i in reversed(range(len(small)))]
-    return Schedule((*(Step(s, n) for s, n in zip(small, keeps, strict=True)), Step(full, k)), k=k)
+    schedule = Schedule((*(Step(s, n) for s, n in zip(small, keeps, strict=True)), Step(full, k)), k=k)
+    return schedule.from_codes() if codes else schedule
 
 
 def head_cost(kind: str, rows: int) -> Cost:

@@ -56,7 +56,7 @@ def run(reader: Reader, steps: Steps, queries: Tables, where: Where | None, effo
 def run_in_blocks(reader: Reader, steps: Steps, queries: Tables, where: Where | None, effort: int | None) -> Hits:
     """Search any number of queries in blocks that bound the memory; see :func:`run`."""
     count = len(next(iter(queries.values())))
-    widest = max(reader.settings.widths[table] * step.keep for table, step in steps)
+    widest = max(reader.settings.widths.get(table, reader.settings.codes) * step.keep for table, step in steps)
     block = max(1, QUERY_BLOCK_BYTES // (4 * widest))
     parts = []
     for start in range(0, count, block):

@@ -4,7 +4,7 @@
 
     manifest.json       settings, schedule, segments and checksums; it is replaced atomically
     compressor/         the compressor, as ``Compressor.save`` writes it
-    segments/000003/    one WIDTH.npy per size, and rows.arrow with ids and fields
+    segments/000003/    one WIDTH.npy per size, codes.npy if there are codes, and rows.arrow with ids and fields
     deleted-000007.bits one bit per row: whether it is deleted
     head-000007.faiss   a copy of the head over the first rows; later rows are added when the folder is opened
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
+from smec_st.search.backend import CODES
 from smec_st.search.tables import Table, TableWriter, check_file, damaged, file_crc, sync
 
 if TYPE_CHECKING:
@@ -82,11 +83,18 @@ class Layout:
         tables: Width to data type of each table of vectors.
         id_type: ``int`` or ``str``.
         fields: Name to type of each scalar field.
+        codes: Bytes of the codes; 0 for none.
     """
 
     tables: Mapping[int, str]
     id_type: str
     fields: Mapping[str, str]
+    codes: int = 0
+
+    def files(self) -> dict[int, tuple[str, int, str]]:
+        """Return name, width and data type of the file of each table, by width, and by :data:`CODES` for codes."""
+        files = {width: (f"{width}.npy", width, dtype) for width, dtype in self.tables.items()}
+        return {**files, CODES: ("codes.npy", self.codes, "uint8")} if self.codes else files
 
     def schema(self) -> pa.Schema:
         """Return the Arrow schema of ``rows.arrow``."""
@@ -113,7 +121,7 @@ class Segment:
 
         self.folder, self.entry = folder, dict(entry)
         self.rows = int(entry["rows"])
-        self.tables = {w: Table(folder / f"{w}.npy", self.rows, w, t) for w, t in layout.tables.items()}
+        self.tables = {key: Table(folder / n, self.rows, w, t) for key, (n, w, t) in layout.files().items()}
         for name, crc in entry["crc"].items():
             check_file(folder / name, crc)
         with pa.memory_map(str(folder / ROWS)) as source:
@@ -133,7 +141,7 @@ class Segment:
     @property
     def disk_bytes(self) -> dict[str, int]:
         """Bytes on disk of each table, and of ids and fields."""
-        sizes = {str(width): table.bytes for width, table in self.tables.items()}
+        sizes = {table.path.stem: table.bytes for table in self.tables.values()}
         return {**sizes, "rows": (self.folder / ROWS).stat().st_size}
 
 
@@ -164,14 +172,14 @@ def write_segment(
     shutil.rmtree(draft, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
     draft.mkdir(parents=True)
-    writers: list[TableWriter] = []
+    writers: dict[int, TableWriter] = {}
     try:
-        for width, dtype in layout.tables.items():
-            writers.append(TableWriter(draft / f"{width}.npy", count, width, dtype))
+        for key, (file, width, dtype) in layout.files().items():
+            writers[key] = TableWriter(draft / file, count, width, dtype)
         for chunk in chunks:
-            for writer in writers:
-                writer.append(chunk[writer.width])
-        for writer in writers:
+            for key, writer in writers.items():
+                writer.append(chunk[key])
+        for writer in writers.values():
             writer.close()
         with pa.OSFile(str(draft / ROWS), "wb") as sink, pa.ipc.new_file(sink, layout.schema()) as file:
             file.write_table(table.combine_chunks())
@@ -181,7 +189,7 @@ def write_segment(
         os.replace(draft, final)
         sync(folder)
     except BaseException:
-        for writer in writers:
+        for writer in writers.values():
             writer.abort()
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -272,15 +280,17 @@ class Rows:
         live: np.ndarray = rows[self.live_mask()[rows]]
         return live
 
-    def vectors(self, width: int, rows: np.ndarray) -> np.ndarray:
-        """Read the vectors of rows, ``(n, width)`` float32."""
-        out = np.empty((len(rows), width), dtype=np.float32)
+    def vectors(self, key: int, rows: np.ndarray) -> np.ndarray:
+        """Read the vectors of rows by width, ``(n, width)`` float32; or by :data:`CODES` their codes, uint8."""
+        if not self.segments:
+            return np.empty((0, max(key, 0)), dtype=np.float32)
+        table = self.segments[0].tables[key].data
+        out = np.empty((len(rows), table.shape[1]), dtype=np.uint8 if key == CODES else np.float32)
         for segment, start, inside in self.by_segment(rows):
-            out[inside] = segment.tables[width][rows[inside] - start]
+            out[inside] = segment.tables[key][rows[inside] - start]
         return out
 
-    def chunks(self, width: int, first: int = 0, size: int = 16384) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield row numbers ``(n,)`` and vectors ``(n, width)`` from row ``first`` on, deleted rows included."""
+    def chunks(self, first: int = 0, size: int = 16384) -> Iterator[np.ndarray]:
+        """Yield row numbers ``(n,)`` from row ``first`` on, deleted rows included."""
         for start in range(first, self.total, size):
-            rows = np.arange(start, min(start + size, self.total))
-            yield rows, self.vectors(width, rows)
+            yield np.arange(start, min(start + size, self.total))

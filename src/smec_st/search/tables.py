@@ -157,10 +157,10 @@ class Table:
             self._checked[block] = True
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Read rows as float32, ``(n,) -> (n, width)``."""
+        """Read rows as float32, and codes as they are, ``(n,) -> (n, width)``."""
         self.check(rows)
-        found: np.ndarray = self.data[rows].astype(np.float32, copy=False)
-        return found
+        found: np.ndarray = self.data[rows]
+        return found if found.dtype == np.uint8 else found.astype(np.float32, copy=False)
 
     def check_all(self) -> None:
         """Check every block; see :meth:`check`."""

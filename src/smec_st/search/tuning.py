@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,11 +13,13 @@ from numpy.typing import ArrayLike
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors
-from smec_st.search.backend import FULL, Backend
+from smec_st.search.backend import CODES, FULL, Backend
 from smec_st.search.calibration import Truth, exact_neighbours, neighbour_ranks, recall
-from smec_st.search.encoding import encode, steps_for
+from smec_st.search.encoding import encode_originals, steps_for
 from smec_st.search.schedule import JUMP, Schedule, Step, choose_schedule, head_cost, lower_bound
 from smec_st.search.steps import run
+
+logger = logging.getLogger(__name__)
 
 MAX_QUERIES = 512
 MIN_EFFORT = 32
@@ -50,24 +53,37 @@ def tune(
     document_keys = None
     if queries is None:
         document_keys, encoded = sample_documents(backend, max_queries)
+        if settings.codes:
+            if not settings.originals:
+                raise DataError("an index of codes without originals is tuned on queries of full width; give some.")
+            encoded = encode_originals(settings, compressor, encoded[FULL])
     else:
         table = check_vectors(queries, "query")
         if table.shape[1] != settings.width:
             raise DataError(f"query vectors are {table.shape[1]} wide, the index {settings.width}.")
-        encoded = encode(settings, compressor, table[:: -(-len(table) // max_queries)])
+        encoded = encode_originals(settings, compressor, table[:: -(-len(table) // max_queries)])
     full = FULL if settings.originals else settings.sizes[-1]
     truth = exact_neighbours(reader, full, encoded[full], k, document_keys, progress)
     sizes = [size for size in settings.sizes if size < settings.full]
-    if not sizes:
+    if not sizes and not settings.codes:
         return Schedule((Step(settings.full, k),), k=k, rows=rows, recall=1.0, queries=len(truth.keys))
-    every = Trial(backend, encoded, truth, document_keys is not None)
+    every = Trial(backend, encoded, truth, document_keys)
     choosing, held_out = every.split()
-    ranks = neighbour_ranks(reader, sizes, choosing.queries, choosing.truth, progress)
-    cost = head_cost(settings.head, rows)
-    schedule = choose_schedule(ranks, settings.full, rows, cost, target=target, heads=sizes[:1])
+    tables = [CODES, *sizes] if settings.codes else sizes
+    ranks = neighbour_ranks(reader, tables, choosing.queries, choosing.truth, progress)
+    by_size = {settings.codes if table == CODES else table: found for table, found in ranks.items()}
+    cost, heads = head_cost(settings.head, rows), [settings.codes or sizes[0]]
+    schedule = choose_schedule(by_size, settings.full, rows, cost, target=target, heads=heads)
+    schedule = schedule.from_codes() if settings.codes else schedule
     limits = Limits(target, rows, settings.head, reader.max_effort(), reader.remote)
     schedule = cheapest_that_reaches(choosing, limits, replace(schedule, k=k))
-    return schedule if held_out is None else confirmed(every, held_out, limits, schedule)
+    schedule = schedule if held_out is None else confirmed(every, held_out, limits, schedule)
+    if schedule.misses_target:
+        logger.warning(
+            "%s: the recall target %s is missed: recall@%d is %.4f, at least %.4f with 95 %% confidence.",
+            backend.uri, target, k, schedule.recall, schedule.recall_low,
+        )  # fmt: skip
+    return schedule
 
 
 @dataclass(frozen=True)
@@ -78,22 +94,26 @@ class Trial:
         backend: The index to search.
         queries: Vectors per table.
         truth: Exact neighbours of the queries.
-        queries_are_rows: Whether each query is a row of the index and so its own first result.
+        own_keys: Key of each query that is a row of the index and so its own result, ``(Q,)``; None for others.
     """
 
     backend: Backend
     queries: dict[int, np.ndarray]
     truth: Truth
-    queries_are_rows: bool
+    own_keys: np.ndarray | None
 
     def measure(self, schedule: Schedule, effort: int | None) -> Schedule:
         """Search with a schedule, and return it with its effort and recall filled in."""
         reader = self.backend.reader()
         steps = steps_for(reader, schedule, schedule.k, self.queries)
         table, last = steps[-1]
-        steps[-1] = table, Step(last.size, last.keep + self.queries_are_rows)
-        true_ids = reader.ids(self.truth.keys, np.ones(self.truth.keys.shape, dtype=bool))
-        share = recall(run(reader, steps, self.queries, None, effort).ids, true_ids)
+        steps[-1] = table, Step(last.size, last.keep + (self.own_keys is not None))
+        hits = run(reader, steps, self.queries, None, effort)
+        scores = hits.scores
+        if self.own_keys is not None:
+            own_ids = reader.ids(self.own_keys[:, None], np.ones((len(self.own_keys), 1), dtype=bool))
+            scores = np.where(hits.ids == own_ids, -np.inf, scores)
+        share = recall(scores, self.truth)
         low = lower_bound(share)
         return replace(schedule, effort=effort, recall=float(share.mean()), recall_low=low, queries=len(share))
 
@@ -107,7 +127,9 @@ class Trial:
 
     def _subset(self, rows: np.ndarray) -> Trial:
         queries = {table: vectors[rows] for table, vectors in self.queries.items()}
-        return replace(self, queries=queries, truth=Truth(self.truth.keys[rows], self.truth.scores[rows]))
+        own_keys = None if self.own_keys is None else self.own_keys[rows]
+        truth = Truth(self.truth.keys[rows], self.truth.scores[rows])
+        return replace(self, queries=queries, truth=truth, own_keys=own_keys)
 
 
 @dataclass(frozen=True)
@@ -146,7 +168,7 @@ class Limits:
 
     def longer(self, schedule: Schedule, factor: float) -> Schedule:
         """Return a schedule with longer shortlists."""
-        steps = [Step(step.size, min(self.rows, math.ceil(step.keep * factor))) for step in schedule.steps[:-1]]
+        steps = [replace(s, keep=min(self.rows, math.ceil(s.keep * factor))) for s in schedule.steps[:-1]]
         return replace(schedule, steps=(*steps, schedule.steps[-1]))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from smec_st.data.sources.indexes import FaissVectors, MilvusVectors
 from smec_st.evaluation.overlap import kept_neighbors, pool_for
 from smec_st.quantization.head import Head
 from smec_st.stores.job import Job, Manifest, Progress, is_parquet, transform_files
+from smec_st.stores.milvus import copy_collection, finish_copy
 from smec_st.stores.space import space_record
 from smec_st.stores.swap import finish_swap, swap
 from smec_st.system.files import write_text
 from smec_st.system.optional import load_optional
-
-MIGRATING = "_migrating"
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,8 @@ def migrate(plan: Plan, told: Progress | None = None) -> str:
     Running an interrupted migration in place again finishes it.
 
     Files become a folder of shards (:func:`~smec_st.stores.transform_files`); in place, a ``.npy`` file becomes one
-    ``.npy`` file and parquet a folder of parquet files. A FAISS index becomes a flat index with the same ids. A
-    Milvus collection becomes a collection with the same other fields.
+    ``.npy`` file and parquet a folder of parquet files. A FAISS index becomes a flat index with the same ids and
+    metric. A Milvus collection becomes one with the same other fields, partitions, indexes and, in place, aliases.
 
     Args:
         plan: What to migrate and where to.
@@ -108,7 +106,8 @@ def migrate(plan: Plan, told: Progress | None = None) -> str:
     if isinstance(source, FaissVectors):
         return _migrate_faiss(plan, source, compressor, head)
     if isinstance(source, MilvusVectors):
-        return _migrate_milvus(plan, source, compressor, head, told)
+        name = copy_collection(source, plan.out, head, space_record(compressor, head), told)
+        return f"{plan.job.source.rpartition('#')[0]}#{name}"
     if plan.out is not None:
         transform_files(plan.job, Path(plan.out), told=told)
         return plan.out
@@ -172,11 +171,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, head: Head) -> str:
     faiss = load_optional("faiss", "a FAISS index")
-
-    kinds = {"float32": "Flat", "float16": "SQfp16"}
-    if head.precision not in kinds:
-        raise DataError(f"a FAISS index is rewritten as {' or '.join(kinds)}, not {head.precision}.")
-    index = faiss.index_factory(head.dim, kinds[head.precision], faiss.METRIC_INNER_PRODUCT)
+    metric = source.owner.metric_type
+    if metric not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):
+        raise DataError(f"{source.name} compares by neither inner product nor L2, and compressed vectors by angles.")
+    index = head.to_faiss(metric="l2" if metric == faiss.METRIC_L2 else "ip")
     if source.ids is not None:
         index = faiss.IndexIDMap(index)
     for batch in source.batches():
@@ -198,69 +196,6 @@ def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, hea
 # -- Milvus -----------------------------------------------------------------------------------------------------------
 
 
-def _migrate_milvus(
-    plan: Plan, source: MilvusVectors, compressor: Compressor, head: Head, told: Progress | None
-) -> str:
-    client, uri = source.client, plan.job.source.rpartition("#")[0]
-    name = plan.out or f"{source.collection}{MIGRATING}"
-    vector_type = _milvus_type(head)
-    if plan.out is not None and client.has_collection(plan.out):
-        raise DataError(f"{uri} has a collection {plan.out} already.")
-    if client.has_collection(name):
-        client.drop_collection(name)  # left by an interrupted run
-    schema = _milvus_schema(source, vector_type, head.dim, space_record(compressor, head))
-    client.create_collection(name, schema=schema)
-    done = 0
-    for entities in _entities(source):
-        rows = np.stack([source.row(entity[source.column]) for entity in entities])
-        for entity, code in zip(entities, head.encode(rows), strict=True):
-            entity[source.column] = code.tobytes() if head.precision == "binary" else code
-            if head.precision == "float32":
-                entity[source.column] = code.tolist()
-        client.insert(name, entities)
-        done += len(entities)
-        if told is not None:
-            told(done, source.rows)
-    client.flush(name)
-    if plan.out is None:
-        client.drop_collection(source.collection)
-        client.rename_collection(name, source.collection)
-        name = source.collection
-    return f"{uri}#{name}"
-
-
-def _milvus_type(head: Head) -> Any:
-    """Return the type of a field that holds the codes."""
-    from pymilvus import DataType
-
-    types = {
-        "float32": DataType.FLOAT_VECTOR,
-        "float16": DataType.FLOAT16_VECTOR,
-        "binary": DataType.BINARY_VECTOR,
-    }
-    if head.precision not in types or (head.precision == "binary" and head.dim % 8):
-        raise DataError(f"a Milvus collection cannot hold {head.precision} of {head.dim} numbers; choose another.")
-    return types[head.precision]
-
-
-def _milvus_schema(source: MilvusVectors, vector_type: Any, dim: int, space: dict[str, Any]) -> Any:
-    """Copy the schema of a collection, with another field of vectors."""
-    description = source.client.describe_collection(source.collection)
-    schema = source.client.create_schema(
-        auto_id=False,
-        enable_dynamic_field=bool(description.get("enable_dynamic_field")),
-        description=json.dumps(space),
-    )
-    for field in description["fields"]:
-        if field["name"] == source.column:
-            schema.add_field(source.column, vector_type, dim=dim)
-        else:
-            schema.add_field(
-                field["name"], field["type"], is_primary=bool(field.get("is_primary")), **(field.get("params") or {})
-            )
-    return schema
-
-
 def _finish_milvus(uri: str, collection: str) -> bool:
     """Rename the new collection, if a run was interrupted after it had removed the old one."""
     if "://" not in uri and not Path(uri).exists():
@@ -270,23 +205,10 @@ def _finish_milvus(uri: str, collection: str) -> bool:
     except ImportError:
         return False
     try:
-        client, new = MilvusClient(uri), f"{collection}{MIGRATING}"
+        client = MilvusClient(uri)
     except MilvusException:
         return False
     try:
-        if client.has_collection(collection) or not client.has_collection(new):
-            return False
-        client.rename_collection(new, collection)
+        return finish_copy(client, collection)
     finally:
         client.close()
-    return True
-
-
-def _entities(source: MilvusVectors) -> Iterator[list[dict[str, Any]]]:
-    """Yield all entities of a collection with all fields, in pages."""
-    pages = source.client.query_iterator(source.collection, batch_size=1000, output_fields=["*"])
-    try:
-        while page := pages.next():
-            yield [dict(entity) for entity in page]
-    finally:
-        pages.close()

@@ -21,58 +21,119 @@ class FaissVectors:
 
     Attributes:
         name: Path, for error messages.
-        index: The index, memory-mapped if its kind allows it.
-        ids: Ids in row order, or None.
+        owner: The index as it was read. It owns the memory of ``index`` and must stay alive.
+        index: The innermost index, which stores the vectors; memory-mapped if its kind allows it.
+        transforms: What is applied to vectors before they are stored, first one first.
+        ids: Ids in row order, or None if rows are numbered from 0.
+        places: Inverted list and position in it of each row, ``(N, 2)``; None if the index has no inverted lists.
         record: The record in ``NAME.json`` next to the file.
         state: See :class:`~smec_st.data.VectorSource`.
-        owner: The outer index, which owns the memory of ``index`` and must stay alive.
     """
 
     name: str
+    owner: Any
     index: Any
+    transforms: tuple[Any, ...]
     ids: np.ndarray | None
+    places: np.ndarray | None
     record: Mapping[str, Any]
     state: str
-    owner: Any
 
     @property
     def width(self) -> int:
         """Numbers per vector, ``D``."""
-        return int(self.index.d)
+        return int(self.owner.d)
 
     @property
     def rows(self) -> int:
         """Number of vectors, ``N``."""
-        return int(self.index.ntotal)
+        return int(self.owner.ntotal)
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
         """See :class:`~smec_st.data.VectorSource`."""
         for first in range(start, self.rows, size):
-            count = min(size, self.rows - first)
-            try:
-                rows = self.index.reconstruct_n(first, count)
-            except RuntimeError as error:
-                raise DataError(f"{self.name}: this kind of index does not give its vectors back.") from error
-            ids = None if self.ids is None else [str(key) for key in self.ids[first : first + count].tolist()]
+            rows = self.read(first, min(size, self.rows - first))
+            ids = None if self.ids is None else [str(key) for key in self.ids[first : first + len(rows)].tolist()]
             yield Batch(first, rows, ids)
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Decode consecutive rows, ``(count, D)`` float32."""
+        try:
+            if self.places is None:
+                rows = self.index.reconstruct_n(first, count)
+            else:  # `reconstruct_n` leaves rows of uninitialised memory where an id is missing
+                rows = np.empty((count, self.index.d), dtype=np.float32)
+                pointer = load_optional("faiss", "reading a FAISS index").swig_ptr
+                for row, (number, position) in zip(rows, self.places[first : first + count].tolist(), strict=True):
+                    self.index.reconstruct_from_offset(number, position, pointer(row))
+            for transform in reversed(self.transforms):
+                rows = transform.reverse_transform(rows)
+        except RuntimeError as error:
+            raise DataError(f"{self.name}: this kind of index does not give its vectors back.") from error
+        return np.asarray(rows)
 
 
 def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
-    """Open a file that ``faiss.write_index`` wrote."""
+    """Open a file that ``faiss.write_index`` wrote.
+
+    Inverted lists keep no order, so their rows come in ascending order of their ids.
+    """
     faiss = load_optional("faiss", "reading a FAISS index")
+    with path.open("rb") as file:
+        if file.read(2) == b"IB":
+            raise DataError(f"{path} is a FAISS index of packed bits, not of vectors.")
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        owner = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
         raise DataError(f"{path} is not a readable FAISS index: {one_line(error)}") from error
-    ids, owner = None, index
-    if isinstance(index, faiss.IndexIDMap):
-        ids = faiss.vector_to_array(index.id_map)
-        index = faiss.downcast_index(index.index)
-    if isinstance(index, faiss.IndexIVF):
-        index.make_direct_map()
-    if index.ntotal == 0:
+    if owner.ntotal == 0:
         raise DataError(f"{path} is an empty index.")
-    return FaissVectors(str(path), index, ids, sidecar_record(path), file_state(path), owner)
+    index, ids, transforms = owner, None, []
+    while isinstance(index, (faiss.IndexIDMap, faiss.IndexPreTransform)):
+        if isinstance(index, faiss.IndexIDMap):
+            ids = faiss.vector_to_array(index.id_map)
+        else:
+            chain = [index.chain.at(i) for i in range(index.chain.size())]
+            transforms += [faiss.downcast_VectorTransform(transform) for transform in chain]
+            for transform in transforms:
+                if isinstance(transform, faiss.LinearTransform):
+                    transform.set_is_orthonormal()  # reading a file sets it to true without a look at the matrix
+        index = faiss.downcast_index(index.index)
+    places = None
+    if isinstance(index, faiss.IndexIVF):
+        if isinstance(index, faiss.IndexIVFFastScan) and not isinstance(index, faiss.IndexIVFRaBitQFastScan):
+            raise DataError(f"{path} is an IVF index of 4-bit fast-scan codes, which FAISS cannot decode from a file.")
+        keys, places = _inverted_lists(faiss, index)
+        is_numbered = np.array_equal(keys, np.arange(len(keys)))
+        if ids is not None and not is_numbered:
+            raise DataError(
+                f"{path} is an id map around inverted lists from which rows were removed. FAISS does not keep the two "
+                "in step, so the ids of the rows are lost; build the index again."
+            )
+        ids = ids if is_numbered else keys
+    if len(ids if ids is not None else places if places is not None else range(owner.ntotal)) != owner.ntotal:
+        raise DataError(f"{path} is damaged: its ids or lists do not hold as many rows as the index, {owner.ntotal}.")
+    source = FaissVectors(
+        str(path), owner, index, tuple(transforms), ids, places, sidecar_record(path), file_state(path)
+    )
+    source.read(0, 1)  # refuses an index that cannot be decoded before anything is written
+    return source
+
+
+def _inverted_lists(faiss: Any, index: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of an inverted file, ascending ``(N,)``, and the list and position of each, ``(N, 2)``."""
+    lists = index.invlists
+    keys, places = [np.empty(0, dtype=np.int64)], [np.empty((0, 2), dtype=np.int64)]
+    for number in range(index.nlist):
+        size = lists.list_size(number)
+        if size:
+            pointer = lists.get_ids(number)
+            keys.append(faiss.rev_swig_ptr(pointer, size).copy())
+            lists.release_ids(number, pointer)
+            places.append(np.stack([np.full(size, number), np.arange(size)], axis=1))
+    joined = np.concatenate(keys)
+    order = np.argsort(joined, kind="stable")
+    return joined[order], np.concatenate(places)[order]
 
 
 @dataclass(frozen=True)
@@ -125,6 +186,8 @@ class MilvusVectors:
 
     def row(self, value: Any) -> np.ndarray:
         """Convert a vector from the form that pymilvus returns, ``(D,)`` float32."""
+        if value is None:
+            raise DataError(f"{self.name}: a row holds no vector in {self.column}.")
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
             value = value[0]
         if isinstance(value, bytes):
@@ -143,6 +206,8 @@ def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
     try:
         client = pymilvus.MilvusClient(uri)
         names = client.list_collections()
+        if client.has_collection(collection):
+            collection = client.describe_collection(collection)["collection_name"]  # the address may hold an alias
         if collection not in names:
             raise DataError(f"{uri} has no collection {collection}; it has {some(sorted(names)) or 'none'}.")
         description = client.describe_collection(collection)
