@@ -25,8 +25,8 @@ def search(table, small: np.ndarray, original: np.ndarray, shortlist: int, k: in
 
     Args:
         table: Of ``lancedb.connect(folder).create_table("documents", rows(...))``. Beyond some 100,000 rows give it an
-            index, whose codes the originals rescore: ``table.create_index(metric="cosine",
-            vector_column_name="head", index_type="IVF_PQ", num_sub_vectors=12)`` takes 12 bytes a document.
+            index, whose codes the originals rescore: ``table.create_index("head", config=IvfPq(distance_type="cosine",
+            num_sub_vectors=12))`` of ``lancedb.index`` takes 12 bytes a document.
         small: Compressed query, as wide as the head or wider.
         original: The same at full width.
         shortlist: Rows the head lets through.

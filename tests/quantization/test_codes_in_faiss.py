@@ -45,7 +45,7 @@ def test_codes_and_ranking_are_those_of_the_head(name, tmp_path):
     own = head(name)
     codes, asked = own.encode(CORPUS), own.queries(QUERIES)
     scores = own.scores(asked, codes)
-    index = own.to_faiss()
+    index = own.to_faiss(metric="ip")
     stored = index.sa_encode(own.queries(CORPUS))
     if name != "float16":  # FAISS rounds half-way numbers the other way
         assert (stored.view(np.uint8) == faiss_codes(own.codec, codes)).mean() > 0.999  # but for ties

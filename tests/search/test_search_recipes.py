@@ -83,9 +83,9 @@ def test_lancedb(world, tmp_path, codes):
     run = recipe("lancedb")
     table = lancedb.connect(str(tmp_path)).create_table("documents", run.rows(ids, small, corpus, HEAD))
     if codes:
-        table.create_index(
-            metric="cosine", vector_column_name="head", index_type="IVF_PQ", num_partitions=1, num_sub_vectors=codes
-        )
+        from lancedb.index import IvfPq
+
+        table.create_index("head", config=IvfPq(distance_type="cosine", num_partitions=1, num_sub_vectors=codes))
     found = [run.search(table, s, q, SHORTLIST, K) for s, q in zip(small_queries, queries, strict=True)]
     agrees(found, truth)
 
