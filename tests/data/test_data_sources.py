@@ -247,7 +247,7 @@ BAD = {
         "line 2: made by b, the first by a; do not mix them",
     ),
     "lost id": (text("v.jsonl", '{"id": 1, "embedding": [1.0]}\n[1.0]'), "line 2: lacks an id"),
-    "csv words": (text("v.csv", "1,2\n3,x"), "line 2: not a vector"),
+    "csv words": (text("v.csv", "1.5,2\n3.5,x"), "line 2: not a vector"),
     "csv cut": (text("v.csv", "1.5,2.5\n3.5"), "line 2: 1 wide"),
     "not parquet": (text("v.parquet", "PAR1"), "not readable as parquet"),
     "no list": (parquet(pa.array([1.0])), "has no columns of vectors"),

@@ -16,7 +16,15 @@ from smec_st.cli.options import FOLDER, collection_options, thinking
 @click.option("--split", default="test", show_default=True, help="Judgements to score against.")
 @click.option("--out", type=FOLDER, default="report.html", show_default=True, help="HTML file to write.")
 def report(
-    compressor: Path, data: Path, vectors: Path | None, model: str | None, task: str | None, split: str, out: Path
+    compressor: Path,
+    data: Path,
+    vectors: Path | None,
+    model: str | None,
+    task: str | None,
+    codes: str | None,
+    strict: bool,
+    split: str,
+    out: Path,
 ) -> None:
     """Write one HTML file about a COMPRESSOR: plots, what the fit decided, and the queries that changed most.
 
@@ -28,6 +36,6 @@ def report(
         from smec_st.report import write_page
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task)
+        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
     write_page(loaded, collection, out, split, data, progress=sys.stderr.isatty())
     click.echo(f"wrote {out}")

@@ -59,6 +59,8 @@ def embed(model: SentenceTransformer, texts: Sequence[str], side: str, progress:
 
     The rows are float32 also where the model itself gives int8 codes.
     """
+    if not len(texts):
+        return np.empty((0, model.get_embedding_dimension() or 0), dtype=np.float32)
     encode = model.encode_query if side == "query" else model.encode_document
     # sentence-transformers cannot normalise whole numbers.
     vectors = encode(list(texts), convert_to_numpy=True, normalize_embeddings=False, show_progress_bar=progress)
