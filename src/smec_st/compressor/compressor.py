@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from smec_st.compressor.files import CONFIG_FILE, read_files, write_files
+from smec_st.compressor.files import fingerprint, read_files, write_files
 from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
+from smec_st.data.errors import some, whole_number
 from smec_st.data.embedding import backbone_record, embed_if_texts
 from smec_st.data.space import check_backbone
 from smec_st.fitting.config import HELD_OUT
@@ -54,7 +53,13 @@ class Compressor:
         self._maps = tuple((folded, tuple(sizes)) for folded, sizes in maps)
         self._by_dim = {dim: folded for folded, sizes in self._maps for dim in sizes}
         if not self._by_dim or len({folded.in_dim for folded, _ in self._maps}) != 1:
-            raise ValueError("A compressor needs at least one map, all reading the same width.")
+            raise DataError("A compressor needs at least one map, all reading the same width.")
+        if len(self._by_dim) != sum(len(sizes) for _, sizes in self._maps):
+            raise DataError("A compressor has one map for each of its sizes; a size is named twice.")
+        for folded, sizes in self._maps:
+            wrong = [dim for dim in sizes if type(dim) is not int or not 1 <= dim <= folded.out_dim]
+            if wrong:
+                raise DataError(f"sizes of a map must be whole numbers in [1, {folded.out_dim}], got {some(wrong)}.")
         self.info: dict[str, Any] = dict(info or {})
         self.heads = tuple(heads)
 
@@ -83,12 +88,8 @@ class Compressor:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of backbone and weights: vectors of different fingerprints must not meet in one index."""
-        digest = hashlib.sha256(json.dumps(self.info.get("backbone") or {}, sort_keys=True).encode())
-        for name, weight in sorted(self.tensors().items()):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(weight).tobytes())
-        return digest.hexdigest()[:16]
+        """A short hash of backbone, maps and sizes: vectors of different fingerprints must not meet in one index."""
+        return fingerprint(self)
 
     @property
     def maps(self) -> tuple[tuple[FoldedMap, tuple[int, ...]], ...]:
@@ -103,14 +104,13 @@ class Compressor:
         """The folded map to one of :attr:`dims`, or to any prefix when nested; the widest by default.
 
         Raises:
-            ValueError: If no map serves that size.
+            DataError: If no map serves that size.
         """
-        if dim is None:
-            dim = self.dims[0]
+        dim = self.dims[0] if dim is None else whole_number(dim, "dim")
         if dim in self._by_dim:
             return self._by_dim[dim].first(dim)
         if not 1 <= dim <= self.nested_dims[0] or len(self.nested_dims) < 2:
-            raise ValueError(f"`dim` must be one of {', '.join(map(str, self.dims))}, got {dim}.")
+            raise DataError(f"`dim` must be one of {', '.join(map(str, self.dims))}, got {dim}.")
         return self._by_dim[self.nested_dims[0]].first(dim)
 
     # -- use ----------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class Compressor:
             ``(n, dim)`` or ``(dim,)`` float32 of length 1, or codes; a tensor for a tensor, otherwise numpy.
 
         Raises:
-            ValueError: If the width is not :attr:`width`, or a row is zero, NaN or infinite.
+            DataError: If the width is not :attr:`width`, or a row is zero, NaN or infinite.
         """
         if hasattr(vectors, "detach"):
             import torch
@@ -518,12 +518,7 @@ class Compressor:
         Raises:
             DataError: If the folder holds no compressor, a newer format, or weights that do not fit.
         """
-        maps, info, fingerprint, read_codes = read_files(Path(folder))
-        compressor = cls(maps, info)
-        if compressor.fingerprint != fingerprint:
-            raise DataError(f"{folder}: weights and {CONFIG_FILE} do not belong together (fingerprints differ).")
-        compressor.heads = read_codes(compressor.map_for)
-        return compressor
+        return read_files(Path(folder), cls)
 
 
 def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,11 @@ class Safetensors:
                 if size < 8 or length > min(size - 8, HEADER_LIMIT):
                     raise ValueError(f"{size} bytes do not hold the header")
                 header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
+            metadata = dict(header.pop("__metadata__", {}))
             end = max((_check(entry) for entry in header.values()), default=0)
             if 8 + length + end != size:
                 raise ValueError(f"{size - 8 - length} bytes of tensors instead of {end}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} is not a readable safetensors file (truncated?): {one_line(error)}") from error
         return cls(path, metadata, header, 8 + length)
 
@@ -98,3 +99,22 @@ def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.nd
     if missing:
         raise DataError(f"{path} lacks the tensor {some(missing)}; it holds {some(sorted(file.entries), 6)}.")
     return {name: np.array(file.tensor(name)) for name in wanted}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file of tensors; it appears only when it is complete.
+
+    Raises:
+        DataError: If it cannot be written, for instance because the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, draft, dict(metadata or {}))
+        os.replace(draft, path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot write {path}: {one_line(error)}") from error
+    finally:
+        draft.unlink(missing_ok=True)

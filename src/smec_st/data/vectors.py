@@ -77,7 +77,7 @@ def as_numpy(vectors: ArrayLike) -> np.ndarray:
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Scale rows to float32 vectors of length 1, ``(N, D) -> (N, D)``."""
-    rows = vectors.astype(np.float32)
+    rows = np.array(vectors, dtype=np.float32, order="C")  # in another memory order sums would round otherwise
     with np.errstate(over="ignore"):
         length = np.linalg.norm(rows, axis=1, keepdims=True)
     extreme = ~((length[:, 0] > 1e-12) & (length[:, 0] < 1e12))
