@@ -46,10 +46,13 @@ class _Commands(click.Group):
             raise _Interrupted from error
 
 
-@click.group(cls=_Commands)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__)
-def app() -> None:
+@click.pass_context
+def app(context: click.Context) -> None:
     """Make the vectors of any embedding model many times smaller."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for command in (fit, evaluate, compare, analyze, export, transform, check, migrate, index, search, card, push, verify):
@@ -72,6 +75,8 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         from smec_st.data import DataError
 
+        if isinstance(error, RecursionError):
+            return _print_error("the input is nested too deeply.", USAGE)
         if not isinstance(error, (DataError, OSError, FloatingPointError)):
             raise
         return _print_error(str(error), USAGE)

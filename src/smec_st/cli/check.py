@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from smec_st.cli.options import COLUMN, FOLDER, thinking
+from smec_st.cli.options import COLUMN, FOLDER, listing_bad_rows, thinking
 
 DRIFTED = 1
 
@@ -27,7 +27,8 @@ def check(compressor: Path, vectors: str, threshold: float, column: str | None, 
         from smec_st.stores import measure_drift
         from smec_st.system.files import write_text
 
-        drift = measure_drift(Compressor.load(compressor), open_vectors(vectors, column))
+        with listing_bad_rows():
+            drift = measure_drift(Compressor.load(compressor), open_vectors(vectors, column))
     if json_file is not None:
         write_text(json_file, json.dumps({**drift.to_dict(), "threshold": threshold}, indent=1) + "\n")
     click.echo(f"share of the ten nearest neighbours at full width that are kept, {drift.pool} vectors of {vectors}")

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from smec_st.cli.options import FOLDER, collection_options, thinking
+from smec_st.cli.options import FOLDER, SIMILARITY, collection_options, print_similarity, thinking
 
 
 @click.command()
 @click.argument("compressor", type=FOLDER)
 @collection_options
+@SIMILARITY
 @click.option("--split", default="test", show_default=True, help="Judgements to score against.")
 @click.option("--json", "json_file", type=FOLDER, help="Also write the rows to this JSON file.")
 def evaluate(
@@ -20,6 +21,7 @@ def evaluate(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    similarity: str | None,
     split: str,
     json_file: Path | None,
 ) -> None:
@@ -31,8 +33,9 @@ def evaluate(
         from smec_st.evaluation.scoring import score_compressor
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task)
+        collection = load_collection(data, vectors, model, task, similarity)
     rows = score_compressor(loaded, collection, split)
     if json_file is not None:
         write_json(rows, json_file)
     print_rows(rows, f"{collection.name} ({split})")
+    print_similarity(collection)

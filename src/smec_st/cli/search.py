@@ -41,10 +41,13 @@ def search(
         if texts and model is None:
             raise DataError("--text needs --model.")
         condition = parse_where(where)
-        inputs: Any = list(texts) if queries is None else load_table(queries, "queries")
+        source = None if queries is None else load_table(queries, "queries")
+        inputs: Any = list(texts) if source is None else source.array
         loaded = None if compressor is None else Compressor.load(compressor)
         index = FunnelIndex.open(uri, loaded, model=model)
     with index:
+        if source is not None:
+            index.check(source, index.settings.sizes)
         hits = index.search(inputs, k, where=condition)
     results = [
         [(name, round(float(score), 6)) for name, score in zip(ids, scores, strict=True) if score > float("-inf")]
@@ -61,14 +64,11 @@ def search(
 
 def parse_where(text: str | None) -> dict[str, Any] | None:
     """Parse a filter given as JSON."""
-    from smec_st.data import DataError
+    from smec_st.data.errors import DataError, parse_json
 
     if text is None:
         return None
-    try:
-        where = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"--where is not JSON: {text}") from error
+    where = parse_json(text, "--where")
     if not isinstance(where, dict):
         raise DataError(f"--where takes a JSON object, got {text}")
     return where

@@ -11,8 +11,8 @@ import numpy as np
 
 from smec_st.compressor.files import fingerprint, read_files, write_files
 from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
-from smec_st.data.errors import some, whole_number
 from smec_st.data.embedding import backbone_record, embed_if_texts
+from smec_st.data.errors import check_seed, some, whole_number
 from smec_st.data.space import check_backbone
 from smec_st.fitting.config import HELD_OUT
 from smec_st.maps import FoldedMap
@@ -408,7 +408,7 @@ class Compressor:
         """
         from smec_st.quantization.choice import add_best
 
-        table = self._table(corpus, queries, own_document)
+        table, seed = self._table(corpus, queries, own_document), check_seed(seed)
         train, dev = _judgements(table, qrels, dev_qrels)
         if train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, seed)

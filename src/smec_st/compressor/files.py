@@ -14,7 +14,6 @@ from smec_st import __version__
 from smec_st.data.errors import DataError, one_line, parse_json, some
 from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.maps import FoldedMap, Layer
-from smec_st.quantization.head import Head
 from smec_st.quantization.storage import head_entries, head_tensors, read_heads
 from smec_st.system.files import write_text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from smec_st.data.beir import load_beir
 from smec_st.data.blackbox import is_vector_folder, load_vector_folder, with_backbone
 from smec_st.data.collection import Collection
+from smec_st.data.embedding import model_record
 from smec_st.data.errors import DataError
 from smec_st.data.fashion200k import LABELS, TASKS, load_fashion200k
 from smec_st.data.hub import load_hub
@@ -23,6 +25,7 @@ def load_collection(
     vectors: str | Path | None = None,
     model: str | None = None,
     task: str | None = None,
+    similarity: str | None = None,
 ) -> Collection:
     """Load a collection with its vectors, which come from a file or are made by a model.
 
@@ -41,22 +44,33 @@ def load_collection(
             ``images``), or a folder of ``.npy`` files with these names; rows in file order.
         model: Sentence-transformers model (id or path) that embeds the texts or images instead; results are cached.
         task: Fashion-200K only: "text-to-image" (default) or "image-to-text".
+        similarity: How the model scores, "cosine" or "dot"; by default as the model or the file of vectors says.
 
     Raises:
         DataError: If a file is missing or broken, or files do not match each other.
     """
+    if vectors is not None and not Path(vectors).exists():
+        raise DataError(f"no such file: {vectors}")
     path, source = Path(folder), None if vectors is None else Path(vectors)
     read = _reader(path, needs_vectors=vectors is not None or model is not None)
     if read is load_vector_folder and vectors is None and model is None:
-        return with_backbone(read(path, None, None), path, None)
+        return _described(with_backbone(read(path, None, None), path, None), None, similarity)
     if (vectors is None) == (model is None):
         raise DataError("give either a file of vectors or a model that makes them.")
     if read is load_fashion200k:
-        return load_fashion200k(path, source, model, task or TASKS[0])
+        return _described(load_fashion200k(path, source, model, task or TASKS[0]), model, similarity)
     if task is not None:
         raise DataError(f"only Fashion-200K has a choice of tasks, and {path} is something else.")
     collection = read(path, source, model)
-    return collection if source is None else with_backbone(collection, path, source)
+    return _described(collection if source is None else with_backbone(collection, path, source), model, similarity)
+
+
+def _described(collection: Collection, model: str | None, similarity: str | None) -> Collection:
+    """Add to a collection what is known of the model that embedded its items, and how that scores."""
+    known = dict(collection.backbone) if model is None else {**collection.backbone, **model_record(model)}
+    if similarity is not None:
+        known["similarity"] = similarity
+    return dataclasses.replace(collection, backbone=known)
 
 
 def _reader(path: Path, needs_vectors: bool) -> Callable[[Path, Path | None, str | None], Collection]:

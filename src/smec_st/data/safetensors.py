@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,9 @@ def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.nd
     return {name: np.array(file.tensor(name)) for name in wanted}
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a file of tensors; it appears only when it is complete.
 
     Raises:
@@ -112,9 +114,32 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: M
 
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, draft, dict(metadata or {}))
+        save_file(
+            {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, draft, dict(metadata or {})
+        )
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {one_line(error)}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_safetensors_in_parts(
+    path: Path,
+    name: str,
+    dtype: np.dtype,
+    shape: tuple[int, int],
+    parts: Iterator[np.ndarray],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a file of one tensor ``(N, w)``, which comes in consecutive parts, without holding all of it in memory."""
+    kind = next(key for key, value in DTYPES.items() if np.dtype(value) == dtype)
+    entry = {"dtype": kind, "shape": list(shape), "data_offsets": [0, math.prod(shape) * dtype.itemsize]}
+    header = json.dumps({"__metadata__": dict(metadata), name: entry}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype=DTYPES[kind]).data)
+        file.flush()
+        os.fsync(file.fileno())

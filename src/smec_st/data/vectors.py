@@ -90,6 +90,13 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return unit
 
 
+def length_range(vectors: np.ndarray, chunk: int = 65536) -> tuple[float, float]:
+    """Return the length of the shortest and of the longest row, ``(N, D)``."""
+    parts = (vectors[start : start + chunk].astype(np.float64) for start in range(0, len(vectors), chunk))
+    lengths = np.concatenate([np.linalg.norm(part, axis=1) for part in parts])
+    return float(lengths.min()), float(lengths.max())
+
+
 def release(array: np.ndarray) -> None:
     """Unmap the pages of a memory map from this process's memory; the system's file cache keeps them.
 

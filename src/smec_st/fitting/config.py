@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from smec_st.data.errors import DataError
+from smec_st.data.errors import DataError, check_seed, whole_number
 
 #: What learning from neighbourhoods alone needs: the nearest documents of each query in its pool (without them 24
 #: dims lose .05 on SciFact), and counterfactual queries, as documents are asked for that no query is near.
@@ -99,6 +99,7 @@ class LossSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name, known in FORMS.items():
             if getattr(self, name) not in known:
                 raise DataError(f"`{name}` must be {' or '.join(known)}, got {getattr(self, name)!r}.")
@@ -164,6 +165,8 @@ class FitConfig(LossSettings):
         for name in ("dims", "candidates"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.dims is not None:
+            object.__setattr__(self, "dims", tuple(whole_number(dim, "dims") for dim in self.dims))
         self._check_numbers()
         unknown = [name for name in self.candidates if name not in CANDIDATES]
         if unknown or not self.candidates:
@@ -175,7 +178,7 @@ class FitConfig(LossSettings):
         for name in ("batch_size", "random_rows", "selection_steps", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
-        for name in ("steps", "adapt_steps", "memory", "hidden_dim", "top_k", "stream_rows", "seed"):
+        for name in ("steps", "adapt_steps", "memory", "hidden_dim", "top_k", "stream_rows"):
             if getattr(self, name) < 0:
                 raise DataError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if not 0 <= self.narrow_hidden < float("inf"):
@@ -248,7 +251,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise DataError(f"no such file: {path}")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(settings, dict):
         raise DataError(f"{path} must hold settings by name.")

@@ -11,7 +11,6 @@ import numpy as np
 from smec_st.data.errors import DataError
 from smec_st.data.vectors import unit_rows
 
-
 LEAST_WORK = 1 << 20  # multiplications of a matrix product below which BLAS libraries take other kernels
 
 

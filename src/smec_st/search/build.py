@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from smec_st.data import DataError, check_vectors
-from smec_st.data.vectors import check_widths
+from smec_st.data.errors import whole_number
+from smec_st.data.vectors import check_widths, release
 from smec_st.search.backend import FULL, Backend, Columns, Ids
 from smec_st.search.calibration import exact_neighbours, neighbour_ranks
 from smec_st.search.checks import ADD_ROWS, Documents, check_fields, check_sizes, new_settings
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 20_000
 SAMPLE_QUERIES = 128
-FINGERPRINT_ROWS = 256
+HASHED_ROWS = 65_536
 
 BuildProgress = Callable[[str, int, int], object]
 
@@ -55,10 +58,9 @@ class BuildOptions:
     most_ram: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.target <= 1 or self.k < 1:
-            raise DataError(
-                f"a recall target lies above 0 and is at most 1, and k is at least 1; got {self.target} and {self.k}."
-            )
+        whole_number(self.k, "k")
+        if not isinstance(self.target, int | float) or not 0 < self.target <= 1:
+            raise DataError(f"a recall target is a number above 0 and at most 1, got {self.target!r}.")
 
 
 def build(
@@ -87,7 +89,7 @@ def build(
     field_types = {name: kind_of(name, column) for name, column in (fields or {}).items()}
     check_fields(field_types)
     documents = Documents.check(table, given_ids, fields or {}, id_type, field_types)
-    source = _input_hash(documents)
+    source = _input_hash(documents, queries, chosen)
     backend = _open_unfinished(uri, compressor, source)
     if backend is None:
         sizes = choose_sizes(compressor, table, queries, chosen) if chosen.sizes is None else chosen.sizes
@@ -97,9 +99,6 @@ def build(
         )  # fmt: skip
         backend = create_backend(str(uri), settings, compressor)
     try:
-        settings = backend.settings
-        if (settings.id_type, settings.fields) != (id_type, field_types):  # the interrupted build had other fields
-            documents = Documents.check(table, documents.ids, fields or {}, settings.id_type, settings.fields)
         _fill(backend, compressor, documents, queries, chosen, progress or (lambda stage, done, total: None))
     except BaseException:
         backend.close()
@@ -210,12 +209,16 @@ def kind_of(name: str, column: Sequence[Any] | np.ndarray) -> str:
     raise DataError(f"field {name!r} must hold values of one type of {', '.join(FIELD_TYPES)}.")
 
 
-def _input_hash(documents: Documents) -> str:
-    """Hash the shape, some rows and some ids, to recognise the input of an interrupted build."""
-    vectors = documents.vectors
-    rows = np.unique(np.linspace(0, len(vectors) - 1, FINGERPRINT_ROWS).astype(np.int64))
-    digest = hashlib.sha256(repr((vectors.shape, [str(documents.ids[row]) for row in rows.tolist()])).encode())
-    digest.update(np.ascontiguousarray(vectors[rows], dtype=np.float32).tobytes())
+def _input_hash(documents: Documents, queries: np.ndarray | None, options: BuildOptions) -> str:
+    """Hash all that a build depends on: an interrupted build is only continued with the very same input."""
+    digest = hashlib.sha256(repr(dataclasses.astuple(options)).encode())
+    for table in (documents.vectors, *([] if queries is None else [queries])):
+        digest.update(repr((table.shape, table.dtype.str)).encode())
+        for start in range(0, len(table), HASHED_ROWS):
+            digest.update(np.ascontiguousarray(table[start : start + HASHED_ROWS]).data)
+            release(table)
+    for name, column in (("", documents.ids), *sorted(documents.fields.items())):
+        digest.update(json.dumps([name, column]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -230,5 +233,7 @@ def _open_unfinished(uri: str | Path, compressor: Compressor, source: str) -> Ba
         return backend
     backend.close()
     if settings.building:
-        raise DataError(f"{uri} holds an unfinished index of other vectors; remove it or choose another name.")
+        raise DataError(
+            f"{uri} holds an unfinished index of other vectors or options; remove it or choose another name."
+        )
     raise DataError(f"{uri} holds an index of the compressor {settings.fingerprint} already; add to it instead.")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from smec_st.compressor import Compressor
+from smec_st.compressor.space import check_space
 from smec_st.data import DataError, VectorSource
 from smec_st.evaluation.overlap import drawn, kept_neighbors, pool_for
-from smec_st.stores.space import check_space
+from smec_st.stores.bad_rows import BadRows, find_bad_rows
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,20 @@ def measure_drift(compressor: Compressor, source: VectorSource, seed: int = 0) -
 
     Args:
         compressor: A compressor whose fit recorded the kept neighbours; all since this version do.
-        source: New vectors of the same backbone; they are read once, in batches.
+        source: New vectors of the same backbone. All are looked at, in batches.
         seed: Random seed of the sample.
 
     Raises:
+        BadRows: If rows cannot be used; the error holds all of them.
         DataError: If the vectors are of another space or too few, or the compressor has no record of its fit.
     """
     check_space(compressor, source.width, source.record, source.name)
     recorded = compressor.info.get("kept_neighbors")
     if not recorded:
         raise DataError("this compressor has no record of its fit to compare with; fit it again.")
-    rows = source.rows if source.rows is not None else sum(len(batch.rows) for batch in source.batches())
+    rows, bad = find_bad_rows(source)
+    if bad:
+        raise BadRows(bad, "mend or remove them.")
     largest = pool_for(rows)
     known = [int(size) for size in recorded]
     possible = [size for size in known if largest is not None and size <= largest]
@@ -64,8 +68,6 @@ def measure_drift(compressor: Compressor, source: VectorSource, seed: int = 0) -
         raise DataError(f"{source.name} has {rows} vectors; at least {min(known)} are needed.")
     pool = max(possible)
     sample = _read_rows(source, drawn(rows, pool, seed))
-    if not (np.isfinite(sample).all() and sample.any(axis=1).all()):
-        raise DataError(f"{source.name} holds vectors that are zero, NaN or infinite.")
     at_fit = {int(dim): float(kept) for dim, kept in recorded[str(pool)].items()}
     kept = {dim: kept_neighbors(sample, compressor.map_for(dim)) for dim in at_fit}
     return Drift(pool, kept, at_fit)

@@ -27,8 +27,10 @@ def write_lock(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock is released, so that nobody waits for a file that is gone
-        os.close(handle)
+        try:
+            path.unlink(missing_ok=True)  # while it is locked, so that nobody locks a file that is about to go
+        finally:
+            os.close(handle)
 
 
 def _locked_handle(path: Path, out: Path) -> int:

@@ -1,0 +1,72 @@
+"""Find rows that no compressor can read: those that hold NaN or infinity, or only zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from smec_st.data import Batch, DataError, VectorSource
+from smec_st.data.errors import some
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used.
+
+    Attributes:
+        file: The source.
+        row: Number of the row in the source, from 0.
+        id: Id of the row, or None if the source has none.
+        why: What is wrong with it.
+    """
+
+    file: str
+    row: int
+    id: str | None
+    why: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to a dictionary for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        known = "" if self.id is None else f" (id {self.id})"
+        return f"{self.file}, row {self.row}{known} {self.why}"
+
+
+class BadRows(DataError):
+    """Rows that cannot be used.
+
+    Args:
+        rows: The rows, at least one.
+        hint: What to do.
+    """
+
+    def __init__(self, rows: Sequence[BadRow], hint: str) -> None:
+        count = f"{len(rows)} row{'s' if len(rows) > 1 else ''} cannot be used, having no direction"
+        super().__init__(f"{rows[0].file}: {count}: {some(rows)}; {hint}")
+        self.rows = tuple(rows)
+
+
+def bad_rows_of(batch: Batch, name: str) -> list[BadRow]:
+    """List the rows of a batch that cannot be used; ``name`` is that of the source."""
+    rows = batch.rows
+    finite: np.ndarray = np.isfinite(rows).all(axis=1)
+    zero: np.ndarray = ~rows.any(axis=1)
+    found = []
+    for at in np.flatnonzero(~finite | zero).tolist():
+        why = "is all zero" if zero[at] else "holds NaN" if np.isnan(rows[at]).any() else "holds infinity"
+        found.append(BadRow(name, batch.start + at, None if batch.ids is None else batch.ids[at], why))
+    return found
+
+
+def find_bad_rows(source: VectorSource) -> tuple[int, list[BadRow]]:
+    """Read a source, and return the number of its rows and those that cannot be used."""
+    count, found = 0, []
+    for batch in source.batches():
+        count += len(batch.rows)
+        found += bad_rows_of(batch, source.name)
+    return count, found
