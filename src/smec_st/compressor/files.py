@@ -62,8 +62,12 @@ def derived(compressor: Compressor) -> dict[str, Any]:
 
 
 def fingerprint(compressor: Compressor, format: int = FORMAT) -> str:
-    """Hash the backbone, the weights, and since format 2 the activations and sizes of every map."""
-    digest = hashlib.sha256(json.dumps(compressor.info.get("backbone") or {}, sort_keys=True).encode())
+    """Hash the backbone, the weights, and since format 2 the activations and sizes of every map.
+
+    The backbone's probe is left out, because it is rounded otherwise on other machines.
+    """
+    backbone = {name: value for name, value in (compressor.info.get("backbone") or {}).items() if name != "probe"}
+    digest = hashlib.sha256(json.dumps(backbone, sort_keys=True).encode())
     if format > 1:
         digest.update(json.dumps(describe_maps(compressor.maps), sort_keys=True).encode())
     for name, weight in sorted(compressor.tensors().items()):

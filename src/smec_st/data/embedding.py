@@ -14,12 +14,13 @@ import numpy as np
 
 from smec_st.data.errors import DataError, one_line, parse_json
 from smec_st.data.safetensors import read_safetensors, write_safetensors
-from smec_st.data.vectors import as_numpy
+from smec_st.data.vectors import as_numpy, unit_rows
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+PROBE_TEXT, PROBE_NUMBERS = "The quick brown fox jumps over the lazy dog.", 8
 SETTINGS = "config_sentence_transformers.json"
 
 Items = Sequence[str] | Sequence[Path]  # texts, or paths of image files
@@ -53,7 +54,16 @@ def backbone_record(model: SentenceTransformer) -> dict[str, Any]:
         "width": model.get_embedding_dimension(),
         "prompts": {name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
         "similarity": model.similarity_fn_name,
+        "probe": _probe(model),
     }
+
+
+def _probe(model: SentenceTransformer) -> list[float] | None:
+    """Return the first numbers of a fixed text's vector: a model that was trained further keeps its name, not these."""
+    if not model.supports("text"):
+        return None
+    vector = unit_rows(embed(model, [PROBE_TEXT], "document"))[0, :PROBE_NUMBERS]
+    return [round(float(number), 4) for number in vector]
 
 
 def model_record(model: str) -> dict[str, Any]:
@@ -139,11 +149,18 @@ def _processors(module: Any) -> list[Any]:
 def _saved(processor: Any) -> dict[str, str]:
     """Hash the files that a tokenizer or processor saves, by name."""
     if hasattr(processor, "to_str"):
-        return {"tokenizer": hashlib.sha256(processor.to_str().encode()).hexdigest()}
+        return {"tokenizer.json": _file_hash("tokenizer.json", processor.to_str().encode())}
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
         paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        return {str(path.relative_to(folder)): _file_hash(path.name, path.read_bytes()) for path in paths}
+
+
+def _file_hash(name: str, content: bytes) -> str:
+    if name == "tokenizer.json":  # it also saves how the last batch was padded and cut
+        settings = json.loads(content)
+        content = json.dumps({**settings, "padding": None, "truncation": None}, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _plain(value: Any) -> str:

@@ -109,7 +109,7 @@ def metadata_record(metadata: Mapping[Any, Any] | None) -> dict[str, Any]:
 def sidecar_record(path: Path) -> dict[str, Any]:
     """Read the model's record from ``PATH.json``, for formats without metadata.
 
-    A shard that ``smec-st transform`` wrote has its record in the ``job.json`` of its folder. Empty if there is neither.
+    A shard of ``smec-st transform`` has its record in the ``job.json`` of its folder. Empty if there is neither.
     """
     note, job = path.with_name(path.name + ".json"), path.with_name("job.json")
     is_shard = not note.is_file() and path.name.startswith("shard-") and job.is_file()
