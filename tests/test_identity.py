@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from tiny_models import tiny_bert, tiny_model
 
 from smec_st.cli import run
 from smec_st.cli.fit import _run_key, _work_dir
@@ -26,6 +25,7 @@ from smec_st.search.checks import Documents
 from smec_st.stores import Job, transform_files
 from smec_st.stores.swap import finish_swap, swap
 from smec_st.system.locks import write_lock
+from tiny_models import tiny_bert, tiny_model
 
 WIDTH, ROWS = 16, 400
 TEXTS = {"corpus": ["a cat sat on the mat", "join two paths"], "queries": ["what cat"]}
@@ -353,7 +353,7 @@ def test_a_journal_of_its_own_is_followed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s.npy"]
 
 
-# -- spaces: every entrance refuses another model's vectors, and those that are compressed already -----------------------
+# -- spaces: every entrance refuses vectors of another model, and those that are compressed already ---------------------
 
 
 def as_of_another_model(path):

@@ -59,7 +59,7 @@ def backbone_record(model: SentenceTransformer) -> dict[str, Any]:
 
 
 def _probe(model: SentenceTransformer) -> list[float] | None:
-    """Return the first numbers of a fixed text's vector: a model that was trained further keeps its name, not these."""
+    """Return the first numbers of a fixed text's vector. A model that is trained further keeps its name, not these."""
     if not model.supports("text"):
         return None
     vector = unit_rows(embed(model, [PROBE_TEXT], "document"))[0, :PROBE_NUMBERS]

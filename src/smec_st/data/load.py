@@ -49,14 +49,14 @@ def load_collection(
     Raises:
         DataError: If a file is missing or broken, or files do not match each other.
     """
-    if vectors is not None and not Path(vectors).exists():
-        raise DataError(f"no such file: {vectors}")
     path, source = Path(folder), None if vectors is None else Path(vectors)
     read = _reader(path, needs_vectors=vectors is not None or model is not None)
     if read is load_vector_folder and vectors is None and model is None:
         return _described(with_backbone(read(path, None, None), path, None), None, similarity)
     if (vectors is None) == (model is None):
         raise DataError("give either a file of vectors or a model that makes them.")
+    if vectors is not None and not Path(vectors).exists():
+        raise DataError(f"no such file: {vectors}")  # before the texts are read
     if read is load_fashion200k:
         return _described(load_fashion200k(path, source, model, task or TASKS[0]), model, similarity)
     if task is not None:

@@ -54,8 +54,14 @@ class Safetensors:
                 if size < 8 or length > min(size - 8, HEADER_LIMIT):
                     raise ValueError(f"{size} bytes do not hold the header")
                 header = json.loads(file.read(length))
+                if not isinstance(header, dict):
+                    raise ValueError("the header is no object")
             metadata = dict(header.pop("__metadata__", {}))
-            end = max((_check(entry) for entry in header.values()), default=0)
+            end = 0
+            for begin, last in sorted(_check(entry) for entry in header.values()):
+                if begin != end:
+                    raise ValueError(f"tensors overlap or leave a gap at byte {begin} of the data")
+                end = last
             if 8 + length + end != size:
                 raise ValueError(f"{size - 8 - length} bytes of tensors instead of {end}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -75,16 +81,18 @@ class Safetensors:
         return mapped
 
 
-def _check(entry: dict[str, Any]) -> int:
-    """Return where a tensor ends; raise ValueError if type, shape and offsets do not agree."""
+def _check(entry: dict[str, Any]) -> tuple[int, int]:
+    """Return where a tensor begins and ends; raise ValueError if type, shape and offsets do not agree."""
     shape, (begin, end) = entry["shape"], entry["data_offsets"]
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"tensors of type {entry['dtype']} are not read")
-    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+    if not all(type(n) is int and 0 <= n < 1 << 60 for n in (*shape, begin, end)):
         raise ValueError("a shape or an offset is not a whole number")
+    if math.prod(max(n, 1) for n in shape) >= 1 << 60:
+        raise ValueError(f"a tensor has the shape {shape}")
     if end - begin != math.prod(shape) * np.dtype(DTYPES[entry["dtype"]]).itemsize:
         raise ValueError(f"{end - begin} bytes for a tensor of shape {shape}")
-    return int(end)
+    return int(begin), int(end)
 
 
 def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from smec_st.search.engines import create_backend, open_backend
 from smec_st.search.filters import FIELD_TYPES
 from smec_st.search.heads import row_bytes
 from smec_st.search.schedule import choose_schedule, head_cost
-from smec_st.search.tuning import tune
+from smec_st.search.tuning import check_target, tune
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
@@ -58,9 +58,8 @@ class BuildOptions:
     most_ram: float | None = None
 
     def __post_init__(self) -> None:
-        whole_number(self.k, "k")
-        if not isinstance(self.target, int | float) or not 0 < self.target <= 1:
-            raise DataError(f"a recall target is a number above 0 and at most 1, got {self.target!r}.")
+        object.__setattr__(self, "k", whole_number(self.k, "k"))
+        check_target(self.target)
 
 
 def build(
