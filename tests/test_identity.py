@@ -353,7 +353,7 @@ def test_a_journal_of_its_own_is_followed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s.npy"]
 
 
-# -- spaces: every entrance refuses vectors of another model, and those that are compressed already ---------------------
+# -- spaces: every entrance refuses vectors of another model, and those that are compressed already -------------------
 
 
 def as_of_another_model(path):
@@ -452,3 +452,41 @@ def test_a_record_of_a_model_holds_its_probe(tmp_path):
     record = backbone_record(tiny_model(tmp_path / "m"))
     assert len(record["probe"]) == 8
     assert record["similarity"] == "cosine"
+
+
+@pytest.mark.parametrize("change", ["a row", "a judgement", "a setting", "nothing"])
+def test_a_work_dir_is_only_continued_with_its_own_input(rng, tmp_path, change):
+    from smec_st.data import Qrels, VectorTable
+    from smec_st.fitting.fit import claim_work_dir
+
+    corpus, queries = rng.normal(size=(200, 8)).astype(np.float32), rng.normal(size=(30, 8)).astype(np.float32)
+    grades, settings = np.ones(30), {"steps": 3}
+
+    def claim():
+        qrels = Qrels(np.arange(30), np.arange(30), grades)
+        claim_work_dir(tmp_path / "w", VectorTable(corpus, queries), (qrels, None), None, settings)
+
+    claim()
+    (tmp_path / "w" / "decision.json").write_text("{}")
+    claim()
+    if change == "a row":
+        corpus[77, 1] += 1
+    elif change == "a judgement":
+        grades[3] = 2
+    elif change == "a setting":
+        settings["steps"] = 4
+    if change == "nothing":
+        claim()
+    else:
+        with pytest.raises(DataError, match="an unfinished run of another input"):
+            claim()
+
+
+def test_ids_of_a_file_are_those_of_the_index(vectors, folder, tmp_path, capsys):
+    lines = [json.dumps({"id": f"d{i}", "embedding": row.tolist()}) for i, row in enumerate(vectors)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    np.save(tmp_path / "q.npy", vectors[:3])
+    assert run(["index", str(folder), "--vectors", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "i")]) == 0
+    capsys.readouterr()
+    assert run(["search", str(tmp_path / "i"), "--queries", str(tmp_path / "q.npy"), "--k", "1"]) == 0
+    assert [line.split("\t")[2] for line in capsys.readouterr().out.splitlines()] == ["d0", "d1", "d2"]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 KEY_LENGTH = 12
+JUDGED = ("queries", "documents", "grades")
 SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner product rank alike
 
 
@@ -229,20 +230,15 @@ def _settings(config: Path | None, dims: str | None, seed: int | None, method: s
 
 def _run_key(collection: Collection, asking: np.ndarray, dev: Qrels | None, settings: dict[str, Any]) -> str:
     """A hash of all that a fit depends on: an unfinished run is only continued with the very same input."""
-    import numpy as np
-
     from smec_st import __version__
+    from smec_st.data.vectors import hash_rows
 
     known = [__version__, sorted(collection.qrels), dev is not None, dict(collection.backbone), settings]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     judged = [collection.qrels[name] for name in sorted(collection.qrels)]
-    for qrels in (*judged, *([] if dev is None else [dev])):
-        for array in (qrels.queries, qrels.documents, qrels.grades):
-            digest.update(f"{len(array)} {array.dtype}".encode() + array.tobytes())
-    for table in (collection.corpus, collection.queries, collection.own_document, asking):
-        digest.update(str((table.shape, table.dtype)).encode())
-        for start in range(0, len(table), 65536):
-            digest.update(np.ascontiguousarray(table[start : start + 65536]).tobytes())
+    arrays = [getattr(qrels, name) for qrels in (*judged, *([] if dev is None else [dev])) for name in JUDGED]
+    for array in (*arrays, collection.corpus, collection.queries, collection.own_document, asking):
+        hash_rows(digest, array)
     return digest.hexdigest()[:KEY_LENGTH]
 
 

@@ -59,6 +59,7 @@ def index(
         if not add:
             check_space(loaded, source.width, source.record, source.name)
         ids, fields = read_rows(rows, names, len(table))
+        ids = source.ids if ids is None else ids
         query_source = None if queries is None else load_table(queries, "queries")
         if query_source is not None:
             check_space(loaded, query_source.width, query_source.record, query_source.name)

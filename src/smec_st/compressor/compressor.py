@@ -309,7 +309,8 @@ class Compressor:
             model: The backbone, to embed texts with and to remember by name.
             method: A name in :data:`~smec_st.fitting.config.METHODS`.
             config: Settings; ``settings`` override them one by one.
-            work_dir: Folder for checkpoints; an unfinished run found there is continued. None to keep none.
+            work_dir: Folder for checkpoints; an unfinished run of the same input found there is continued, and one of
+                another input refused. None to keep none.
             progress: Show a progress bar.
             unlabelled_queries: Query rows that may be read without their judgements; all by default where there are
                 no labels, and else those that are judged.
@@ -323,7 +324,7 @@ class Compressor:
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
-        from smec_st.fitting.fit import fit_maps, resolve_config, settings_of
+        from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config, settings_of
 
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
         if dims is not None:
@@ -335,6 +336,8 @@ class Compressor:
         if bytes is not None and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
         asking = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
+        if work_dir is not None:
+            claim_work_dir(Path(work_dir), table, (train, dev), asking, {**resolved.to_dict(), "method": method})
         made = fit_maps(
             method,
             table,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,14 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
         rows[extreme], length[extreme] = wide, 1.0
     unit: np.ndarray = rows / length
     return unit
+
+
+def hash_rows(digest: hashlib._Hash, table: np.ndarray, chunk: int = 65536) -> None:
+    """Add shape, type and all rows of an array to a hash, whatever its order in memory."""
+    digest.update(f"{table.shape} {table.dtype.str}".encode())
+    for start in range(0, len(table), chunk):
+        digest.update(np.ascontiguousarray(table[start : start + chunk]).data)
+        release(table)
 
 
 def length_range(vectors: np.ndarray, chunk: int = 65536) -> tuple[float, float]:

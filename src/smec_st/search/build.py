@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from smec_st.data import DataError, check_vectors
 from smec_st.data.errors import whole_number
-from smec_st.data.vectors import check_widths, release
+from smec_st.data.vectors import check_widths, hash_rows
 from smec_st.search.backend import FULL, Backend, Columns, Ids
 from smec_st.search.calibration import exact_neighbours, neighbour_ranks
 from smec_st.search.checks import ADD_ROWS, Documents, check_fields, check_sizes, new_settings
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 20_000
 SAMPLE_QUERIES = 128
-HASHED_ROWS = 65_536
 
 BuildProgress = Callable[[str, int, int], object]
 
@@ -212,10 +211,7 @@ def _input_hash(documents: Documents, queries: np.ndarray | None, options: Build
     """Hash all that a build depends on: an interrupted build is only continued with the very same input."""
     digest = hashlib.sha256(repr(dataclasses.astuple(options)).encode())
     for table in (documents.vectors, *([] if queries is None else [queries])):
-        digest.update(repr((table.shape, table.dtype.str)).encode())
-        for start in range(0, len(table), HASHED_ROWS):
-            digest.update(np.ascontiguousarray(table[start : start + HASHED_ROWS]).data)
-            release(table)
+        hash_rows(digest, table)
     for name, column in (("", documents.ids), *sorted(documents.fields.items())):
         digest.update(json.dumps([name, column]).encode())
     return digest.hexdigest()[:16]
