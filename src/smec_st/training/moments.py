@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,13 +11,18 @@ from torch import Tensor
 from smec_st.data import Table
 from smec_st.functional import second_moment
 
+_KNOWN: WeakKeyDictionary[Table, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()  # each trial asks again
+
 
 def corpus_moments(table: Table, chunk: int = 16384, most: int = 1 << 16) -> tuple[Tensor, Tensor]:
     """Mean ``(D,)`` and uncentred second moment ``(D, D)`` of the corpus, float64, read in chunks.
 
     Of more than ``most`` documents a random sample of that size is read: it costs ``D^2`` a row, and the axes of
-    65,536 documents are those of ten million.
+    65,536 documents are those of ten million. They are computed once for each table.
     """
+    known = _KNOWN.setdefault(table, {})
+    if most in known:
+        return known[most]
     rows = torch.arange(table.corpus_size)
     if table.corpus_size > most:
         drawn = np.random.default_rng(0).choice(table.corpus_size, most, replace=False, shuffle=False)
@@ -26,4 +33,10 @@ def corpus_moments(table: Table, chunk: int = 16384, most: int = 1 << 16) -> tup
         vectors = table[part]
         moment += second_moment(vectors) * len(part)
         mean += vectors.double().sum(dim=0)
-    return mean / len(rows), moment / len(rows)
+    known[most] = mean / len(rows), moment / len(rows)
+    return known[most]
+
+
+def forget_moments(table: Table) -> None:
+    """Compute the moments of a table anew when they are asked for again, as its vectors have changed."""
+    _KNOWN.pop(table, None)

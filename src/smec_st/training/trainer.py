@@ -30,7 +30,7 @@ from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.backbone import PREFIX, BackboneInTraining
 from smec_st.training.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
 from smec_st.training.collator import VectorCollator
-from smec_st.training.moments import corpus_moments
+from smec_st.training.moments import corpus_moments, forget_moments
 from smec_st.training.sampler import SpreadPairSampler
 from smec_st.training.stages import Order, Stage, StageReport, default_dims, plan_stages
 
@@ -99,7 +99,6 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
         self.batch_sampler: SpreadPairSampler | None = None
-        self._moments: tuple[Tensor, Tensor] | None = None
         self._of_run = {name: getattr(args, name) for name in STAGE_ARGUMENTS}
         if args.fsdp or args.deepspeed:
             raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
@@ -253,7 +252,6 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.table = self.table.moved(adapter.linear_map().detach().cpu())
         self.data_collator.table = self.table
         self.loss.read_from(self.table)
-        self._moments = None
 
     @property
     def _is_prepared(self) -> bool:
@@ -288,7 +286,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
     def _freeze_backbone(self) -> None:
         if self.backbone is not None and self._is_live:
             self.backbone.finish()
-            self._moments = None
+            forget_moments(self.table)
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
@@ -343,7 +341,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         In ``grow`` those of what the frozen columns leave over; the direction of the mean, which tells documents apart
         least, comes last.
         """
-        mean, moment = self._data_moments()
+        mean, moment = corpus_moments(self.table)
         if stage.order == "shrink":
             linear = self._linear_map()
             moment = linear.double() @ moment @ linear.double().T
@@ -362,11 +360,6 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 kept = candidates[module.indices.cpu()]
                 rows = torch.cat([rows, kept]) if module.offset else kept
         return rows
-
-    def _data_moments(self) -> tuple[Tensor, Tensor]:
-        if self._moments is None:
-            self._moments = corpus_moments(self.table)
-        return self._moments
 
     # -- trainer hooks ------------------------------------------------------------------------------------------------
 
