@@ -490,3 +490,13 @@ def test_ids_of_a_file_are_those_of_the_index(vectors, folder, tmp_path, capsys)
     capsys.readouterr()
     assert run(["search", str(tmp_path / "i"), "--queries", str(tmp_path / "q.npy"), "--k", "1"]) == 0
     assert [line.split("\t")[2] for line in capsys.readouterr().out.splitlines()] == ["d0", "d1", "d2"]
+
+
+def test_what_is_compressed_already_is_not_fitted_again(folder, vectors, source, tmp_path, capsys):
+    data = tmp_path / "small"
+    (data / "qrels").mkdir(parents=True)
+    for side in ("corpus", "queries"):
+        transform_files(Job(str(folder), str(source)), data / f"{side}.npy")
+    lines = "".join(f"{row}\t{row + 1}\t1\n" for row in range(30))
+    (data / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    refused(capsys, ["fit", "--data", data, "--out", tmp_path / "m", "--method", "pca"], "compressed already")

@@ -262,9 +262,13 @@ def _work_dir(out: Path, key: str) -> Iterator[Path]:
         click.echo(f"continuing the unfinished run in {work}", err=True)
     try:
         yield work
-    except BaseException:
+    except BaseException as error:
         if not _has_progress(work):
             shutil.rmtree(work, ignore_errors=True)
+        if type(error).__name__ == "SafetensorError":  # a checkpoint, on a full disk
+            from smec_st.data.errors import DataError, one_line
+
+            raise DataError(f"cannot write {work}: {one_line(error)}") from error
         raise
     # Runs of other outputs may have names that begin with this one.
     own = re.compile(re.escape(f".{out.name}.") + f"[0-9a-f]{{{KEY_LENGTH}}}" + re.escape(".unfinished"))

@@ -326,6 +326,8 @@ class Compressor:
         """
         from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config, settings_of
 
+        if (backbone or {}).get("fingerprint"):
+            raise DataError(f"these vectors are compressed already (by {backbone['fingerprint']}); fit the originals.")
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
         if dims is not None:
             given["dims"] = tuple(dims)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from smec_st.data.errors import DataError
 
@@ -32,16 +30,17 @@ def check_backbone(
         one, other = mine.get(key), theirs.get(key)
         if one and other and not _is_same(str(one), str(other)):
             raise DataError(f"{name}: another embedding space: the {key} is {other!r}, but {reader} {one!r}.")
-    probes = mine.get("probe"), theirs.get("probe")
-    if all(isinstance(probe, list) for probe in probes) and not np.allclose(*map(_padded, probes), rtol=0, atol=PROBE):
+    one, other = mine.get("probe"), theirs.get("probe")
+    if isinstance(one, list) and isinstance(other, list) and not _is_near(one, other):
         raise DataError(
             f"{name}: another embedding space: a fixed text has another vector than with the model that {reader} "
             f"{mine.get('model') or 'once'!r}. Was it trained further, or are its prompts others?"
         )
 
 
-def _padded(probe: list[float]) -> np.ndarray:
-    return np.array([*probe, *[0.0] * 8][:8], dtype=np.float64)
+def _is_near(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Compare two probes."""
+    return len(one) == len(other) and all(abs(a - b) < PROBE for a, b in zip(one, other, strict=True))
 
 
 def _is_same(one: str, other: str) -> bool:

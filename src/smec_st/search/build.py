@@ -209,7 +209,9 @@ def kind_of(name: str, column: Sequence[Any] | np.ndarray) -> str:
 
 def _input_hash(documents: Documents, queries: np.ndarray | None, options: BuildOptions) -> str:
     """Hash all that a build depends on: an interrupted build is only continued with the very same input."""
-    digest = hashlib.sha256(repr(dataclasses.astuple(options)).encode())
+    sizes = None if options.sizes is None else sorted(map(int, options.sizes))
+    settings = {**dataclasses.asdict(options), "sizes": sizes}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=float).encode())
     for table in (documents.vectors, *([] if queries is None else [queries])):
         hash_rows(digest, table)
     for name, column in (("", documents.ids), *sorted(documents.fields.items())):

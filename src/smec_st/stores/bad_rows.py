@@ -54,8 +54,8 @@ class BadRows(DataError):
 def bad_rows_of(batch: Batch, name: str) -> list[BadRow]:
     """List the rows of a batch that cannot be used; ``name`` is that of the source."""
     rows = batch.rows
-    finite: np.ndarray = np.isfinite(rows).all(axis=1)
-    zero: np.ndarray = ~rows.any(axis=1)
+    finite = np.asarray(np.isfinite(rows).all(axis=1))
+    zero = ~np.asarray(rows.any(axis=1))
     found = []
     for at in np.flatnonzero(~finite | zero).tolist():
         why = "is all zero" if zero[at] else "holds NaN" if np.isnan(rows[at]).any() else "holds infinity"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from smec_st.data.errors import DataError
@@ -28,7 +28,8 @@ def write_lock(out: Path) -> Iterator[None]:
         yield
     finally:
         try:
-            path.unlink(missing_ok=True)  # while it is locked, so that nobody locks a file that is about to go
+            with suppress(PermissionError):  # Windows does not remove an open file
+                path.unlink(missing_ok=True)  # while it is locked, so that nobody locks a file that is about to go
         finally:
             os.close(handle)
 
