@@ -72,6 +72,21 @@ def test_all_bad_rows_are_listed_with_file_row_and_id(folder, spoiled, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_bad_rows_of_a_folder_are_listed_by_file(folder, spoiled, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    paths = [
+        write(tmp_path / "in" / f"part-{part}.parquet", spoiled[part * 300 : part * 300 + 300]) for part in range(4)
+    ]
+    assert run(["check", folder, str(tmp_path / "in")]) == 2
+    listed = capsys.readouterr().err.splitlines()[:-1]
+    assert [line.partition(" (")[0] for line in listed] == [
+        f"{paths[0]}, row 17",
+        f"{paths[1]}, row 0",
+        f"{paths[1]}, row 1",
+        f"{paths[3]}, row 99",
+    ]
+
+
 def test_a_dry_run_of_good_rows_estimates(folder, vectors, tmp_path, capsys):
     source = write(tmp_path / "in.npy", vectors)
     assert run(["transform", folder, source, str(tmp_path / "out"), "--dry-run", "--dim", "4"]) == 0

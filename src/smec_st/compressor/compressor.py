@@ -326,7 +326,7 @@ class Compressor:
         """
         from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config, settings_of
 
-        if (backbone or {}).get("fingerprint"):
+        if backbone and backbone.get("fingerprint"):
             raise DataError(f"these vectors are compressed already (by {backbone['fingerprint']}); fit the originals.")
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
         if dims is not None:

@@ -17,8 +17,8 @@ class BadRow:
     """A row that cannot be used.
 
     Attributes:
-        file: The source.
-        row: Number of the row in the source, from 0.
+        file: The file, or the source if that is none.
+        row: Number of the row in this file, from 0.
         id: Id of the row, or None if the source has none.
         why: What is wrong with it.
     """
@@ -37,6 +37,32 @@ class BadRow:
         return f"{self.file}, row {self.row}{known} {self.why}"
 
 
+@dataclass(frozen=True)
+class Places:
+    """Tells in which file a row of a source is.
+
+    Attributes:
+        name: Name of the source.
+        parts: Path and number of rows of each file of a source of several, in order.
+    """
+
+    name: str = ""
+    parts: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, source: VectorSource) -> Places:
+        """Return the places of a source; sources of several files have the attribute ``parts``."""
+        return cls(source.name, tuple(getattr(source, "parts", ())))
+
+    def find(self, row: int) -> tuple[str, int]:
+        """Return the file of a row, and its number there."""
+        for file, rows in self.parts:
+            if row < rows:
+                return file, row
+            row -= rows
+        return self.name, row
+
+
 class BadRows(DataError):
     """Rows that cannot be used.
 
@@ -51,22 +77,23 @@ class BadRows(DataError):
         self.rows = tuple(rows)
 
 
-def bad_rows_of(batch: Batch, name: str) -> list[BadRow]:
-    """List the rows of a batch that cannot be used; ``name`` is that of the source."""
+def bad_rows_of(batch: Batch, places: Places) -> dict[int, BadRow]:
+    """List the rows of a batch that cannot be used, by their number in the batch."""
     rows = batch.rows
     finite = np.asarray(np.isfinite(rows).all(axis=1))
     zero = ~np.asarray(rows.any(axis=1))
-    found = []
+    found = {}
     for at in np.flatnonzero(~finite | zero).tolist():
         why = "is all zero" if zero[at] else "holds NaN" if np.isnan(rows[at]).any() else "holds infinity"
-        found.append(BadRow(name, batch.start + at, None if batch.ids is None else batch.ids[at], why))
+        found[at] = BadRow(*places.find(batch.start + at), None if batch.ids is None else batch.ids[at], why)
     return found
 
 
 def find_bad_rows(source: VectorSource) -> tuple[int, list[BadRow]]:
     """Read a source, and return the number of its rows and those that cannot be used."""
-    count, found = 0, []
+    count, places = 0, Places.of(source)
+    found: list[BadRow] = []
     for batch in source.batches():
         count += len(batch.rows)
-        found += bad_rows_of(batch, source.name)
+        found += bad_rows_of(batch, places).values()
     return count, found

@@ -20,6 +20,7 @@ from smec_st.compressor.space import check_space, space_record
 from smec_st.data import DataError, VectorSource, open_vectors
 from smec_st.data.errors import one_line, parse_json
 from smec_st.quantization.head import Head
+from smec_st.stores.bad_rows import Places
 from smec_st.stores.files import FILE_FORMATS, join_shards
 from smec_st.stores.on_ray import shards_on_ray
 from smec_st.stores.shards import BATCH_ROWS, FORMATS, Cutter, InputHash, Output, Shard, write_shard
@@ -173,7 +174,7 @@ def _into_folder(job: Job, out: Path, engine: str, told: Progress | None) -> Man
     source, compressor, head = job.open()
     record = space_record(compressor, head)
     description = _description(job, source, record)
-    output = Output(out, description["format"], job.shard_rows, record, source.name, job.skip_bad)
+    output = Output(out, description["format"], job.shard_rows, record, Places.of(source), job.skip_bad)
     with _locked(out, description) as is_mended:
         shards = _intact_shards(out)
         if (out / MANIFEST).is_file():

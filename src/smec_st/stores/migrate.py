@@ -18,7 +18,7 @@ from smec_st.data.sources.batch import RECORD
 from smec_st.data.sources.indexes import FaissVectors, MilvusVectors
 from smec_st.evaluation.overlap import kept_neighbors, pool_for
 from smec_st.quantization.head import Head
-from smec_st.stores.bad_rows import BadRow, bad_rows_of
+from smec_st.stores.bad_rows import BadRow, Places, bad_rows_of
 from smec_st.stores.files import join_shards
 from smec_st.stores.job import Job, Progress, is_parquet, transform_files
 from smec_st.stores.swap import finish_swap, swap
@@ -71,13 +71,13 @@ def estimate(plan: Plan, sample: int = 4096) -> Estimate:
     source, _, head = plan.job.open()
     parts: list[np.ndarray] = []
     bad: list[BadRow] = []
-    count = 0
+    count, places = 0, Places.of(source)
     for batch in source.batches():
         count += len(batch.rows)
-        found = bad_rows_of(batch, source.name)
+        found = bad_rows_of(batch, places)
         if sum(map(len, parts)) < sample:
-            parts.append(np.delete(np.asarray(batch.rows), [row.row - batch.start for row in found], axis=0))
-        bad += found
+            parts.append(np.delete(np.asarray(batch.rows), list(found), axis=0))
+        bad += found.values()
     rows = np.concatenate(parts)[:sample]
     seconds = None
     if len(rows):

@@ -20,7 +20,7 @@ from smec_st.data import Batch, DataError, VectorSource
 from smec_st.data.sources.batch import RECORD
 from smec_st.quantization.codecs import Codec
 from smec_st.quantization.head import Head
-from smec_st.stores.bad_rows import BadRow, BadRows, bad_rows_of
+from smec_st.stores.bad_rows import BadRow, BadRows, Places, bad_rows_of
 from smec_st.system.files import write_text, writing
 
 FORMATS = ("npy", "parquet")
@@ -67,7 +67,7 @@ class Output:
         kind: Format, npy or parquet. Ids are written only to parquet.
         shard_rows: Rows per shard; the last may have fewer.
         record: Description of the vectors, which parquet shards store.
-        source: Name of the source, for messages.
+        places: Tells the file of a row, for messages.
         skip_bad: Whether rows that cannot be used are left out. The others are then written with ids, by default the
             numbers of their rows, and what was left out is listed in a file next to the shard.
     """
@@ -76,7 +76,7 @@ class Output:
     kind: str
     shard_rows: int
     record: Mapping[str, Any]
-    source: str = ""
+    places: Places = Places()
     skip_bad: bool = False
 
     @property
@@ -119,12 +119,12 @@ def write_shard(
         for batch in itertools.chain([first], batches):
             seen.add(batch)
             read += len(batch.rows)
-            part = without_bad(batch, output.source, left_out) if output.skip_bad else batch
+            part = without_bad(batch, output.places, left_out) if output.skip_bad else batch
             ids.extend(part.ids or ())
             try:
                 yield head.folded.compress(part.rows, part.start)
             except DataError as error:
-                bad = bad_rows_of(part, output.source)
+                bad = list(bad_rows_of(part, output.places).values())
                 hint = "--dry-run lists all such rows, and --skip-bad leaves them out."
                 raise (BadRows(bad, hint) if bad else error) from error
 
@@ -160,12 +160,11 @@ class InputHash:
         return hashlib.sha256(self._rows.digest() + self._ids.digest()).hexdigest()[:32]
 
 
-def without_bad(batch: Batch, name: str, left_out: list[BadRow]) -> Batch:
+def without_bad(batch: Batch, places: Places, left_out: list[BadRow]) -> Batch:
     """Return a batch without the rows that cannot be used, which are added to ``left_out``, and with ids."""
-    bad = bad_rows_of(batch, name)
-    left_out += bad
-    wrong = {row.row - batch.start for row in bad}
-    kept = [at for at in range(len(batch.rows)) if at not in wrong]
+    bad = bad_rows_of(batch, places)
+    left_out += bad.values()
+    kept = [at for at in range(len(batch.rows)) if at not in bad]
     ids = [str(batch.start + at) if batch.ids is None else batch.ids[at] for at in kept]
     return Batch(batch.start, batch.rows[kept] if bad else batch.rows, ids)
 

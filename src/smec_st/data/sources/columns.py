@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class ColumnVectors:
         record: What the schema's metadata say about the model.
         state: See :class:`~smec_st.data.VectorSource`.
         read: Yields record batches for (column names, batch size, first row).
+        parts: Path and number of rows of each file, in order.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ColumnVectors:
     record: Mapping[str, Any]
     state: str
     read: Callable[[list[str], int, int], Iterator[pa.RecordBatch]]
+    parts: tuple[tuple[str, int], ...] = ()
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
         """See :class:`~smec_st.data.VectorSource`."""
@@ -83,7 +85,9 @@ def open_parquet(path: Path, column: str | None = None) -> ColumnVectors:
                 yield batch.slice(start)
                 start = 0
 
-    return _columns(str(path), schema, column, rows, file_state(*paths), read)
+    found = _columns(str(path), schema, column, rows, file_state(*paths), read)
+    parts = zip(map(str, paths), (file.metadata.num_rows for file in files), strict=True)
+    return replace(found, parts=tuple(parts))
 
 
 def open_dataset(path: Path, column: str | None = None) -> ColumnVectors:
