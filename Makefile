@@ -4,12 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check docs install clean
+.PHONY: demo test test-all check docs install clean
 
 demo: install
 	$(BIN)/python examples/demo.py
 
+# Some minutes. What starts processes, builds the site or fits at length is marked slow, and runs in `make test-all`.
 test: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install

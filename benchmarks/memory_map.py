@@ -58,7 +58,7 @@ def train(options: argparse.Namespace) -> None:
         VectorTable,
         load_vectors,
     )
-    from smec_st.losses import Relevance
+    from smec_st.losses.relevance import Relevance
 
     imported = peak_mib()
     corpus = load_vectors(options.file)

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 from smec_st import Compressor, load_collection
+from smec_st.compressor.scoring import measure
 from smec_st.data import join_collections
-from smec_st.evaluation.scoring import measure
 from smec_st.fitting.config import read_settings
 from smec_st.hub.card import write_card
 from smec_st.system.files import new_folder

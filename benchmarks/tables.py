@@ -30,6 +30,8 @@ PLOTTED = {
     "mrl-principal": "MRL from PCA",
     "smec": "smec_st",
 }
+#: Columns of the table of versions.
+VERSIONS = ("python", "torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy")
 BUDGETS = ("96", "48", "24", "12", "6")
 
 
@@ -340,6 +342,19 @@ ROBUSTNESS = {
     "mix": "One map for several collections",
     "synthetic": "Queries made from the documents",
 }
+
+
+def versions_section() -> str:
+    """One row per environment that was tried."""
+    lines = []
+    for row in json.loads((RESULTS / "versions.json").read_text())["rows"]:
+        found = row.get("versions", {})
+        verdict = "works" if row["works"] else f"fails ({row['failed']}): {row['error']}"
+        shown = [str(found.get(name, "")) for name in VERSIONS]
+        lines.append([row["set"], *shown, verdict])
+    return markdown_table(["releases", *VERSIONS, "result"], lines)
+
+
 PAGES = {
     ROOT / "README.md": {"headline": headline_section},
     DOCS / "benchmarks.md": {
@@ -350,6 +365,7 @@ PAGES = {
         "search": search_section,
         "robustness": robustness_section,
     },
+    DOCS / "guide" / "versions.md": {"versions": versions_section},
     DOCS / "guide" / "method.md": {"candidates": candidates_section},
     DOCS / "guide" / "without-labels.md": {"no-labels": no_labels_section, "transfer": transfer_section},
     ROOT / "benchmarks" / "ablation.md": {"ablation": ablation_section},

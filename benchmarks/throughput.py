@@ -31,10 +31,10 @@ from smec_st import (
     SMECLoss,
     VectorTable,
 )
-from smec_st.losses import Relevance
+from smec_st.losses.relevance import Relevance
+from smec_st.stages import Stage
 from smec_st.system.matmul import fast_matmul
 from smec_st.training.sampler import SpreadPairSampler
-from smec_st.training.stages import Stage
 
 
 def make_trainer(options: argparse.Namespace, folder: str) -> SequentialTrainer:

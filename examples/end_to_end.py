@@ -14,8 +14,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from smec_st import SequentialTrainingArguments
+from smec_st.compressor.text import text_trainer, trained_compressor
 from smec_st.data.jsonl import read_jsonl
-from smec_st.training.text import text_trainer, trained_compressor
 
 
 def main(arguments=None):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from smec_st.training.stages import Stage, StageReport, check_dims, default_dims, plan_stages
+from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 
 def steps(plan):

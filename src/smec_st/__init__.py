@@ -17,11 +17,11 @@ _HOME = {
     "DataError": "smec_st.data",
     "EmbeddingInput": "smec_st.modules",
     "FitConfig": "smec_st.fitting.config",
-    "LossSettings": "smec_st.fitting.config",
+    "LossSettings": "smec_st.losses.settings",
     "FunnelIndex": "smec_st.search",
     "Qrels": "smec_st.data",
     "ResidualAdapter": "smec_st.modules",
-    "SMECLoss": "smec_st.losses",
+    "SMECLoss": "smec_st.losses.smec",
     "SelectableCrossBatchMemory": "smec_st.losses.memory",
     "SequentialTrainer": "smec_st.training.trainer",
     "SequentialTrainingArguments": "smec_st.training.arguments",
@@ -57,9 +57,10 @@ __all__ = [
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
     from smec_st.data import Collection, DataError, Qrels, VectorTable, load_collection, load_vectors, open_vectors
-    from smec_st.fitting.config import FitConfig, LossSettings
-    from smec_st.losses import SMECLoss
+    from smec_st.fitting.config import FitConfig
     from smec_st.losses.memory import SelectableCrossBatchMemory
+    from smec_st.losses.settings import LossSettings
+    from smec_st.losses.smec import SMECLoss
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
     from smec_st.search import FunnelIndex
     from smec_st.training.arguments import SequentialTrainingArguments

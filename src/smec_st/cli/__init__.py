@@ -73,10 +73,14 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, _Interrupted, click.Abort):
         return _print_error("interrupted; the same command continues where it stopped.", INTERRUPTED)
     except Exception as error:
-        from smec_st.data import DataError
+        from smec_st.data.errors import DataError
+        from smec_st.system.optional import how_to_install
 
         if isinstance(error, RecursionError):
             return _print_error("the input is nested too deeply.", USAGE)
+        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("smec_st"):
+            package = error.name.partition(".")[0]
+            return _print_error(f"this command needs {package}. {how_to_install(package)}", USAGE)
         if not isinstance(error, (DataError, OSError, FloatingPointError)):
             raise
         return _print_error(str(error), USAGE)

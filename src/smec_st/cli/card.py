@@ -37,8 +37,8 @@ def card(
     """Measure COMPRESSOR, and write a model card for REPO_ID into its folder; `push` publishes those figures."""
     with thinking("reading"):
         from smec_st.compressor import Compressor
+        from smec_st.compressor.scoring import measure
         from smec_st.data import load_collection
-        from smec_st.evaluation.scoring import measure
         from smec_st.hub.card import write_card
 
         loaded = Compressor.load(compressor)

@@ -28,9 +28,9 @@ def evaluate(
     """Score a COMPRESSOR at each of its sizes, next to the original vectors, truncation and PCA."""
     with thinking("reading"):
         from smec_st.compressor import Compressor
+        from smec_st.compressor.scoring import score_compressor
         from smec_st.data import load_collection
         from smec_st.evaluation.report import print_rows, write_json
-        from smec_st.evaluation.scoring import score_compressor
 
         loaded = Compressor.load(compressor)
         collection = load_collection(data, vectors, model, task, similarity)

@@ -110,8 +110,8 @@ def fit(
             labels = fitted_on.qrels["train"]
     with thinking("loading"):
         from smec_st.compressor import Compressor
+        from smec_st.compressor.scoring import score_compressor
         from smec_st.evaluation.report import print_rows, write_report
-        from smec_st.evaluation.scoring import score_compressor
         from smec_st.evaluation.target import choose_size
         from smec_st.fitting.choice import Decision
         from smec_st.system.files import new_folder

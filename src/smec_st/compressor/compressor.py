@@ -14,11 +14,11 @@ from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
 from smec_st.data.embedding import backbone_record, embed_if_texts
 from smec_st.data.errors import check_seed, some, whole_number
 from smec_st.data.space import check_backbone
-from smec_st.fitting.config import HELD_OUT
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
 from smec_st.system.files import new_folder
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -324,6 +324,8 @@ class Compressor:
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
+        load_optional("torch", "fitting")
+        from smec_st.fitting.config import HELD_OUT
         from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config, settings_of
 
         if backbone and backbone.get("fingerprint"):
@@ -411,6 +413,8 @@ class Compressor:
         Raises:
             DataError: If no size of this compressor fits, or the input cannot be used.
         """
+        load_optional("torch", "fitting")
+        from smec_st.fitting.config import HELD_OUT
         from smec_st.quantization.choice import add_best
 
         table, seed = self._table(corpus, queries, own_document), check_seed(seed)
@@ -449,6 +453,7 @@ class Compressor:
         Raises:
             DataError: If a size exists already or the input cannot be used.
         """
+        load_optional("torch", "fitting")
         from smec_st.fitting.fit import extend_maps, resolve_config
 
         table = self._table(corpus, queries, own_document)
@@ -510,11 +515,12 @@ class Compressor:
         Raises:
             DataError: If there is no such repository or revision, it may not be read, or it holds no compressor.
         """
-        from smec_st.hub.load import from_pretrained
+        from smec_st.hub.load import compressor_folder
 
-        return from_pretrained(
-            cls, repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        folder = compressor_folder(
+            repo_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
+        return cls.load(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Compressor:

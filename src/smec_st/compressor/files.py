@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,11 +14,9 @@ from smec_st import __version__
 from smec_st.data.errors import DataError, one_line, parse_json, some
 from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.maps import FoldedMap, Layer
+from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.storage import head_entries, head_tensors, read_heads
 from smec_st.system.files import write_text
-
-if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
 
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
 FORMAT = 2  # in format 1 the fingerprint covered neither activations nor sizes
@@ -26,9 +24,10 @@ DERIVED = ("width", "dims", "nested_dims")  # written for readers without this p
 NOT_INFO = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps", "heads")
 
 Maps = list[tuple[FoldedMap, tuple[int, ...]]]
+Made = TypeVar("Made", bound=CompressorLike)
 
 
-def write_files(compressor: Compressor, folder: Path) -> None:
+def write_files(compressor: CompressorLike, folder: Path) -> None:
     """Write both files of a compressor into an existing folder."""
     config = {
         "format": FORMAT,
@@ -52,7 +51,7 @@ def describe_maps(maps: Sequence[tuple[FoldedMap, tuple[int, ...]]]) -> list[dic
     ]
 
 
-def derived(compressor: Compressor) -> dict[str, Any]:
+def derived(compressor: CompressorLike) -> dict[str, Any]:
     """Return what ``compressor.json`` says twice: :data:`DERIVED`."""
     return {
         "width": compressor.width,
@@ -61,7 +60,7 @@ def derived(compressor: Compressor) -> dict[str, Any]:
     }
 
 
-def fingerprint(compressor: Compressor, format: int = FORMAT) -> str:
+def fingerprint(compressor: CompressorLike, format: int = FORMAT) -> str:
     """Hash the backbone, the weights, and since format 2 the activations and sizes of every map.
 
     The backbone's probe is left out, because it is rounded otherwise on other machines.
@@ -76,7 +75,7 @@ def fingerprint(compressor: Compressor, format: int = FORMAT) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_files(folder: Path, make: Callable[[Maps, dict[str, Any]], Compressor]) -> Compressor:
+def read_files(folder: Path, make: Callable[[Maps, dict[str, Any]], Made]) -> Made:
     """Read both files of a compressor.
 
     Args:

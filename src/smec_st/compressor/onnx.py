@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError
+from smec_st.quantization.interface import CompressorLike
 from smec_st.system.files import write_bytes
-
-if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
+from smec_st.system.optional import load_optional
 
 OPSET = 18
 IR_VERSION = 9  # the version that came with opset 18, so that older runtimes can read the file
 TINY = 1e-12
 
 
-def write_onnx(compressor: Compressor, path: Path, dim: int | None = None) -> None:
+def write_onnx(compressor: CompressorLike, path: Path, dim: int | None = None) -> None:
     """Write one size of a compressor; see :meth:`~smec_st.Compressor.to_onnx`.
 
     The metadata of the file contain the fingerprint, the size, and the name of the backbone.
@@ -26,11 +24,8 @@ def write_onnx(compressor: Compressor, path: Path, dim: int | None = None) -> No
     Raises:
         DataError: If the package ``onnx`` is missing.
     """
-    try:
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError as error:
-        raise DataError('writing ONNX needs onnx. Install it with `pip install "smec-st[onnx]"`.') from error
+    onnx = load_optional("onnx", "writing ONNX")
+    helper = onnx.helper
     folded = compressor.map_for(dim)
     constants: dict[str, np.ndarray] = {
         "axis": np.array([1], dtype=np.int64),
@@ -49,9 +44,9 @@ def write_onnx(compressor: Compressor, path: Path, dim: int | None = None) -> No
     graph = helper.make_graph(
         nodes,
         "compressor",
-        [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", folded.in_dim])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", folded.out_dim])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        [helper.make_tensor_value_info("vectors", onnx.TensorProto.FLOAT, ["n", folded.in_dim])],
+        [helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["n", folded.out_dim])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="smec-st")
     model.ir_version = IR_VERSION

@@ -9,7 +9,7 @@ from smec_st.data.join import join_collections
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.load import load_collection
 from smec_st.data.pairs import NumberedPairs, number_pairs
-from smec_st.data.qrels import Qrels, as_qrels
+from smec_st.data.qrels import Qrels, as_qrels, places_among
 from smec_st.data.safetensors import read_safetensors
 from smec_st.data.sources import Batch, VectorSource, load_vectors, open_vectors
 from smec_st.data.synthetic import add_synthetic_queries
@@ -36,6 +36,7 @@ __all__ = [
     "load_vectors",
     "number_pairs",
     "open_vectors",
+    "places_among",
     "read_jsonl",
     "read_safetensors",
     "unit_rows",

@@ -15,6 +15,7 @@ import numpy as np
 from smec_st.data.errors import DataError, one_line, parse_json
 from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.data.vectors import as_numpy, unit_rows
+from smec_st.system.optional import load_optional
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -108,10 +109,9 @@ def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int =
 
 
 def _open_image(path: Path) -> Any:
-    from PIL import Image
-
+    pillow = load_optional("PIL.Image", "reading images")
     try:
-        with Image.open(path) as image:
+        with pillow.open(path) as image:
             return image.convert("RGB")
     except OSError as error:
         raise DataError(f"{path} is not a readable image: {one_line(error)}") from error

@@ -233,6 +233,14 @@ class Qrels:
         return (*parts, left, *(drawn.of_queries(part) for part in np.array_split(rows, count - apart)))
 
 
+def places_among(rows: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Position of each document in some ascending corpus rows, -1 for documents that are not there, ``(n,)``.
+
+    The counterpart of :meth:`Qrels.renumbered` for the document that is the query itself.
+    """
+    return np.where(np.isin(documents, rows), np.searchsorted(rows, documents), -1)
+
+
 def as_qrels(qrels: Qrels | Mapping[int, Mapping[int, float]] | ArrayLike, query_size: int, corpus_size: int) -> Qrels:
     """Convert judgements by row to :class:`Qrels` and check the row numbers.
 

@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from smec_st.data import Qrels, Table, unit_rows
+from smec_st.data import Qrels, Table, places_among, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
 
 
@@ -38,8 +38,7 @@ class HeldOutEvaluator(BaseEvaluator):
         queries = qrels.query_rows
         self._qrels = qrels.renumbered(rows)
         own = table.own(torch.from_numpy(table.query_ids(queries))).numpy()
-        at = np.searchsorted(rows, own)
-        self._own = np.where(np.isin(own, rows), at, -1)
+        self._own = places_among(rows, own)
         self._corpus = table[torch.from_numpy(rows)]
         self._queries = table[torch.from_numpy(table.query_ids(queries))]
 

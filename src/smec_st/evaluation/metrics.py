@@ -1,17 +1,14 @@
-"""Exact search, and retrieval metrics computed by ``pytrec_eval`` (the evaluation code of TREC and BEIR)."""
+"""Exact search, and retrieval metrics as ``trec_eval`` (the evaluation code of TREC and BEIR) computes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-import pytrec_eval
 
 from smec_st.data import Qrels
 
 PerQuery = dict[str, np.ndarray]  # metric to one value per query
-
-_MEASURES = {"ndcg": "ndcg_cut", "recall": "recall", "mrr": "recip_rank"}
 
 
 def exact_search(corpus: np.ndarray, queries: np.ndarray, k: int, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -72,17 +69,45 @@ def score_rankings(
     missing = [query for query in judged if query not in rankings]
     if missing or not judged:
         raise ValueError(f"{len(missing)} of {len(judged)} judged queries have no ranking.")
-    gold = {str(q): {str(d): int(g) for d, g in grades.items()} for q, grades in judged.items()}
     result: PerQuery = {}
     for metric in metrics:
         name, cut = _parse(metric)
-        # Distinct scores keep the order of the ranking; pytrec_eval would reorder ties.
-        run = {q: {str(d): float(cut - i) for i, d in enumerate(rankings[int(q)][:cut])} for q in gold}
-        measure = _MEASURES[name] if name == "mrr" else f"{_MEASURES[name]}.{cut}"
-        scored = pytrec_eval.RelevanceEvaluator(gold, {measure}).evaluate(run)
-        key = measure.replace(".", "_")
-        result[metric] = np.array([scored[q][key] for q in gold], dtype=np.float64)
+        result[metric] = np.zeros(len(judged), dtype=np.float64)
+        for place, (query, grades) in enumerate(judged.items()):
+            found = [grades.get(row, 0) for row in np.asarray(rankings[query])[:cut].tolist()]
+            result[metric][place] = _MEASURES[name](found, grades, cut)
     return result
+
+
+def _ndcg(found: Sequence[float], grades: Mapping[int, float], cut: int) -> float:
+    """Discounted cumulative gain of the grades that were found, as a share of that of the best ranking."""
+    ideal = sorted(grades.values(), reverse=True)[:cut]
+    return _gain(found) / _gain(ideal)
+
+
+def _gain(grades: Sequence[float]) -> float:
+    gains = np.array(grades, dtype=np.float64) / np.log2(np.arange(2, len(grades) + 2))
+    return (
+        float(gains.cumsum()[-1]) if len(gains) else 0.0
+    )  # adds one by one, as trec_eval does; `sum` would round differently
+
+
+def _recall(found: Sequence[float], grades: Mapping[int, float], cut: int) -> float:
+    """Share of the relevant documents that were found."""
+    return sum(grade > 0 for grade in found) / len(grades)
+
+
+def _reciprocal_rank(found: Sequence[float], grades: Mapping[int, float], cut: int) -> float:
+    """One divided by the rank of the first relevant document; 0 if none was found."""
+    return next((1 / (place + 1) for place, grade in enumerate(found) if grade > 0), 0.0)
+
+
+#: Functions of the grades of the ranked documents, the grades of all relevant documents, and the depth.
+_MEASURES: dict[str, Callable[[Sequence[float], Mapping[int, float], int], float]] = {
+    "ndcg": _ndcg,
+    "recall": _recall,
+    "mrr": _reciprocal_rank,
+}
 
 
 def _parse(metric: str) -> tuple[str, int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from smec_st.data import as_numpy, unit_rows
 from smec_st.evaluation.report import Row
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     from mteb import AbsTask
@@ -27,11 +28,10 @@ class SizedEncoder:
     """
 
     def __init__(self, model: SentenceTransformer, **kwargs: Any) -> None:
-        from mteb.models import SentenceTransformerEncoderWrapper
-
         self.dim: int | None = None
         self.encoded = 0
-        self._inner = SentenceTransformerEncoderWrapper(model, **kwargs)
+        models = load_optional("mteb.models", "running MTEB")
+        self._inner = models.SentenceTransformerEncoderWrapper(model, **kwargs)
         self._cache: dict[str, np.ndarray] = {}
 
     @property
@@ -86,7 +86,7 @@ def evaluate_mteb(
     Raises:
         ValueError: If a size is not between 1 and the model's width.
     """
-    import mteb
+    mteb = load_optional("mteb", "running MTEB")
 
     with model.truncate_embeddings(None):
         width = model.get_embedding_dimension()

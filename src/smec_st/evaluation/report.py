@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import rich.table
 
 from smec_st.system.files import write_text
+from smec_st.system.optional import how_to_install, is_installed, load_optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,11 +81,33 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def write_report(rows: Sequence[Row], folder: str | Path, title: str) -> None:
-    """Write ``report.json``, ``report.csv`` and ``report.png`` into a folder."""
+    """Write ``report.json``, ``report.csv`` and, if matplotlib is installed, ``report.png`` into a folder."""
     folder = Path(folder)
     write_json(rows, folder / "report.json")
     write_csv(rows, folder / "report.csv")
-    plot_rows(rows, folder / "report.png", title)
+    if can_plot(folder / "report.png"):
+        plot_rows(rows, folder / "report.png", title)
+
+
+def can_plot(path: Path) -> bool:
+    """Return whether matplotlib is installed; if it is not, warn that this plot is left out.
+
+    Results that took long to measure must not be lost because there is nothing to draw them with.
+    """
+    if not is_installed("matplotlib"):
+        warnings.warn(f"{path.name} is not drawn without matplotlib. {how_to_install('matplotlib')}", stacklevel=3)
+        return False
+    return True
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure, in inches.
+
+    Raises:
+        DataError: If matplotlib is not installed.
+    """
+    figure: Figure = load_optional("matplotlib.figure", "a plot").Figure(figsize=(width, height), layout="constrained")
+    return figure
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -187,9 +211,7 @@ DASHES = ("-", "--", "-.", ":")
 
 def plot_rows(rows: Sequence[Row], path: str | Path, title: str, metric: str = "ndcg@10") -> None:
     """Plot quality against size: one line per method, and the original as a horizontal line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = new_figure(7, 4.2)
     axes = figure.subplots()
     draw_lines(axes, rows, lambda row: row.dim, lambda row: row.metrics[metric])
     label_sizes(axes, "numbers per vector (4 bytes each)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from smec_st.data import Collection, DataError, Qrels
 from smec_st.evaluation import untrained
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.statistics import paired_interval
-
-if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
 
 FORM = re.compile(r"(?P<metric>(ndcg|recall|mrr)@[1-9]\d*)\s*>=\s*(?P<share>\d*\.?\d+)\s*(?:\*\s*)?original")
 
@@ -100,9 +97,18 @@ class Choice:
         return f"{self.target}, 95 % confidence, {self.queries} held-out queries: {found}"
 
 
-def choose_size(
-    target: Target, compressor: Compressor, collection: Collection, held_out: Qrels, seed: int = 0
-) -> Choice:
+class Sizes(Protocol):
+    """What a compressor offers to the choice: its sizes, and vectors of each."""
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """All sizes, in descending order."""
+
+    def transform(self, vectors: np.ndarray, dim: int | None = None) -> np.ndarray:
+        """Compress vectors, ``(n, D)``, to one size, ``(n, dim)``."""
+
+
+def choose_size(target: Target, compressor: Sizes, collection: Collection, held_out: Qrels, seed: int = 0) -> Choice:
     """Test sizes from the widest down, and stop at the first that does not hold.
 
     The order is fixed in advance, so the probability of choosing a size that does not hold is at most that of a single

@@ -30,8 +30,8 @@ from smec_st.fitting.config import (
     FitConfig,
 )
 from smec_st.fitting.recipe import Fitted, Maps, fit_stages, fit_untrained
+from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 from smec_st.system.files import read_json, write_text
-from smec_st.training.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 UNTRAINED = ("truncate", "pca")
 INPUT = "input.json"  # in the folder of a run: the hash of all that it depends on

@@ -14,8 +14,8 @@ import numpy as np
 from smec_st.data import DataError, Qrels, Table
 from smec_st.fitting.config import MOST_HIDDEN, PAIRS_PER_QUERY, FitConfig
 from smec_st.maps.folding import FoldedMap, Layer
+from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 from smec_st.system.quiet import quiet_libraries
-from smec_st.training.stages import Stage, StageReport, check_dims, default_dims, plan_stages
 
 if TYPE_CHECKING:
     from smec_st.training.arguments import SequentialTrainingArguments
@@ -82,8 +82,9 @@ def fit_stages(
     from sentence_transformers import SentenceTransformer
     from transformers import set_seed
 
-    from smec_st.losses import Relevance, SMECLoss
     from smec_st.losses.memory import SelectableCrossBatchMemory
+    from smec_st.losses.relevance import Relevance
+    from smec_st.losses.smec import SMECLoss
     from smec_st.modules import EmbeddingInput
     from smec_st.training.trainer import SequentialTrainer
 

@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st import __version__
-from smec_st.evaluation.report import Row, draw_lines, label_of, label_sizes, markdown_rows, save_figure
+from smec_st.evaluation.report import (
+    Row,
+    can_plot,
+    draw_lines,
+    label_of,
+    label_sizes,
+    markdown_rows,
+    new_figure,
+    save_figure,
+)
 from smec_st.fitting.choice import Decision
+from smec_st.quantization.interface import CompressorLike
+from smec_st.system.optional import is_installed
 
 if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
     from smec_st.hub.evidence import Evidence
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -22,7 +32,7 @@ REPO_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 def write_card(
-    compressor: Compressor,
+    compressor: CompressorLike,
     folder: Path,
     repo_id: str,
     dim: int | None = None,
@@ -44,7 +54,7 @@ def write_card(
         license: The Hub's short name of the licence, such as ``apache-2.0``.
         base: Name of the backbone, used if the compressor does not record it.
     """
-    if evidence is not None:
+    if evidence is not None and can_plot(folder / PLOT):
         plot_quality(evidence.rows, folder / PLOT)
     text = model_card(
         compressor, repo_id, dim, folder=folder, head_only=head_only, evidence=evidence, license=license, base=base
@@ -53,7 +63,7 @@ def write_card(
 
 
 def model_card(
-    compressor: Compressor,
+    compressor: CompressorLike,
     repo_id: str,
     dim: int | None = None,
     *,
@@ -111,7 +121,7 @@ def public_name(model: str | None) -> str:
 
 
 def _metadata(
-    compressor: Compressor,
+    compressor: CompressorLike,
     base: str,
     sizes: Sequence[int],
     head_only: bool,
@@ -135,7 +145,7 @@ def _metadata(
     )
 
 
-def _results(compressor: Compressor, evidence: Evidence, sizes: Sequence[int]) -> list[Any]:
+def _results(compressor: CompressorLike, evidence: Evidence, sizes: Sequence[int]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     return [
@@ -157,12 +167,12 @@ def _results(compressor: Compressor, evidence: Evidence, sizes: Sequence[int]) -
 # -- measurements -----------------------------------------------------------------------------------------------------
 
 
-def ours(compressor: Compressor, rows: Sequence[Row]) -> list[Row]:
+def ours(compressor: CompressorLike, rows: Sequence[Row]) -> list[Row]:
     """Return those rows of a report that measure the compressor itself, not a baseline."""
     return [row for row in rows if row.method == compressor.info.get("method")]
 
 
-def _measured(evidence: Evidence | None, compressor: Compressor) -> dict[str, Any]:
+def _measured(evidence: Evidence | None, compressor: CompressorLike) -> dict[str, Any]:
     if evidence is None:
         return {"table": None}
     scale = [
@@ -177,7 +187,7 @@ def _measured(evidence: Evidence | None, compressor: Compressor) -> dict[str, An
         else f"{label_of(METRIC)} on {where}.",
         "table": markdown_rows(evidence.rows, METRIC, _difference),
         "lossless": lossless_sentence(compressor, evidence.rows),
-        "plot": PLOT,
+        "plot": PLOT if is_installed("matplotlib") else None,
         "command": evidence.command,
         "versions": ", ".join(f"{name} {version}" for name, version in evidence.versions.items()),
     }
@@ -190,7 +200,7 @@ def _difference(row: Row) -> str:
     return f" ({difference:+.3f}, {low:+.3f} to {high:+.3f})"
 
 
-def lossless_sentence(compressor: Compressor, rows: Sequence[Row]) -> str:
+def lossless_sentence(compressor: CompressorLike, rows: Sequence[Row]) -> str:
     """Say how many times smaller the vectors can be before the score falls below the original's."""
     original = next((row for row in rows if row.method == "original"), None)
     own = ours(compressor, rows)
@@ -214,9 +224,7 @@ def _times(rows: Sequence[Row], original: Row) -> str:
 
 def plot_quality(rows: Sequence[Row], path: Path) -> None:
     """Plot quality against numbers per vector and against bytes per vector."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(10, 4)
     sides = figure.subplots(1, 2, sharey=True)
     draw_lines(sides[0], [row for row in rows if row.is_float32], lambda row: row.dim, lambda row: row.metrics[METRIC])
     draw_lines(sides[1], rows, lambda row: row.bytes_per_vector, lambda row: row.metrics[METRIC])
@@ -234,7 +242,7 @@ def _title(base: str, sizes: Sequence[int]) -> str:
     return f"{base.rsplit('/')[-1]} in {_listed(sizes)} dimensions"
 
 
-def _summary(compressor: Compressor, base: str, sizes: Sequence[int], evidence: Evidence | None) -> str:
+def _summary(compressor: CompressorLike, base: str, sizes: Sequence[int], evidence: Evidence | None) -> str:
     kind = "map with one hidden layer" if _activation_note(compressor) else "linear map"
     text = (
         f"Embeddings of `{base}`, {compressor.width} numbers each, compressed to {_listed(sizes)} by a learned {kind}."
@@ -250,7 +258,7 @@ def _summary(compressor: Compressor, base: str, sizes: Sequence[int], evidence: 
     return text
 
 
-def _training(compressor: Compressor, evidence: Evidence | None) -> str:
+def _training(compressor: CompressorLike, evidence: Evidence | None) -> str:
     info, data = compressor.info, compressor.info.get("data") or {}
     parts = [f"Method `{info.get('method')}`; the backbone was not changed."]
     if data:
@@ -277,7 +285,7 @@ def _chosen(decision: Decision) -> str:
     )
 
 
-def _activation_note(compressor: Compressor) -> str:
+def _activation_note(compressor: CompressorLike) -> str:
     used = {layer.activation for layer in compressor.map_for().layers if layer.activation}
     return f", with {', '.join(sorted(used))} between the layers" if used else ""
 

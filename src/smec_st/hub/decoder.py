@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -80,13 +81,10 @@ def decoder_backbone(
 
 
 def _merged(backbone: Any, adapters: Sequence[str | Path]) -> Any:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise DataError('adapters need an extra: pip install "smec-st[llm]".') from error
+    peft = load_optional("peft", "merging adapters")
     for adapter in adapters:
         try:
-            backbone = PeftModel.from_pretrained(backbone, str(adapter)).merge_and_unload()
+            backbone = peft.PeftModel.from_pretrained(backbone, str(adapter)).merge_and_unload()
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"cannot apply the adapter {adapter}: {one_line(error)}") from error
     return backbone

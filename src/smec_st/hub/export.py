@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,9 @@ from smec_st.hub.load import INSIDE
 from smec_st.hub.serving import LEGACY
 from smec_st.maps import Layer
 from smec_st.modules.adapter import ACTIVATIONS
+from smec_st.quantization.interface import CompressorLike
 from smec_st.system.files import new_folder, read_json, write_json
 from smec_st.system.quiet import quiet_libraries
-
-if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
 
 _POOLING_MODES = {
     "cls": "cls_token",
@@ -37,7 +35,9 @@ _POOLING_MODES = {
 }
 
 
-def attach(compressor: Compressor, model: SentenceTransformer | str, dim: int | None = None) -> SentenceTransformer:
+def attach(
+    compressor: CompressorLike, model: SentenceTransformer | str, dim: int | None = None
+) -> SentenceTransformer:
     """See :meth:`smec_st.compressor.Compressor.attach`."""
     from smec_st.data.embedding import backbone_record, load_model
 
@@ -78,7 +78,7 @@ def _dense(layer: Layer) -> Dense:
 
 
 def export(
-    compressor: Compressor,
+    compressor: CompressorLike,
     model: SentenceTransformer | str,
     folder: str | Path,
     dim: int | None = None,
@@ -185,7 +185,7 @@ def _keep_attention(folder: Path, model: SentenceTransformer) -> None:
     write_json(path, {**read_json(path), "requirements": {"transformers": {"specifier": ">=5.2", "reason": reason}}})
 
 
-def _mark_matryoshka(folder: Path, compressor: Compressor, dim: int | None) -> None:
+def _mark_matryoshka(folder: Path, compressor: CompressorLike, dim: int | None) -> None:
     """List the sizes of a nested map in ``config.json``, where servers look up which sizes a client may request."""
     path = folder / "config.json"
     if dim is not None or len(compressor.nested_dims) < 2 or not path.is_file():

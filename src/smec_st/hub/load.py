@@ -1,15 +1,12 @@
-"""Read a compressor from the Hugging Face Hub, or from a folder."""
+"""Find a compressor on the Hugging Face Hub, or in a folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smec_st.data import DataError
 from smec_st.hub.errors import hub_errors
-
-if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
 
 #: Folder of an exported model that holds its compressor. It is not the root folder, because servers read every
 #: ``*.safetensors`` file there as weights of the backbone.
@@ -17,16 +14,15 @@ INSIDE = "compressor"
 _FILES = ("compressor.json", "compressor.safetensors")
 
 
-def from_pretrained(
-    kind: type[Compressor],
+def compressor_folder(
     repo_id: str | Path,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-) -> Compressor:
-    """See :meth:`smec_st.compressor.Compressor.from_pretrained`."""
+) -> Path:
+    """Return the local folder that holds the compressor; see :meth:`smec_st.Compressor.from_pretrained`."""
     folder = local_folder(
         repo_id,
         revision=revision,
@@ -37,7 +33,7 @@ def from_pretrained(
     )
     for place in (folder, folder / INSIDE):
         if (place / _FILES[0]).is_file():
-            return kind.load(place)
+            return place
     raise DataError(f"{repo_id} holds no compressor (no {_FILES[0]}).")
 
 

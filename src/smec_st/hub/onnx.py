@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.data import DataError
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -52,11 +53,8 @@ def write_onnx(model: SentenceTransformer, folder: Path) -> Path:
     Raises:
         DataError: If the packages of the extra ``onnx`` are missing, or the model does not read text.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise DataError('ONNX needs an extra: pip install "smec-st[onnx]".') from error
+    for package in ("onnx", "onnxscript"):
+        load_optional(package, "writing ONNX")
     modules = list(model)
     if not hasattr(modules[0], "auto_model") or not model.supports("text"):
         raise DataError("only models that read text are exported to ONNX.")

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
+from smec_st.data.space import check_backbone
 from smec_st.hub.card import REPO_ID, write_card
 from smec_st.hub.errors import LOG_IN, explain, hub_errors
+from smec_st.quantization.interface import CompressorLike
 from smec_st.system.files import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from sentence_transformers import SentenceTransformer
 
-    from smec_st.compressor import Compressor
     from smec_st.hub.evidence import Evidence
 
 PER_SIZE = ("branches", "tags")
@@ -35,7 +36,7 @@ _ALWAYS_THERE = {".gitattributes"}
 
 
 def push(
-    compressor: Compressor,
+    compressor: CompressorLike,
     repo_id: str,
     model: SentenceTransformer | str | None = None,
     *,
@@ -84,7 +85,7 @@ def push(
 
 
 def write_repository(
-    compressor: Compressor,
+    compressor: CompressorLike,
     folder: Path,
     repo_id: str,
     model: SentenceTransformer | None,
@@ -107,10 +108,13 @@ def write_repository(
         base: Id of the backbone, used instead of the name that the model records.
     """
     from smec_st.data.embedding import backbone_record
+    from smec_st.hub.export import export
 
     if model is not None:
-        compressor.export(model, folder, dim)
-        base = base or backbone_record(model)["model"]
+        record = backbone_record(model)
+        check_backbone(compressor.info.get("backbone") or {}, record, "the model")
+        export(compressor, model, folder, dim)
+        base = base or record["model"]
         _check_reference(folder)
     else:
         only_this(compressor, dim).save(folder)
@@ -127,7 +131,7 @@ def _check_reference(folder: Path) -> None:
         raise DataError(f"the adapter refers to {base!r}, which is not on the Hub; merge it, or name the base's id.")
 
 
-def only_this(compressor: Compressor, dim: int | None) -> Compressor:
+def only_this(compressor: CompressorLike, dim: int | None) -> CompressorLike:
     """Return a compressor that has only the size ``dim``; the compressor itself for None."""
     if dim is None:
         return compressor

@@ -16,6 +16,7 @@ import numpy as np
 
 from smec_st.data import DataError, read_safetensors, unit_rows
 from smec_st.system.files import read_json
+from smec_st.system.optional import load_optional
 
 LEGACY = "sentence_transformers.models."  # module names before sentence-transformers 5.4
 KNOWN_NAMES = tuple(LEGACY + name for name in ("Transformer", "Pooling", "Dense", "Normalize"))
@@ -147,10 +148,7 @@ def as_onnx(folder: Path, texts: Sequence[str]) -> np.ndarray:
 
     from smec_st.hub.onnx import FILE, VECTOR
 
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DataError('reading ONNX needs an extra: pip install "smec-st[onnx]".') from error
+    onnxruntime = load_optional("onnxruntime", "reading ONNX")
     session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
     inputs = AutoTokenizer.from_pretrained(folder)(list(texts), padding=True, truncation=True, return_tensors="np")
     named = {node.name: inputs[node.name].astype(np.int64) for node in session.get_inputs()}

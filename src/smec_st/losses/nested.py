@@ -2,7 +2,8 @@
 
 Autograd would keep a dozen ``(rows, pool)`` matrices per size and walk over each of them several times. The gradient
 of both terms with respect to a cosine is short enough to be written down, so each size needs two buffers and a handful
-of passes. ``tests/test_nested_loss.py`` holds it to autograd over the plain formulas of :mod:`smec_st.functional`.
+of passes. ``tests/losses/test_nested_loss.py`` holds it to autograd over the plain formulas in
+:mod:`smec_st.functional`.
 """
 
 from __future__ import annotations

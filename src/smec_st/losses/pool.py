@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from smec_st.data import Table
-from smec_st.fitting.config import LossSettings
 from smec_st.losses.memory import EMPTY, SelectableCrossBatchMemory
 from smec_st.losses.ranks import any_rank, gather_rows, world_size
 from smec_st.losses.relevance import Relevance
+from smec_st.losses.settings import LossSettings
 
 
 class CandidatePool:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.data import Table
-from smec_st.fitting.config import LossSettings
 from smec_st.functional import NEVER, alignment_l1, nested_cosines, rank_loss, spread, unit
 from smec_st.losses.memory import SelectableCrossBatchMemory
 from smec_st.losses.nested import Comparison, nested_loss
 from smec_st.losses.pool import CandidatePool
 from smec_st.losses.ranks import gather_rows, mean_gradient, share_of_mean
 from smec_st.losses.relevance import Relevance
+from smec_st.losses.settings import LossSettings
 from smec_st.losses.shadows import Shadows
 from smec_st.modules.weights import FINISHED
-from smec_st.training.stages import Stage
+from smec_st.stages import Stage
 
 NARROW = 1 / 16  # of the width: sizes up to here have a temperature of their own
 USUAL_SPREAD = 0.8  # of the vectors that temperatures were chosen on

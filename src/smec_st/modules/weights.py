@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sentence_transformers.base.modules import Module
 from torch import Tensor
-from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FINISHED = "finished_embedding"  # the output of all finished modules, where it was computed before
 

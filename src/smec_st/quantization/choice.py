@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.data import DataError, Qrels, VectorTable, places_among
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Binary, Codec, Plain
 from smec_st.quantization.head import Head
+from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, sample_rows
 from smec_st.quantization.training import LastStage, train_codes
 
-if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
+Like = TypeVar("Like", bound=CompressorLike)
 
 #: Rows that codes are fitted on, and documents that a choice is made among.
 FIT_ROWS, JUDGED_ROWS, ASKING_ROWS = 8_000, 50_000, 500
@@ -61,7 +61,7 @@ class Judge:
             rows, judged = np.union1d(rows, dev.pairs[:, 1]), dev.query_rows
             ids = table.query_ids(judged)
             own = table.own(torch.from_numpy(ids)).numpy()
-            own = np.where(np.isin(own, rows), np.searchsorted(rows, own), -1)
+            own = places_among(rows, own)
             local = dev.renumbered(rows)
         others = np.arange(table.corpus_size, len(table)) if table.query_size else rows
         others = others[sample_rows(len(others), seed, ASKING_ROWS)]
@@ -91,7 +91,7 @@ class Judge:
         return int(np.where(behind.mean(axis=1) <= error, kept, -1).argmax())
 
 
-def candidates(compressor: Compressor, corpus: np.ndarray, bytes: int, seed: int) -> Iterator[Head]:
+def candidates(compressor: CompressorLike, corpus: np.ndarray, bytes: int, seed: int) -> Iterator[Head]:
     """Untrained ways to store a document in this many bytes, each with a size that the compressor serves.
 
     Args:
@@ -131,7 +131,7 @@ def _rotated(folded: FoldedMap, rotation: np.ndarray, codec: Codec) -> Head:
 
 
 def add_best(
-    compressor: Compressor,
+    compressor: Like,
     table: VectorTable,
     train: Qrels | None,
     dev: Qrels | None,
@@ -139,7 +139,7 @@ def add_best(
     seed: int,
     unlabelled_queries: Sequence[int] | np.ndarray | None,
     config: LastStage | None = None,
-) -> Compressor:
+) -> Like:
     """Return a compressor with the best head of this many bytes, in place of any other head of that size.
 
     Args:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from smec_st.data import DataError
 from smec_st.quantization.codecs import Binary, Int8, Product
 from smec_st.quantization.head import Head
-from smec_st.system.faiss import load_faiss
-
-if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
+from smec_st.quantization.interface import CompressorLike
+from smec_st.system.optional import load_optional
 
 SAMPLE = 65536
 
@@ -76,7 +72,7 @@ def product_codes(
     Raises:
         DataError: If FAISS is missing, or ``codes`` does not divide the width.
     """
-    faiss = load_faiss("a product codec")
+    faiss = load_optional("faiss", "a product codec")
     count, width = rows.shape
     if width % codes:
         raise DataError(f"product codes of {codes} bytes need a size that is a multiple of {codes}, got {width}.")
@@ -96,7 +92,7 @@ def product_codes(
     return rotation, Product(np.ascontiguousarray(centroids, dtype=np.float32))
 
 
-def untrained_heads(compressor: Compressor, corpus: np.ndarray, seed: int = 0) -> list[Head]:
+def untrained_heads(compressor: CompressorLike, corpus: np.ndarray, seed: int = 0) -> list[Head]:
     """Make an int8 and a binary head for every size of a compressor that lacks one.
 
     Args:

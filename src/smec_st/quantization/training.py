@@ -142,12 +142,9 @@ def train_codes(
     scale = torch.nn.Parameter(torch.zeros(()))
     codes = _Codes(codec)
     relevance = None if qrels is None else Relevance(qrels, table)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [weight], "lr": config.learning_rate},
-            {"params": [*codes.trained.values(), scale], "lr": config.code_learning_rate},
-        ]
-    )
+    of_map = {"params": [weight], "lr": config.learning_rate}
+    of_codes = {"params": [*codes.trained.values(), scale], "lr": config.code_learning_rate}
+    optimizer = torch.optim.Adam([of_map, of_codes])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.steps, 1))
     before = folded.ending(np.eye(folded.layers[-1].weight.shape[1]))
     is_plain = len(folded.layers) == 1
@@ -157,24 +154,17 @@ def train_codes(
         near_to, near_from = offered, asked
         if teacher_map is not None:
             near_to, near_from = (torch.from_numpy(teacher_map.compress(x.numpy())) for x in (offered, asked))
-        teacher = near_from @ near_to.T
         inner = (asked, offered) if is_plain else tuple(torch.from_numpy(before(x.numpy())) for x in (asked, offered))
         query, document = unit(inner[0] @ weight.T), unit(inner[1] @ weight.T)
         stored = unit(codes.decoded(document))
         student = query @ stored.T
         other = pool != table.own(anchors).unsqueeze(1)
-        loss = (
-            config.alignment_weight
-            * config.alignment_tau
-            * alignment_kl(student, teacher, config.alignment_tau, other)
-        )
+        loss = _alignment(student, near_from @ near_to.T, other, config)
         if relevance is not None:
             grades = relevance(anchors, pool)
             loss = loss + contrastive_loss(student.masked_fill(~other, -1e9), grades, config.tau * scale.exp())
             near = pool[own].unsqueeze(1) != pool
-            loss = loss + config.alignment_weight * config.alignment_tau * alignment_kl(
-                document[own] @ stored.T, near_to[own] @ near_to.T, config.alignment_tau, near
-            )
+            loss = loss + _alignment(document[own] @ stored.T, near_to[own] @ near_to.T, near, config)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -186,6 +176,12 @@ def train_codes(
         return folded.ending(mixed), codes.finished(share)
 
     return at
+
+
+def _alignment(student: Tensor, teacher: Tensor, allowed: Tensor, config: LastStage) -> Tensor:
+    """The weighted term that keeps the teacher's neighbourhoods, over the allowed pairs; ``(n, C)`` each."""
+    term: Tensor = alignment_kl(student, teacher, config.alignment_tau, allowed)
+    return config.alignment_weight * config.alignment_tau * term
 
 
 def _batch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
+from smec_st.system.optional import load_optional
 
 CONNECT_SECONDS = 10.0
 
@@ -41,12 +41,9 @@ def connect(uri: str, new: bool) -> Any:
     Raises:
         DataError: If there is nothing to connect to, or another process has the file open.
     """
-    try:
-        pymilvus = importlib.import_module("pymilvus")
-        if is_local(uri):
-            importlib.import_module("milvus_lite")
-    except ImportError as error:
-        raise DataError(f'{uri} needs Milvus. Install it with `pip install "smec-st[milvus]"`.') from error
+    pymilvus = load_optional("pymilvus", uri)
+    if is_local(uri):
+        load_optional("milvus_lite", uri)
     if is_local(uri) and not new and not Path(uri).exists():
         raise DataError(f"no such index: {uri}")
     for name in ("pymilvus", "milvus_lite"):  # they also log what they raise, which would add to our one-line errors
@@ -75,7 +72,7 @@ def disconnect(uri: str, client: Any) -> None:
         if _open_files[path] > 0:
             return
         del _open_files[path]
-    importlib.import_module("milvus_lite.server_manager").server_manager_instance.release_server(path)
+    load_optional("milvus_lite.server_manager", path).server_manager_instance.release_server(path)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from smec_st.search.storage import (
 )
 from smec_st.search.tables import check_file, damaged, file_crc, sync
 from smec_st.system.files import new_folder
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,14 +136,14 @@ class FaissBackend:
     @contextmanager
     def _write(self, what: str) -> Iterator[None]:
         """Hold the write lock while the newest state is changed. A failed write leaves the previous state."""
-        from filelock import FileLock, Timeout
+        filelock = load_optional("filelock", "writing an index")
 
         with self._writing:
             if self._lock is None:
-                lock = FileLock(str(self._folder / LOCK), timeout=0)
+                lock = filelock.FileLock(str(self._folder / LOCK), timeout=0)
                 try:
                     lock.acquire()
-                except Timeout as error:
+                except filelock.Timeout as error:
                     raise DataError(f"{self._folder} is being written by another process; try again later.") from error
                 except OSError as error:
                     raise DataError(f"{self._folder} cannot be written: {one_line(error)}") from error

@@ -16,7 +16,7 @@ import numpy as np
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line
-from smec_st.system.faiss import load_faiss
+from smec_st.system.optional import load_optional
 
 KINDS = ("flat", "hnsw", "ivf")
 PRECISIONS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "int4": "SQ4", "pq": "PQ"}
@@ -119,7 +119,7 @@ class Head:
         check_kind(name)
         self.name, self.size = name, size
         self.built_on = 0  # number of rows that its structure was chosen and trained for
-        self._faiss = load_faiss("this index")
+        self._faiss = load_optional("faiss", "this index")
         self._lock = ReadWriteLock()
         self._index: Any = self._faiss.IndexFlatIP(size)
 

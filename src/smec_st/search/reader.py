@@ -12,7 +12,7 @@ from smec_st.search.filters import Where, arrow_mask
 from smec_st.search.heads import Head
 from smec_st.search.steps import best_first
 from smec_st.search.storage import Rows
-from smec_st.system.faiss import load_faiss
+from smec_st.system.optional import load_optional
 
 EXACT_SHARE = 20  # a filter that leaves at most one row in this many is searched exactly
 
@@ -117,7 +117,7 @@ def _products_float32(
     table: np.ndarray, queries: np.ndarray, local: np.ndarray, inside: np.ndarray, out: np.ndarray
 ) -> None:
     """Compute inner products with rows of a mapped float32 table, which FAISS reads without copying them."""
-    faiss = load_faiss("this index")
+    faiss = load_optional("faiss", "this index")
     rows = np.ascontiguousarray(local, dtype=np.int64)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     scores = np.empty(rows.shape, dtype=np.float32)

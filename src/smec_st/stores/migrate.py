@@ -22,8 +22,8 @@ from smec_st.stores.bad_rows import BadRow, Places, bad_rows_of
 from smec_st.stores.files import join_shards
 from smec_st.stores.job import Job, Progress, is_parquet, transform_files
 from smec_st.stores.swap import finish_swap, swap
-from smec_st.system.faiss import load_faiss
 from smec_st.system.files import write_text
+from smec_st.system.optional import load_optional
 
 MIGRATING = "_migrating"
 
@@ -169,7 +169,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, head: Head) -> str:
-    faiss = load_faiss("a FAISS index")
+    faiss = load_optional("faiss", "a FAISS index")
 
     kinds = {"float32": "Flat", "float16": "SQfp16"}
     if head.precision not in kinds:

@@ -12,6 +12,7 @@ from smec_st.compressor import Compressor
 from smec_st.data import DataError, VectorSource
 from smec_st.quantization.head import Head
 from smec_st.stores.shards import Cutter, Output, Shard, write_shard
+from smec_st.system.optional import load_optional
 
 ATTEMPTS = 3
 
@@ -43,11 +44,8 @@ class ShardWriter:
 
 def shards_on_ray(open_job: OpenJob, numbers: Sequence[int], output: Output) -> Iterator[Shard]:
     """Write the shards with these numbers, and yield each when it is finished."""
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise DataError('the engine "ray" needs Ray. Install it with `pip install "smec-st[ray]"`.') from error
+    ray = load_optional("ray", 'the engine "ray"')
+    load_optional("ray.data", 'the engine "ray"')
     is_ours = not ray.is_initialized()
     if is_ours:
         start_ray(ray)

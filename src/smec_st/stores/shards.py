@@ -22,6 +22,7 @@ from smec_st.quantization.codecs import Codec
 from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import BadRow, BadRows, Places, bad_rows_of
 from smec_st.system.files import write_text, writing
+from smec_st.system.optional import load_optional
 
 FORMATS = ("npy", "parquet")
 BATCH_ROWS = 1024
@@ -209,8 +210,7 @@ def _npy_header(rows: np.ndarray, count: int) -> bytes:
 
 
 def _write_parquet(path: Path, parts: list[np.ndarray], ids: list[str], record: Mapping[str, Any]) -> str:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pa, pq = (load_optional(name, "writing parquet") for name in ("pyarrow", "pyarrow.parquet"))
 
     codes = np.concatenate(parts)
     columns = {"vector": pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), codes.shape[1])}

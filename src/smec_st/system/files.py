@@ -21,7 +21,7 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        from smec_st.data.errors import DataError
+        from smec_st.system.errors import DataError
 
         if isinstance(error, FileExistsError):
             raise

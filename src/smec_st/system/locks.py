@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from smec_st.data.errors import DataError
+from smec_st.system.errors import DataError
 
 
 @contextmanager

@@ -12,8 +12,8 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
     """Arguments of :class:`SequentialTrainer`; step counts, learning rate and schedule apply to each stage anew.
 
     Args:
-        dims: Sizes to train; None for :func:`~smec_st.training.stages.default_dims`.
-        order: ``grow`` or ``shrink``; see :class:`~smec_st.training.stages.Stage`.
+        dims: Sizes to train; None for :func:`~smec_st.stages.default_dims`.
+        order: ``grow`` or ``shrink``; see :class:`~smec_st.stages.Stage`.
         start: What adapters begin from: ``principal`` axes of the data (of what the frozen columns leave over), or the
             ``identity``, as published.
         hidden_dim: Width of each adapter's hidden layer; None for linear adapters.

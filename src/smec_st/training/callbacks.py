@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -14,17 +14,44 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from smec_st.functional import top_k_indices
-
-if TYPE_CHECKING:
-    from smec_st.training.trainer import SequentialTrainer
+from smec_st.losses.smec import SMECLoss
+from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
+from smec_st.stages import Stage
+from smec_st.training.sampler import SpreadPairSampler
 
 LOSS_STATE = "smec_state.safetensors"  # written last, so it also marks a checkpoint as complete
+
+
+class StagedTrainer(Protocol):
+    """What the callbacks read of a :class:`~smec_st.training.trainer.SequentialTrainer`."""
+
+    plan: tuple[Stage, ...]
+    stage: Stage
+    loss: SMECLoss
+    batch_sampler: SpreadPairSampler | None
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps of all finished stages."""
+
+    @property
+    def keeps_rows_orthonormal(self) -> bool:
+        """Whether the rows of the map are made orthonormal after each step."""
+
+    def steps_of(self, stage: Stage) -> int:
+        """Return the optimizer steps of a stage; -1 when epochs decide."""
+
+    def last_pair(self) -> tuple[ResidualAdapter, AdaptiveDimensionSelection]:
+        """Return adapter and selection of the running stage."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint of the model lacks."""
 
 
 class StepCallback(TrainerCallback):
     """What happens once per optimizer step and per checkpoint, whatever the number of forwards."""
 
-    def __init__(self, trainer: SequentialTrainer) -> None:
+    def __init__(self, trainer: StagedTrainer) -> None:
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -90,7 +117,7 @@ class GradientMeter:
 class Diagnostics(TrainerCallback):
     """What the logs say of a running stage beside its loss."""
 
-    def __init__(self, trainer: SequentialTrainer) -> None:
+    def __init__(self, trainer: StagedTrainer) -> None:
         self.trainer = trainer
         self.gradients = GradientMeter()
         self._kept: set[int] = set()
@@ -136,7 +163,7 @@ class Diagnostics(TrainerCallback):
 class PlanProgress(TrainerCallback):
     """One bar for the whole plan: the stage, the steps of all stages, the time left, the last loss."""
 
-    def __init__(self, trainer: SequentialTrainer) -> None:
+    def __init__(self, trainer: StagedTrainer) -> None:
         self.trainer = trainer
         self.title = ""  # of the run, where there are several
         self.bar: Any = None

@@ -24,9 +24,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from smec_st.data import DataError
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, LiveBackbone, ResidualAdapter
+from smec_st.stages import Stage, StageReport
 from smec_st.system.files import write_text
 from smec_st.training.callbacks import LOSS_STATE
-from smec_st.training.stages import Stage, StageReport
 
 RUN = "run.json"
 FINAL = "final"

@@ -19,20 +19,19 @@ from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback
 
 from smec_st.data import Table
 from smec_st.fitting.choice import first_unbeaten
-from smec_st.fitting.config import NARROW_HIDDEN
-from smec_st.functional import leftover_axes
-from smec_st.losses import SMECLoss
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
+from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, LiveBackbone, ResidualAdapter
+from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 from smec_st.system.matmul import fast_matmul
 from smec_st.training import run_folder
 from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.backbone import PREFIX, BackboneInTraining
 from smec_st.training.callbacks import LOSS_STATE, Diagnostics, PlanProgress, StepCallback
 from smec_st.training.collator import VectorCollator
-from smec_st.training.moments import corpus_moments, forget_moments
+from smec_st.training.moments import forget_moments
+from smec_st.training.new_modules import new_modules
 from smec_st.training.sampler import SpreadPairSampler
-from smec_st.training.stages import Order, Stage, StageReport, default_dims, plan_stages
 
 #: Arguments that stages set for themselves.
 STAGE_ARGUMENTS = ("max_steps", "learning_rate", "lr_scheduler_type")
@@ -300,66 +299,10 @@ class SequentialTrainer(SentenceTransformerTrainer):
     def _stage_modules(self, stage: Stage) -> tuple[ResidualAdapter, AdaptiveDimensionSelection]:
         follows_selection = stage.index > 0 and self.plan[stage.index - 1].phase == "select"
         if not follows_selection:
-            adapter = self._new_adapter(stage)
-            selection = AdaptiveDimensionSelection(
-                adapter.out_dim, stage.new_dims, offset=stage.have, reads="candidate_embedding"
-            )
-            if self.args.start == "principal":  # the axes come by descending variance: begin with the first
-                selection.set_importance(torch.linspace(1.0, 0.0, adapter.out_dim))
-            for module in (adapter, selection):
+            finished = list(self.model)[1:]
+            for module in new_modules(stage, self.args, self.table, finished, ranks=self.loss.ranks):
                 self.model.append(module.to(self.model.device))
         return self.last_pair()
-
-    def _new_adapter(self, stage: Stage) -> ResidualAdapter:
-        is_adapt = stage.phase == "adapt"
-        start = self._principal_axes(stage) if self.args.start == "principal" and not is_adapt else None
-        hidden_dim, hidden_outputs = (None, None) if is_adapt else self._hidden_layer(stage)
-        adapter = ResidualAdapter(
-            stage.in_dim,
-            stage.candidates,
-            hidden_dim=hidden_dim,
-            hidden_outputs=hidden_outputs,
-            activation=self.args.activation,
-            reads="source_embedding" if stage.have else "sentence_embedding",
-            writes="candidate_embedding",
-            start=start,
-        )
-        adapter.draw_hidden(self.args.seed * 1009 + stage.index)  # wherever a run is continued
-        return adapter
-
-    def _hidden_layer(self, stage: Stage) -> tuple[int | None, int | None]:
-        """Width of a new adapter's hidden layer, and how many outputs get it; see :class:`ResidualAdapter`."""
-        narrow = [size for size in stage.sizes if size <= NARROW_HIDDEN * self.table.width]
-        wanted = self.args.narrow_hidden_dim and stage.phase == "compress" and stage.have == 0 and self.loss.ranks
-        if self.args.hidden_dim or not (wanted and narrow):
-            return self.args.hidden_dim, None
-        return self.args.narrow_hidden_dim, narrow[-1]
-
-    def _principal_axes(self, stage: Stage) -> Tensor:
-        """What a stage begins from, ``(candidates, in_dim)``: axes by descending variance.
-
-        In ``grow`` those of what the frozen columns leave over; the direction of the mean, which tells documents apart
-        least, comes last.
-        """
-        mean, moment = corpus_moments(self.table)
-        if stage.order == "shrink":
-            linear = self._linear_map()
-            moment = linear.double() @ moment @ linear.double().T
-            return leftover_axes(moment, linear[:0, :0].reshape(0, stage.in_dim), stage.in_dim)
-        frozen = self._linear_map()[: stage.have] if stage.have else torch.zeros(0, stage.in_dim)
-        return leftover_axes(moment, frozen, stage.candidates, mean)
-
-    def _linear_map(self) -> Tensor:
-        """Directions that the frozen columns look along, ``(m, D)``; of non-linear adapters, their linear part."""
-        rows = torch.eye(self.table.width)
-        for module in list(self.model)[1:]:
-            if isinstance(module, ResidualAdapter):
-                direct = module.linear_part().detach().cpu()
-                candidates = direct if module.reads == "source_embedding" else direct @ rows
-            elif isinstance(module, AdaptiveDimensionSelection):
-                kept = candidates[module.indices.cpu()]
-                rows = torch.cat([rows, kept]) if module.offset else kept
-        return rows
 
     # -- trainer hooks ------------------------------------------------------------------------------------------------
 

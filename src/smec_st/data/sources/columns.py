@@ -11,6 +11,7 @@ import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record
+from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,13 +57,11 @@ class ColumnVectors:
 
 def open_parquet(path: Path, column: str | None = None) -> ColumnVectors:
     """Open a ``.parquet`` file, or all those of a folder, sorted by name."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    arrow, pq = (load_optional(name, "reading parquet") for name in ("pyarrow", "pyarrow.parquet"))
     paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     try:
         files = [pq.ParquetFile(part, memory_map=True) for part in paths]
-    except (pa.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
     schema = files[0].schema_arrow
     for part, file in zip(paths, files, strict=True):
@@ -92,13 +91,12 @@ def open_parquet(path: Path, column: str | None = None) -> ColumnVectors:
 
 def open_dataset(path: Path, column: str | None = None) -> ColumnVectors:
     """Open a folder that ``Dataset.save_to_disk`` wrote; if it has splits, ``column`` is ``SPLIT/COLUMN``."""
-    from datasets import DatasetDict, load_from_disk
-
+    datasets = load_optional("datasets", "reading a dataset")
     try:
-        found = load_from_disk(str(path))
+        found = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a readable dataset: {one_line(error)}") from error
-    if isinstance(found, DatasetDict):
+    if isinstance(found, datasets.DatasetDict):
         split, _, column = (column or "").rpartition("/") if "/" in (column or "") else (column or "", "", None)
         if split not in found and len(found) == 1:
             split, column = next(iter(found)), column or split or None

@@ -12,7 +12,7 @@ import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
-from smec_st.system.faiss import load_faiss
+from smec_st.system.optional import load_optional
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FaissVectors:
 
 def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
     """Open a file that ``faiss.write_index`` wrote."""
-    faiss = load_faiss("reading a FAISS index")
+    faiss = load_optional("faiss", "reading a FAISS index")
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
@@ -136,24 +136,21 @@ class MilvusVectors:
 
 def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
     """Open ``URI#COLLECTION``: a Milvus Lite file (``docs.db#docs``) or a server (``http://host:19530#docs``)."""
-    try:
-        from pymilvus import DataType, MilvusClient, MilvusException
-    except ImportError as error:
-        raise DataError('reading Milvus needs pymilvus. Install it with `pip install "smec-st[milvus]"`.') from error
+    pymilvus = load_optional("pymilvus", "reading Milvus")
     uri, _, collection = address.rpartition("#")
     if "://" not in uri and not Path(uri).exists():
         raise DataError(f"no such file: {uri}")
     try:
-        client = MilvusClient(uri)
+        client = pymilvus.MilvusClient(uri)
         names = client.list_collections()
         if collection not in names:
             raise DataError(f"{uri} has no collection {collection}; it has {some(sorted(names)) or 'none'}.")
         description = client.describe_collection(collection)
         client.load_collection(collection)
         rows = client.get_collection_stats(collection).get("row_count")
-    except MilvusException as error:
+    except pymilvus.MilvusException as error:
         raise DataError(f"cannot read {address}: {one_line(error)}") from error
-    kinds = {DataType.FLOAT_VECTOR, DataType.FLOAT16_VECTOR, DataType.BFLOAT16_VECTOR}
+    kinds = {getattr(pymilvus.DataType, f"{name}_VECTOR") for name in ("FLOAT", "FLOAT16", "BFLOAT16")}
     fields = {field["name"]: field for field in description["fields"]}
     found = [name for name, field in fields.items() if field["type"] in kinds]
     column = choose_column(found, column, address, "fields of float vectors")
@@ -162,7 +159,7 @@ def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
         record = json.loads(description.get("description") or "{}")
     except ValueError:
         record = {}
-    kind = DataType(fields[column]["type"]).name
+    kind = pymilvus.DataType(fields[column]["type"]).name
     width = int(fields[column]["params"]["dim"])
     record = record if isinstance(record, dict) else {}
     if "://" not in uri:

@@ -15,14 +15,15 @@ import numpy as np
 
 from smec_st.data import Collection, DataError
 from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.evaluation.report import new_figure
 from smec_st.evaluation.statistics import paired_interval
 from smec_st.evaluation.untrained import Transform
 from smec_st.fitting.config import METHODS, FitConfig
 from smec_st.research.analysis.record import training_data, write_analysis
 from smec_st.research.baselines import TrainingData
 from smec_st.research.compare.scoring import test_split
+from smec_st.stages import Stage, check_dims, default_dims, plan_stages
 from smec_st.system.matmul import fast_matmul
-from smec_st.training.stages import Stage, check_dims, default_dims, plan_stages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,9 +151,7 @@ def _difference(name: str, variant: np.ndarray, reference: np.ndarray) -> dict[s
 
 
 def _figure(rows: Sequence[Mapping[str, Any]], recipes: Sequence[str], dims: Sequence[int]) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6 * len(recipes), 4.4), layout="constrained")
+    figure = new_figure(6 * len(recipes), 4.4)
     axes = figure.subplots(1, len(recipes), sharey=True, squeeze=False)[0]
     places = np.arange(len(dims))
     for panel, recipe in zip(axes, recipes, strict=True):

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.data import Collection
+from smec_st.evaluation.report import new_figure
 from smec_st.research.analysis.layer import LayerTraining, train_layer
 from smec_st.research.analysis.record import training_data, write_analysis
 from smec_st.research.baselines import TrainingData
 from smec_st.research.baselines.training import DevScore
-from smec_st.training.stages import check_dims, default_dims
+from smec_st.stages import check_dims, default_dims
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,9 +174,7 @@ def _summary(method: str, dim: int, curve: dict[str, list[float]]) -> dict[str, 
 
 
 def _figure(curves: dict[str, Curves], dims: Sequence[int], loss: str, epochs: int) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.2 * len(dims) + 1, 5.6), layout="constrained")
+    figure = new_figure(3.2 * len(dims) + 1, 5.6)
     axes = figure.subplots(2, len(dims), sharex=True, squeeze=False)
     for column, dim in enumerate(dims):
         stage = np.arange(column * epochs, (column + 1) * epochs)

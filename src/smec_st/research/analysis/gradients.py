@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.data import Collection, DataError
+from smec_st.evaluation.report import new_figure
 from smec_st.research.analysis.layer import LOSSES, LayerTraining, train_layer
 from smec_st.research.analysis.record import training_data, write_analysis
 from smec_st.research.baselines import TrainingData
@@ -185,9 +186,7 @@ def _ratios(of_loss: dict[str, dict[str, list[list[float]]]]) -> dict[str, Any]:
 
 
 def _figure(curves: Curves, half: int) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    figure = new_figure(12, 6.4)
     axes = figure.subplots(2, len(curves), sharex=True)
     for column, (loss, of_loss) in enumerate(curves.items()):
         for row, quantity in enumerate(("magnitude", "variance")):

@@ -15,12 +15,13 @@ import numpy as np
 
 from smec_st.data import Collection, DataError, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.evaluation.report import new_figure
 from smec_st.fitting.config import METHODS, FitConfig
 from smec_st.research.analysis.record import training_data, write_analysis
 from smec_st.research.analysis.ware import chance_deviation, leverage, most_important, similar_and_random_pairs, ware
 from smec_st.research.baselines import TrainingData
 from smec_st.research.compare.scoring import test_split
-from smec_st.training.stages import check_dims, default_dims
+from smec_st.stages import check_dims, default_dims
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ def selected_alone(data: TrainingData, dims: Sequence[int], config: FitConfig) -
     import dataclasses
 
     from smec_st.fitting.recipe import fit_stages
-    from smec_st.training.stages import Stage
+    from smec_st.stages import Stage
 
     width = data.table.width
     config = dataclasses.replace(config, selection_steps=config.steps)
@@ -201,9 +202,7 @@ def _quality(collection: Collection, split: str, directions: np.ndarray) -> floa
 
 
 def _figure(findings: Mapping[str, Any], dims: Sequence[int], width: int) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure = new_figure(15, 4.6)
     left, middle, right = figure.subplots(1, 3)
     importance = np.sort(findings["ware"])[::-1]
     left.plot(np.arange(1, width + 1), importance / importance.mean(), color="0.2")

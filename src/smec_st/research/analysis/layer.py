@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smec_st.data import DataError
 from smec_st.functional import contrastive_loss, rank_loss, unit
-from smec_st.losses import Relevance
+from smec_st.losses.relevance import Relevance
 from smec_st.research.baselines import TrainingData
 
 TAU = 0.05  # of the cross-entropy loss: a scale of 20, the usual one

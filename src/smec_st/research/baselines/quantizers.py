@@ -14,7 +14,7 @@ import numpy as np
 
 from smec_st.data import DataError, unit_rows
 from smec_st.research.baselines.interface import Size, TrainingData
-from smec_st.system.faiss import load_faiss
+from smec_st.system.optional import load_optional
 
 Rows = Callable[[np.ndarray], np.ndarray]
 
@@ -153,7 +153,7 @@ class PQ:
 
 def _product_codec(corpus: np.ndarray, codes: int, rotation: bool, seed: int) -> tuple[Size, Codec]:
     """Fit a product quantiser with this many codes per document."""
-    faiss = load_faiss("PQ or OPQ")
+    faiss = load_optional("faiss", "PQ or OPQ")
     rows, width = corpus.shape
     quantizer = faiss.ProductQuantizer(width, codes, min(8, rows.bit_length() - 1))
     quantizer.cp.seed = seed

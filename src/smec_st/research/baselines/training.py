@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smec_st.data import DataError, unit_rows
+from smec_st.data import DataError, places_among, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.untrained import Transform
-from smec_st.losses import Relevance
+from smec_st.losses.relevance import Relevance
 from smec_st.research.baselines.interface import TrainingData
 
 Mapping = Callable[[np.ndarray], np.ndarray]
@@ -112,7 +112,7 @@ class DevScore:
         self.dims = tuple(dims)
         self._corpus = table[torch.from_numpy(rows)].numpy()
         self._queries = table[query_ids].numpy()
-        self._own_document = np.where(own >= 0, np.searchsorted(rows, own), -1)
+        self._own_document = places_among(rows, own)
         self._qrels = dev.renumbered(rows)
 
     def __call__(self, transform: Transform) -> float:

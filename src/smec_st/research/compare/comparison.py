@@ -19,8 +19,8 @@ from smec_st.research.compare.registry import ALWAYS
 from smec_st.research.compare.runner import Outcome, run_cells
 from smec_st.research.compare.scoring import test_split
 from smec_st.research.compare.table import rows_of
+from smec_st.stages import check_dims, default_dims
 from smec_st.system.files import write_text
-from smec_st.training.stages import check_dims, default_dims
 
 
 @dataclass(frozen=True)

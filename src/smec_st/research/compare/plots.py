@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from smec_st.evaluation.report import MARKERS, MUTED, Row, draw_lines, label_of, label_sizes, save_figure
+from smec_st.evaluation.report import MARKERS, MUTED, Row, draw_lines, label_of, label_sizes, new_figure, save_figure
 from smec_st.research.compare.proxy import POOLED, Correlation, share_kept
 from smec_st.research.compare.scoring import DISTANCES
 from smec_st.research.compare.table import METRIC
+from smec_st.system.optional import load_optional
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 BYTES = "bytes per vector"
 TIMES_SMALLER = "times smaller than the original"
@@ -81,7 +85,7 @@ def plot_small_multiples(rows: Sequence[Row], path: Path, reference: str) -> Non
     collections, methods = _collections(rows), _methods(rows)
     columns = min(2, len(collections))
     lines = math.ceil(len(collections) / columns)
-    figure = Figure(figsize=(5.2 * columns + 2.4, 3.9 * lines), layout="constrained")
+    figure = new_figure(5.2 * columns + 2.4, 3.9 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, collection in zip(panels, collections, strict=False):
         of_collection = [row for row in rows if row.collection == collection]
@@ -99,7 +103,7 @@ def plot_small_multiples(rows: Sequence[Row], path: Path, reference: str) -> Non
 def plot_proxy(rows: Sequence[Row], found: Sequence[Correlation], path: Path) -> None:
     """Plot the share of quality kept against each distance, one panel per distance, one point per method and size."""
     kept, collections = share_kept(rows), _collections(rows)
-    figure = Figure(figsize=(13, 4.3), layout="constrained")
+    figure = new_figure(13, 4.3)
     panels = figure.subplots(1, len(DISTANCES), sharey=True)
     for axes, distance in zip(panels, DISTANCES, strict=True):
         for row, share in kept:
@@ -114,11 +118,14 @@ def plot_proxy(rows: Sequence[Row], found: Sequence[Correlation], path: Path) ->
         axes.set_xlabel(distance)
         axes.grid(alpha=0.25)
     panels[0].set_ylabel(f"share of the original's {label_of(METRIC)}")
+    lines = load_optional("matplotlib.lines", "a plot")
     handles = [
-        Line2D([], [], color=MUTED[i % len(MUTED)], marker=MARKERS[i % len(MARKERS)], linestyle="", label=name)
+        lines.Line2D([], [], color=MUTED[i % len(MUTED)], marker=MARKERS[i % len(MARKERS)], linestyle="", label=name)
         for i, name in enumerate(collections)
     ]
-    handles.append(Line2D([], [], color="0.3", marker="o", markerfacecolor="none", linestyle="", label="with labels"))
+    handles.append(
+        lines.Line2D([], [], color="0.3", marker="o", markerfacecolor="none", linestyle="", label="with labels")
+    )
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     save_figure(figure, path)
 
@@ -136,7 +143,7 @@ def _methods(rows: Sequence[Row]) -> list[str]:
 
 
 def _wide_figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(9.5, 5.6), layout="constrained")
+    figure = new_figure(9.5, 5.6)
     return figure, figure.subplots()
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 from smec_st.evaluation.report import Row
 from smec_st.research.compare.scoring import DISTANCES
 from smec_st.research.compare.table import METRIC
+from smec_st.system.optional import load_optional
 
 POOLED = "all collections"
 
@@ -110,12 +111,11 @@ def calibrate(rows: Sequence[Row], points: int = 11) -> Calibration:
         rows: Rows of one or more collections, including those of the original.
         points: Number of points at which the fitted curve is stored.
     """
-    from sklearn.isotonic import IsotonicRegression
-
+    isotonic = load_optional("sklearn.isotonic", "calibrating the proxy")
     kept = [(row, share) for row, share in share_kept(rows) if not row.extra["learned_from_labels"]]
     x = np.array([row.metrics["document_overlap@10"] for row, _ in kept])
     y = np.array([share for _, share in kept])
-    fitted = IsotonicRegression(out_of_bounds="clip").fit(x, y)
+    fitted = isotonic.IsotonicRegression(out_of_bounds="clip").fit(x, y)
     overlaps = np.linspace(x.min(), x.max(), points)
     return Calibration(tuple(overlaps.round(4).tolist()), tuple(fitted.predict(overlaps).round(4).tolist()))
 

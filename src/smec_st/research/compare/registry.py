@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from smec_st.data import DataError
 from smec_st.research.baselines import Method
+from smec_st.system.optional import how_to_install, is_installed
 
 ALWAYS = ("original", "truncate", "pca")
 
@@ -23,14 +23,12 @@ class Factory:
         name: Name of the class.
         settings: Fields that differ from the defaults.
         package: Import name of the optional package that the method needs, if any.
-        extra: Extra of this package that installs it.
     """
 
     module: str
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     package: str | None = None
-    extra: str | None = None
 
     def __call__(self) -> Method:
         """Make the method."""
@@ -39,7 +37,7 @@ class Factory:
     @property
     def is_available(self) -> bool:
         """Whether the optional package is installed."""
-        return self.package is None or importlib.util.find_spec(self.package) is not None
+        return self.package is None or is_installed(self.package)
 
 
 def _baseline(module: str, name: str, **settings: Any) -> Factory:
@@ -47,7 +45,7 @@ def _baseline(module: str, name: str, **settings: Any) -> Factory:
 
 
 def _with_faiss(name: str, **settings: Any) -> Factory:
-    return Factory("smec_st.research.baselines.quantizers", name, settings, package="faiss", extra="search")
+    return Factory("smec_st.research.baselines.quantizers", name, settings, package="faiss")
 
 
 def _ours(name: str = "SMEC", **settings: Any) -> Factory:
@@ -119,5 +117,5 @@ def choose(names: str, labels: bool) -> tuple[dict[str, Method], list[str]]:
 
 
 def _lacks_package(name: str) -> str:
-    factory = METHODS[name]
-    return f'{name} needs {factory.package}; install it with pip install "smec-st[{factory.extra}]".'
+    package = METHODS[name].package
+    return f"{name} needs {package}. {how_to_install(package)}" if package else ""

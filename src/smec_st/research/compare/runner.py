@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import numpy as np
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from smec_st.data import Collection, DataError, VectorTable
 from smec_st.data.errors import one_line
@@ -21,6 +19,7 @@ from smec_st.research.baselines import TrainingData
 from smec_st.research.compare.cells import Cell, Result, SizeScores, Source, fingerprint
 from smec_st.research.compare.scoring import Yardstick, test_split
 from smec_st.system.matmul import fast_matmul
+from smec_st.system.optional import load_optional
 
 
 class Outcome(NamedTuple):
@@ -64,6 +63,8 @@ def run_cells(
         return []
     jobs = min(jobs, len(missing))
     outcomes = []
+    joblib = load_optional("joblib", "a comparison")
+    executor = load_optional("joblib.externals.loky.process_executor", "a comparison")
     cores_per_job = max(1, joblib.cpu_count() // jobs)
     with joblib.parallel_config("loky", inner_max_num_threads=cores_per_job), warnings.catch_warnings():
         # joblib warns when it replaces a worker whose memory has grown; no work is lost
@@ -74,7 +75,7 @@ def run_cells(
                 outcomes.append(outcome)
                 if on_outcome is not None:
                     on_outcome(outcome)
-        except TerminatedWorkerError as error:
+        except executor.TerminatedWorkerError as error:
             raise ChildProcessError(
                 "a process was killed, perhaps because memory ran out; use fewer jobs. The same command continues the "
                 "comparison."

@@ -1,0 +1,184 @@
+"""Quality at equal bytes without labels: ours against every label-free way to store the same vectors.
+
+    python benchmarks/bytes_no_labels.py DATA/scifact DATA/xquad_r_en --json benchmarks/results/bytes-no-labels.json
+
+Ours is `Compressor.fit(corpus, queries, bytes=...)` without judgements. The rivals are the original vectors, their
+principal axes, and their first numbers, each stored as int8; as signs after a random rotation; as signs of the
+difference to each number's median, in one stage (1 bit) and in two (2 bits); as product codes with and without a
+learned rotation; and as FAISS's RaBitQ of 1, 2 and 4 bits (its factors count). Queries are floats for all. LeanVec is
+compared where the FAISS release has it; 1.15 has not.
+
+Nothing chooses for the rivals: at each number of bytes the rival that is best *on test* is taken, among all that take
+at most that many bytes. The interval of the difference to it is over test queries, for the first seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads stall a busy machine
+
+import faiss
+import numpy as np
+import torch
+
+from smec_st import Collection, Compressor, load_collection
+from smec_st.data import unit_rows
+from smec_st.evaluation.metrics import evaluate_retrieval, leave_out, score_rankings
+from smec_st.evaluation.statistics import paired_interval
+from smec_st.evaluation.untrained import pca
+from smec_st.quantization.codecs import Binary
+from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation, sample_rows
+from smec_st.system.files import write_text
+from smec_st.system.matmul import fast_matmul
+
+BUDGETS = (96, 48, 32, 24, 16, 12)
+WIDEST_GROUP = 16  # numbers that one product code stands for, at most; any for the original's own width
+FIT_ROWS = 8000
+
+
+def floats_of(data: Collection) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, documents and queries: the original, and prefixes of it and of its principal axes."""
+    corpus, queries = unit_rows(data.corpus), unit_rows(data.queries)
+    width = corpus.shape[1]
+    turned = pca(corpus)
+    yield f"original {width}", corpus, queries
+    for size in (width // 2, width // 4, width // 8):
+        yield f"pca {size}", turned(corpus, size), turned(queries, size)
+        yield f"truncate {size}", unit_rows(corpus[:, :size]), unit_rows(queries[:, :size])
+
+
+def median_signs(documents: np.ndarray, bits: int) -> np.ndarray:
+    """Documents as decoded from signs about the median of each number; a second bit halves each side the same way."""
+    decoded, rest = np.zeros_like(documents), documents
+    for _ in range(bits):
+        middle = np.median(rest, axis=0)
+        above = rest > middle
+        step = np.where(above, *(np.nanmean(np.where(part, rest, np.nan), axis=0) for part in (above, ~above)))
+        decoded, rest = decoded + step, rest - step
+    return unit_rows(decoded.astype(np.float32))
+
+
+def stored(
+    documents: np.ndarray, queries: np.ndarray, widest: int
+) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+    """Every way to store these floats: its name, bytes, decoded documents and queries."""
+    dim = documents.shape[1]
+    rows = documents[sample_rows(len(documents), 0, FIT_ROWS)]
+    codec = calibrate_int8(rows)
+    yield "int8", dim, codec.decode(codec.encode(documents)), queries
+    signs = Binary(random_rotation(dim, 0))
+    yield "binary", -(-dim // 8), signs.decode(signs.encode(documents)), queries
+    for bits in (1, 2):
+        yield f"median signs, {bits} bit", -(-dim * bits // 8), median_signs(documents, bits), queries
+    for budget in BUDGETS:
+        padded = -(-dim // budget) * budget  # zeros, where the bytes do not divide the width
+        if 1 < padded // budget <= widest:
+            spare = ((0, 0), (0, padded - dim))
+            known, more, asked = np.pad(rows, spare), np.pad(documents, spare), np.pad(queries, spare)
+            for rotate in (False, True) if budget <= 48 else (False,):
+                rotation, product = product_codes(known, budget, 0, rotate)
+                sides = (more, asked) if rotation is None else (more @ rotation, asked @ rotation)
+                yield "opq" if rotate else "pq", budget, product.decode(product.encode(sides[0])), sides[1]
+
+
+def rabitq(data: Collection, documents: np.ndarray, queries: np.ndarray, bits: int) -> tuple[int, np.ndarray]:
+    """Bytes of a code, and nDCG@10 of each test query by FAISS's own estimate."""
+    index = faiss.IndexRaBitQ(documents.shape[1], faiss.METRIC_INNER_PRODUCT, bits)
+    index.train(documents)
+    index.add(documents)
+    rows = data.qrels["test"].query_rows
+    ranked = leave_out(index.search(queries[rows], 11)[1], data.own_document[rows])[:, :10]
+    return index.code_size, score_rankings((rows, ranked), data.qrels["test"], ("ndcg@10",))["ndcg@10"]
+
+
+def score(data: Collection, documents: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """nDCG@10 of each test query."""
+    return evaluate_retrieval(documents, queries, data.qrels["test"], ("ndcg@10",), data.own_document)["ndcg@10"]
+
+
+def rivals(data: Collection) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Name, bytes and nDCG@10 of each test query."""
+    for name, documents, queries in floats_of(data):
+        widest = documents.shape[1] if name.startswith("original") else WIDEST_GROUP
+        for way, size, decoded, asked in stored(documents, queries, widest):
+            yield f"{name}, {way}", size, score(data, decoded, asked)
+        for bits in (1, 2, 4):
+            size, values = rabitq(data, documents, queries, bits)
+            yield f"{name}, rabitq {bits} bit", size, values
+
+
+@fast_matmul()
+def ours(data: Collection, seed: int) -> dict[int, tuple[str, np.ndarray]]:
+    """By bytes: how documents are stored, and nDCG@10 of each test query."""
+    asking = data.judged("train").query_rows
+    given = {"own_document": data.own_document, "seed": seed}
+    compressor = Compressor.fit(data.corpus, data.queries, unlabelled_queries=asking, **given)
+    found = {}
+    for budget in BUDGETS:
+        head = compressor.quantize(data.corpus, data.queries, bytes=budget, **given).head(bytes=budget)
+        values = score(data, head.decode(head.encode(data.corpus)), head.queries(data.queries))
+        found[budget] = f"{head.precision} {head.dim}", values
+        print(f"  seed {seed}, {budget} bytes: {values.mean():.4f} {found[budget][0]}", flush=True)
+    return found
+
+
+def measure(data: Collection, seeds: list[int]) -> dict:
+    """Means of all rivals, and by bytes ours, the best rival, and the interval of the difference."""
+    found = list(rivals(data))
+    runs = [ours(data, seed) for seed in seeds]
+    budgets = {}
+    for budget in BUDGETS:
+        name, size, values = max((row for row in found if row[1] <= budget), key=lambda row: row[2].mean())
+        means = [float(run[budget][1].mean()) for run in runs]
+        budgets[budget] = {
+            "ours": round(float(np.median(means)), 4),
+            "seeds": [round(mean, 4) for mean in means],
+            "stored_as": [run[budget][0] for run in runs],
+            "rival": round(float(values.mean()), 4),
+            "rival_is": name,
+            "rival_bytes": size,
+            "difference": [round(value, 4) for value in paired_interval(runs[0][budget][1], values)],
+        }
+    return {
+        "original_float32": round(float(score(data, unit_rows(data.corpus), unit_rows(data.queries)).mean()), 4),
+        "budgets": budgets,
+        "rivals": {name: {"bytes": size, "ndcg@10": round(float(values.mean()), 4)} for name, size, values in found},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    faiss.omp_set_num_threads(options.threads)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    record = json.loads(options.json.read_text()) if options.json.exists() else {"collections": {}}
+    record["versions"] = {
+        "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
+        "faiss": faiss.__version__,
+    }  # fmt: skip
+    record["arguments"] = {"budgets": BUDGETS, "threads": options.threads}
+    for folder in options.folders:
+        began = time.perf_counter()
+        data = load_collection(folder, next(folder.glob("*.safetensors")))
+        found = measure(data, seeds)
+        record["collections"][folder.name] = {"seeds": seeds, **found, "seconds": round(time.perf_counter() - began)}
+        write_text(options.json, json.dumps(record, indent=1) + "\n")
+        print(folder.name, f"original {found['original_float32']}", flush=True)
+        for budget, row in found["budgets"].items():
+            print(f"  {budget:3} bytes: ours {row['ours']}, {row['rival_is']} {row['rival']}, {row['difference']}")
+
+
+if __name__ == "__main__":
+    main()

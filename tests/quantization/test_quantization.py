@@ -1,0 +1,258 @@
+"""Codes against plain loops; heads for one vector and many; the last stage; the choice; storage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from collection_world import write_collection
+from smec_st.cli import run
+from smec_st.compressor import Compressor
+from smec_st.data import DataError, VectorTable, load_collection, unit_rows
+from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.quantization.choice import Judge, candidates
+from smec_st.quantization.codecs import Binary, Plain, Product, make_codec
+from smec_st.quantization.head import Head
+from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, random_rotation
+from smec_st.quantization.training import LastStage, train_codes
+
+pytest.importorskip("faiss")
+QUICK = {"steps": 60, "batch_size": 32, "candidates": ("adapted and ranked",)}
+
+
+@pytest.fixture
+def rows(rng):
+    return unit_rows(rng.normal(size=(400, 8)) * np.linspace(1, 0.3, 8))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = write_collection(tmp_path_factory.mktemp("collections") / "toy")
+    return load_collection(folder, folder / "vectors.safetensors")
+
+
+@pytest.fixture(scope="module")
+def fitted(toy):
+    return Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(16, 8, 4), **QUICK)
+
+
+def codecs(rows):
+    rotation, product = product_codes(rows, 4, 0, rotate=True)
+    assert rotation is not None
+    return [
+        Plain(8), Plain(8, "float16"), calibrate_int8(rows), Binary(None, 8), Binary(random_rotation(8, 0)),
+        product_codes(rows, 2, 0, rotate=False)[1], product,
+    ]  # fmt: skip
+
+
+def test_every_codec_decodes_to_unit_rows_near_its_input_in_the_bytes_it_says(rows):
+    for codec in codecs(rows):
+        codes = codec.encode(rows)
+        assert codes.dtype.itemsize * codes.shape[1] == codec.bytes
+        decoded = codec.decode(codes)
+        assert decoded.shape == rows.shape
+        assert decoded.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, atol=1e-5)
+        floor = {"float32": 1 - 1e-6, "float16": 0.9999, "int8": 0.999}.get(codec.precision, 0.6)
+        assert (decoded * rows).sum(axis=1).mean() > floor
+
+
+def test_every_codec_gives_a_row_the_same_code_alone_and_survives_storage(rows):
+    for codec in codecs(rows):
+        codes = codec.encode(rows)
+        np.testing.assert_array_equal(np.concatenate([codec.encode(rows[i : i + 1]) for i in range(9)]), codes[:9])
+        again = make_codec(codec.precision, codec.dim, codec.tensors())
+        np.testing.assert_array_equal(again.encode(rows), codes)
+
+
+def test_int8_equals_a_loop(rows):
+    codec = calibrate_int8(rows)
+    codes = codec.encode(3 * rows[:5])  # out of range as well
+    for i, row in enumerate(3 * rows[:5]):
+        for j, x in enumerate(row):
+            exact = float(x - codec.low[j]) / float(codec.step[j])
+            assert abs(float(codes[i, j]) + 128 - min(max(exact, 0), 255)) <= 0.5 + 1e-3
+
+
+def test_int8_leaves_stray_values_out_and_takes_a_constant(rng):
+    table = np.concatenate([rng.normal(size=(5000, 1)), np.zeros((5000, 1))], axis=1).astype(np.float32)
+    table[0, 0] = 1000
+    codec = calibrate_int8(table)
+    assert codec.low[0] + 255 * codec.step[0] < 5
+    assert np.isfinite(codec.decode(codec.encode(table[1:]))).all()
+
+
+def test_binary_is_packbits_and_undoes_its_rotation(rows):
+    plain, turned = Binary(None, 8), Binary(random_rotation(8, 1))
+    np.testing.assert_array_equal(plain.encode(rows)[:, 0], np.packbits(rows > 0, axis=1)[:, 0])
+    expected = [[(1 if x > 0 else -1) / np.sqrt(8) for x in row] for row in rows[:5]]
+    np.testing.assert_allclose(plain.decode(plain.encode(rows[:5])), expected, atol=1e-6)
+    signs = np.where(rows @ turned.rotation > 0, 1, -1) / np.sqrt(8)
+    np.testing.assert_allclose(turned.decode(turned.encode(rows)), signs @ turned.rotation.T, atol=1e-6)
+
+
+def test_product_takes_the_nearest_centroid(rows):
+    codec = product_codes(rows, 2, 0, rotate=False)[1]
+    codes = codec.encode(rows[:20], chunk=7)
+    for row, code in zip(rows[:20], codes, strict=True):
+        for group in range(2):
+            part = row[4 * group : 4 * group + 4]
+            assert code[group] == np.square(codec.centroids[group] - part).sum(axis=1).argmin()
+
+
+def test_rotations_are_orthogonal_and_itq_loses_less_than_chance(rng):
+    rows = unit_rows(rng.normal(size=(2000, 16)) * np.linspace(1, 0.05, 16))
+
+    def loss(rotation):
+        signs = np.where(rows @ rotation > 0, 0.25, -0.25)
+        return np.square(signs - rows @ rotation).sum(axis=1).mean()
+
+    learned, drawn = itq_rotation(rows, 0), random_rotation(16, 0)
+    for rotation in (learned, drawn):
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(16), atol=1e-5)
+    assert loss(learned) < loss(drawn)
+    np.testing.assert_array_equal(drawn, random_rotation(16, 0))
+
+
+@pytest.mark.parametrize(
+    ("precision", "tensors", "match"),
+    [
+        ("int8", {"low": np.zeros(8, np.float32)}, "lacks its tensor 'step'"),
+        ("int8", {"low": np.zeros(7, np.float32), "step": np.ones(7, np.float32)}, "do not fit 8 numbers"),
+        ("int8", {"low": np.full(8, np.nan, np.float32), "step": np.ones(8, np.float32)}, "do not fit"),
+        ("pq", {"centroids": np.zeros((2, 4, 4), np.float64)}, "do not fit"),
+        ("int3", {}, "unknown precision 'int3'"),
+    ],
+)
+def test_damaged_codes_are_refused(precision, tensors, match):
+    with pytest.raises(DataError, match=match):
+        make_codec(precision, 8, tensors)
+
+
+def test_codes_of_another_shape_or_type_are_refused(rows):
+    for codec in codecs(rows):
+        with pytest.raises(DataError, match="codes must be"):
+            codec.decode(np.zeros((3, 5), dtype=np.int32))
+    with pytest.raises(DataError, match="a code is 255, and there are 4 centroids"):
+        Product(np.zeros((2, 4, 4), np.float32)).decode(np.full((1, 2), 255, np.uint8))
+
+
+# -- heads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary"])
+def test_a_head_treats_one_vector_as_it_treats_many(fitted, toy, precision):
+    head = fitted.head(8, precision)
+    codes, queries = head.encode(toy.corpus), head.queries(toy.queries)
+    assert head.encode(toy.corpus[5]).shape == codes[5].shape
+    np.testing.assert_allclose(head.decode(head.encode(toy.corpus[5])), head.decode(codes)[5], atol=2e-2)
+    np.testing.assert_allclose(head.queries(toy.queries[3]), queries[3], atol=1e-6)
+    np.testing.assert_allclose(head.scores(queries, codes), queries @ head.decode(codes).T, atol=1e-6)
+    assert head.encode(toy.corpus[:0]).shape == (0, codes.shape[1])
+    np.testing.assert_array_equal(fitted.transform(toy.corpus, 8, precision=precision), codes)
+
+
+def test_heads_are_saved_and_float_vectors_have_the_same_fingerprint_with_and_without(fitted, tmp_path):
+    fitted.save(tmp_path / "c")
+    again = Compressor.load(tmp_path / "c")
+    assert [head.digest for head in again.heads] == [head.digest for head in fitted.heads]
+    assert {(head.precision, head.dim) for head in again.heads} == {
+        (p, d) for p in ("int8", "binary") for d in (16, 8, 4)
+    }
+    assert Compressor(fitted.maps, fitted.info).fingerprint == again.fingerprint
+
+
+def test_codes_of_another_compressor_are_refused(fitted, tmp_path):
+    fitted.save(tmp_path / "c")
+    tensors = load_file(tmp_path / "c" / "compressor.safetensors")
+    tensors["heads.0.low"] += 1
+    save_file(tensors, tmp_path / "c" / "compressor.safetensors")
+    with pytest.raises(DataError, match="digests differ"):
+        Compressor.load(tmp_path / "c")
+
+
+def test_a_head_that_is_not_there_names_those_that_are(fitted):
+    with pytest.raises(DataError, match=r"no codes of 5 numbers int8; it has int8 of 16 numbers \(16 bytes\)"):
+        fitted.head(5, "int8")
+
+
+# -- the last stage and the choice ------------------------------------------------------------------------------------
+
+
+def score(head, toy, split):
+    documents = head.decode(head.encode(toy.corpus))
+    return evaluate_retrieval(documents, head.queries(toy.queries), toy.qrels[split], ("ndcg@10",))["ndcg@10"].mean()
+
+
+@pytest.mark.parametrize("kind", ["binary", "int8", "pq"])
+def test_training_through_the_rounding_helps_codes_and_interpolates(fitted, toy, kind):
+    folded = fitted.map_for(8)
+    rows = folded.compress(toy.corpus)
+    codec = {"binary": Binary(None, 8), "int8": calibrate_int8(rows), "pq": product_codes(rows, 2, 0, False)[1]}[kind]
+    at = train_codes(
+        VectorTable(toy.corpus, toy.queries), folded, codec, toy.qrels["train"], np.arange(9),
+        LastStage(steps=60, batch_size=32, learning_rate=5e-3, code_learning_rate=5e-3),
+        fitted.map_for(None),
+    )  # fmt: skip
+    start, end = Head(*at(0.0)), Head(*at(1.0))
+    np.testing.assert_array_equal(start.encode(toy.corpus), Head(folded, codec).encode(toy.corpus))
+    assert not np.array_equal(end.folded.layers[-1].weight, folded.layers[-1].weight)
+    assert score(end, toy, "train") > score(start, toy, "train") + (0.01 if kind != "int8" else -0.02)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_quantize_picks_what_held_out_queries_like_best(fitted, toy, labels):
+    qrels = (toy.qrels["train"], toy.qrels["dev"]) if labels else (None, None)
+    grown = fitted.quantize(toy.corpus, toy.queries, qrels[0], bytes=4, dev_qrels=qrels[1])
+    head = grown.head(bytes=4)
+    assert head.bytes == 4
+    tried = head.info["tried"]
+    assert {entry["precision"] for entry in tried} >= {"int8", "pq"}
+    assert ("ndcg@10" in head.info) == labels
+    judge = Judge.of(VectorTable(toy.corpus, toy.queries), qrels[1], 0, fitted.map_for(16))
+    values, kept = judge.score(head)
+    assert kept == pytest.approx(head.info["kept_neighbors"], abs=1e-6)
+    if labels:
+        assert values.mean() == pytest.approx(head.info["ndcg@10"], abs=1e-6)
+        assert values.mean() > max(entry["ndcg@10"] for entry in tried) - 0.1
+    else:
+        assert kept == max(entry["kept_neighbors"] for entry in tried)
+    assert grown.fingerprint == fitted.fingerprint
+    again = fitted.quantize(toy.corpus, toy.queries, qrels[0], bytes=4, dev_qrels=qrels[1])
+    assert again.head(bytes=4).digest == head.digest
+
+
+def test_close_ones_are_told_apart_by_neighbours_and_clear_ones_by_judgements():
+    even, good, bad = np.tile([0.4, 0.6], 50), np.tile([0.41, 0.6], 50), np.tile([0.1, 0.2], 50)
+    assert Judge.best([(even, 0.9), (good - np.tile([0, 0.009], 50), 0.5), (bad, 1.0)]) == 0
+    assert Judge.best([(bad, 0.9), (good, 0.1)]) == 1
+    assert Judge.best([(np.zeros(0), 0.2), (np.zeros(0), 0.3), (np.zeros(0), 0.3)]) == 1
+
+
+def test_candidates_fit_the_budget_and_rotations_go_into_the_map(fitted, toy):
+    for budget in (1, 2, 4, 8):
+        heads = list(candidates(fitted, unit_rows(toy.corpus), budget, 0))
+        assert heads
+        for head in heads:
+            assert head.bytes == budget
+            assert head.encode(toy.corpus).nbytes == budget * len(toy.corpus)
+
+
+def test_what_fits_no_size_is_refused(fitted, toy):
+    with pytest.raises(DataError, match="no size of this compressor"):
+        fitted.quantize(toy.corpus, bytes=1000)
+    with pytest.raises(DataError, match="at least 1 byte"):
+        fitted.quantize(toy.corpus, bytes=0)
+
+
+def test_the_command_fits_for_bytes_and_saves_what_it_chose(small_collection, tmp_path, capsys):
+    folder, out = small_collection(), tmp_path / "out"
+    config = tmp_path / "quick.yaml"
+    config.write_text("steps: 8\nadapt_steps: 4\nbatch_size: 16\n")
+    base = ["--data", str(folder), "--vectors", str(folder / "vectors.safetensors"), "--config", str(config)]
+    assert run(["fit", *base, "--dims", "16,8,4", "--bytes", "4", "--out", str(out)]) == 0
+    head = Compressor.load(out).head(bytes=4)
+    printed = capsys.readouterr().out
+    assert f"best in 4 bytes: {head.precision} of {head.dim} numbers" in printed
+    assert f"smec {head.precision}" in (out / "report.csv").read_text()
