@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -14,31 +14,34 @@ from smec_st.data.safetensors import write_safetensors_in_parts
 from smec_st.data.sources.batch import RECORD
 from smec_st.system.files import writing
 
-if TYPE_CHECKING:
-    from smec_st.stores.job import Manifest
-
 #: Formats of a single file, and that of the shards that it is made from.
 FILE_FORMATS = {".npy": "npy", ".parquet": "parquet", ".safetensors": "npy"}
 TENSOR = "vectors"
 
 
-def join_shards(manifest: Manifest, folder: Path, path: Path) -> None:
-    """Join shards into one file; its name ends in a key of :data:`FILE_FORMATS`. Memory is bounded by a shard."""
-    files = [folder / shard.file for shard in manifest.shards]
-    record = {RECORD: json.dumps(manifest.job["space"], sort_keys=True)}
+def join_shards(files: Sequence[Path], rows: int, space: Mapping[str, Any], path: Path) -> None:
+    """Join shards into one file. Memory is bounded by a shard.
+
+    Args:
+        files: The shards, in order.
+        rows: Number of rows of all.
+        space: Description of the vectors.
+        path: The file; its name ends in a key of :data:`FILE_FORMATS`.
+    """
+    record = {RECORD: json.dumps(space, sort_keys=True)}
     with writing(path):
         if path.suffix == ".parquet":
             _join_parquet(files, path)
         elif path.suffix == ".safetensors":
             dtype, width = _kind(files)
-            write_safetensors_in_parts(path, TENSOR, dtype, (manifest.rows, width), _arrays(files), record)
+            write_safetensors_in_parts(path, TENSOR, dtype, (rows, width), _arrays(files), record)
         else:
             dtype, width = _kind(files)
-            joined = np.lib.format.open_memmap(path, "w+", dtype, (manifest.rows, width))
+            joined = np.lib.format.open_memmap(path, "w+", dtype, (rows, width))
             start = 0
-            for rows in _arrays(files):
-                joined[start : start + len(rows)] = rows
-                start += len(rows)
+            for part in _arrays(files):
+                joined[start : start + len(part)] = part
+                start += len(part)
             joined.flush()
 
 

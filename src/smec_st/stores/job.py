@@ -139,7 +139,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", told: Progress |
             raise DataError(f"{taken[0]} exists already; choose another name or remove it.")
         manifest = _into_folder(replace(job, kind=FILE_FORMATS[out.suffix]), work, engine, told)
         joined = work / f"joined{out.suffix}"
-        join_shards(manifest, work, joined)
+        join_shards([work / shard.file for shard in manifest.shards], manifest.rows, manifest.job["space"], joined)
         left_out = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("left-out-*.jsonl")))
         (work / PLACING).touch()
         if left_out:

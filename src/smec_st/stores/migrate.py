@@ -147,7 +147,7 @@ def _migrate_files_in_place(job: Job, told: Progress | None) -> str:
     space = manifest.job["space"]
     if is_npy:
         joined, record = work / "all.npy", work / "space.json"
-        join_shards(manifest, work, joined)
+        join_shards([work / shard.file for shard in manifest.shards], manifest.rows, space, joined)
         _write_json(record, space)
         swap(store, space, [(joined, store), (record, _record_of(store))], [work])
     else:
