@@ -127,7 +127,8 @@ def choose_size(target: Target, compressor: Sizes, collection: Collection, held_
         return scores[target.metric]
 
     as_model = untrained.with_lengths if collection.similarity == "dot" else untrained.original
-    original = values(as_model(collection.corpus, compressor.width), as_model(collection.queries, compressor.width))
+    width = collection.corpus.shape[1]
+    original = values(as_model(collection.corpus, width), as_model(collection.queries, width))
     tests: list[SizeTest] = []
     for dim in compressor.dims:
         scores = values(compressor.transform(collection.corpus, dim), compressor.transform(collection.queries, dim))
