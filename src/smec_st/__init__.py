@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AdaptiveDimensionSelection": "smec_st.modules",
+    "Bridge": "smec_st.compressor",
+    "BridgedIndex": "smec_st.search",
     "Collection": "smec_st.data",
     "Compressor": "smec_st.compressor",
     "DataError": "smec_st.data",
@@ -34,6 +36,8 @@ _HOME = {
 
 __all__ = [
     "AdaptiveDimensionSelection",
+    "Bridge",
+    "BridgedIndex",
     "Collection",
     "Compressor",
     "DataError",
@@ -55,14 +59,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from smec_st.compressor import Compressor
+    from smec_st.compressor import Bridge, Compressor
     from smec_st.data import Collection, DataError, Qrels, VectorTable, load_collection, load_vectors, open_vectors
     from smec_st.fitting.config import FitConfig
     from smec_st.losses.memory import SelectableCrossBatchMemory
     from smec_st.losses.settings import LossSettings
     from smec_st.losses.smec import SMECLoss
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, ResidualAdapter
-    from smec_st.search import FunnelIndex
+    from smec_st.search import BridgedIndex, FunnelIndex
     from smec_st.training.arguments import SequentialTrainingArguments
     from smec_st.training.sampler import SpreadPairSampler
     from smec_st.training.trainer import SequentialTrainer

@@ -6,6 +6,7 @@ from datasets import Dataset
 from safetensors.numpy import save_file
 
 from smec_st.data import DataError, load_collection
+from smec_st.data.load import text_records
 
 CARD = """---
 configs:
@@ -57,6 +58,12 @@ def test_load_collection_reads_a_hub_repository(hub):
     assert collection.judged("dev").pairs.tolist() == [[1, 2]]  # without the query's own document
 
 
+def test_texts_of_a_hub_repository_are_read_again(hub):
+    corpus, queries = text_records("org/toy")
+    assert [record["text"] for record in corpus] == [text for _, _, text in DOCUMENTS]
+    assert [record["_id"] for record in queries] == [key for key, _, _ in QUERIES]
+
+
 def test_load_collection_prefers_a_folder_to_the_hub(hub, small_collection):
     folder = small_collection("org/local")
     assert load_collection("org/local", folder / "vectors.safetensors").name == "local"
@@ -84,4 +91,32 @@ def test_load_collection_rejects_a_hub_repository_without_queries(hub):
 def test_load_collection_rejects_hub_judgements_of_unknown_documents(hub):
     (hub / "toy-qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n12\td9\t1\n")
     with pytest.raises(DataError, match="the test split of org/toy names 1 ids that the corpus lacks: d9"):
-        load_collection("org/toy", "v.safetensors")
+        load_collection("org/toy", "v.safetensors")  # no judgement is left
+
+
+REPOSITORIES = {
+    "mteb": ("default", "test", ("query-id", "corpus-id", "score"), "id"),
+    "nano": ("qrels", "train", ("query-id", "corpus-id"), "_id"),
+}
+
+
+@pytest.mark.parametrize("kind", REPOSITORIES)
+def test_load_collection_reads_a_repository_that_holds_its_judgements(hub, kind):
+    name, split, columns, key = REPOSITORIES[kind]
+    folder = hub / kind
+    parts = {
+        "corpus": [dict(zip((key, "title", "text"), record, strict=True)) for record in DOCUMENTS],
+        "queries": [{key: record[0], "text": record[2]} for record in QUERIES],
+        name: [dict(zip(columns, row, strict=False)) for row in (("12", "007", 2), ("d1", "d2", 1))],
+    }
+    card = "---\nconfigs:\n"
+    for config, records in parts.items():
+        (folder / config).mkdir(parents=True)
+        here = split if config == name else config
+        Dataset.from_list(records).to_parquet(folder / config / f"{here}-00000-of-00001.parquet")
+        card += f"- config_name: {config}\n  data_files:\n  - split: {here}\n    path: {config}/*\n"
+    (folder / "README.md").write_text(card + "---\n")
+    collection = load_collection(f"org/{kind}", "v.safetensors")
+    assert collection.corpus_ids == ["007", "d1", "d2"]
+    assert collection.qrels[split].pairs.tolist() == [[0, 0], [1, 2]]
+    assert collection.qrels[split].grades.tolist() == ([2, 1] if kind == "mteb" else [1, 1])

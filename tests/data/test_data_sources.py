@@ -248,7 +248,7 @@ BAD = {
     ),
     "lost id": (text("v.jsonl", '{"id": 1, "embedding": [1.0]}\n[1.0]'), "line 2: lacks an id"),
     "csv words": (text("v.csv", "1,2\n3,x"), "line 2: not a vector"),
-    "csv cut": (text("v.csv", "1,2\n3"), "line 2: 1 wide"),
+    "csv cut": (text("v.csv", "1.5,2.5\n3.5"), "line 2: 1 wide"),
     "not parquet": (text("v.parquet", "PAR1"), "not readable as parquet"),
     "no list": (parquet(pa.array([1.0])), "has no columns of vectors"),
     "null row": (parquet(pa.array([[1.0], None])), "row 1 holds no vector"),
@@ -257,7 +257,7 @@ BAD = {
     "not faiss": (text("v.faiss", "x"), "not a readable FAISS index"),
     "whole numbers": (
         lambda p, v: np.save(p / "v.npy", np.ones((2, 2), int)) or p / "v.npy",
-        "of floats, got .*int64",
+        r"must be floats, got whole numbers \(int64\)",
     ),
     "one row": (lambda p, v: np.save(p / "v.npy", v[0]) or p / "v.npy", r"must hold a table .* got shape \(6,\)"),
     "bad record": (

@@ -49,7 +49,7 @@ LAYERS = [
     {"fitting", "hub"},
     {"compressor"},
     {"search", "stores"},
-    {"research"},
+    {"research", "report"},
     {"cli"},
     {"__main__"},
 ]
@@ -259,10 +259,10 @@ def desk(tmp_path_factory):
     desk = tmp_path_factory.mktemp("desk")
     write_collection(desk / "scifact", documents=200, queries=120, width=384)
     (desk / "scifact" / "vectors.safetensors").rename(desk / "scifact.safetensors")
-    vectors, source, _ = make_vectors(np.random.default_rng(0), 200, 100, 384)
+    vectors, source, _ = make_vectors(np.random.default_rng(0), 200, 200, 384)
     np.save(desk / "corpus.npy", vectors["corpus"])
     np.save(desk / "queries.npy", vectors["queries"])
-    np.save(desk / "relevant.npy", np.stack([np.arange(100), source], axis=1))
+    np.save(desk / "relevant.npy", np.stack([np.arange(200), source], axis=1))
     return desk
 
 
@@ -287,8 +287,13 @@ def test_documentation_code_runs_as_it_stands(page, desk, tmp_path, monkeypatch)
     models = {"sentence-transformers/all-MiniLM-L6-v2": get_model_path(), "Qwen/Qwen2-7B-Instruct": "decoder"}
     if "Qwen" in page.read_text():
         tiny_qwen2(tmp_path / "desk" / "decoder")
-    if page.stem in ("search", "serving", "sharing", "stores"):
-        Compressor.fit(np.load("corpus.npy"), dims=(96, 48), method="pca").save("my-compressor")
+    if page.stem in ("search", "serving", "sharing", "stores", "watching"):
+        tables = np.load("corpus.npy"), np.load("queries.npy")
+        Compressor.fit(*tables, dims=(96, 48), method="pca").save("my-compressor")
+    if page.stem == "replacing-a-model":
+        turn = np.linalg.qr(np.random.default_rng(1).normal(size=(384, 384)))[0].astype(np.float32)
+        for side in ("corpus", "queries"):
+            np.save(f"new_{side}.npy", np.load(f"{side}.npy") @ turn)
     names: dict[str, object] = {}
     with Hub() as hub:
         hub.tokens = {"hf_me": {"me"}}

@@ -16,7 +16,7 @@ from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, open_vectors
 from smec_st.search import FunnelIndex
-from smec_st.stores import Job, measure_drift, transform_files
+from smec_st.stores import Job, check_drift, transform_files
 from smec_st.system.files import new_folder, writing
 from tiny_models import tiny_bert
 
@@ -131,7 +131,7 @@ def test_a_seed_is_a_whole_number_that_numpy_and_torch_take(here, vectors, seed)
     with pytest.raises(DataError, match="seed"):
         loaded.quantize(vectors, bytes=4, seed=seed)
     with pytest.raises(DataError, match="seed"):
-        measure_drift(loaded, open_vectors("x.npy"), seed)
+        check_drift(loaded, open_vectors("x.npy"), seed=seed)
 
 
 QRELS = {

@@ -15,7 +15,7 @@ from smec_st.compressor.scoring import score_compressor
 from smec_st.data import DataError, load_collection, load_vectors, open_vectors, read_safetensors
 from smec_st.maps import FoldedMap, Layer
 from smec_st.quantization.codecs import Binary, Product
-from smec_st.stores import BadRows, Job, estimate, measure_drift, transform_files
+from smec_st.stores import BadRows, Job, check_drift, estimate, transform_files
 from smec_st.stores.migrate import Plan
 
 WIDTH, ROWS = 16, 1000
@@ -164,7 +164,7 @@ def test_drift_refuses_bad_rows_outside_its_sample(compressor, vectors, tmp_path
     many = np.concatenate([vectors] * 6)
     many[5_555] = np.nan
     with pytest.raises(BadRows, match="row 5555 holds NaN"):
-        measure_drift(compressor, open_vectors(write(tmp_path / "in.npy", many)))
+        check_drift(compressor, open_vectors(write(tmp_path / "in.npy", many)))
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

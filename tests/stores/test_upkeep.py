@@ -15,8 +15,9 @@ import pytest
 
 from smec_st.cli import run
 from smec_st.compressor import Compressor
-from smec_st.data import load_vectors, open_vectors
+from smec_st.data import DataError, load_vectors, open_vectors
 from smec_st.evaluation.overlap import kept_neighbors, pool_for
+from smec_st.stores import check_drift
 
 faiss = pytest.importorskip("faiss")
 WIDTH, ROWS = 24, 600
@@ -69,11 +70,13 @@ def test_check_passes_vectors_like_those_of_the_fit_and_fails_others(rng, mixes,
     np.save(tmp_path / "other.npy", make(rng, 700, mixes[1]))
     assert run(["check", folder, str(tmp_path / "same.npy"), "--json", str(tmp_path / "drift.json")]) == 0
     figures = json.loads((tmp_path / "drift.json").read_text())
-    assert figures["pool"] == 500
-    assert abs(figures["drop"]["8"]) < 0.05
+    assert figures["documents"]["pool"] == 500
+    assert abs(figures["documents"]["drop"]["8"]) < 0.05
+    assert figures["drifted"] is figures["documents"]["drifted"] is False
+    assert figures["fingerprint"] == Compressor.load(folder).fingerprint
     assert "at the fit" in capsys.readouterr().out
     assert run(["check", folder, str(tmp_path / "other.npy")]) == 1
-    assert "drift: more than 0.05 lost" in capsys.readouterr().err
+    assert "drift of documents: more than 0.05 lost" in capsys.readouterr().err
     assert run(["check", folder, str(tmp_path / "other.npy"), "--threshold", "1"]) == 0
 
 
@@ -85,6 +88,79 @@ def test_check_refuses_too_few_and_other_spaces(rng, folder, tmp_path, capsys, r
     np.save(tmp_path / "new.npy", rng.normal(size=(rows, width)))
     assert run(["check", folder, str(tmp_path / "new.npy")]) == 2
     assert match in capsys.readouterr().err
+
+
+@pytest.fixture
+def watched(rng, mixes, tmp_path):
+    """A compressor that knows the queries of its fit: documents of one kind, queries of another."""
+    corpus, queries = make(rng, ROWS, mixes[0]), make(rng, 400, mixes[0])
+    fitted = Compressor.fit(corpus, queries, dims=(16, 8), method="pca")
+    fitted.save(tmp_path / "watched")
+    return fitted
+
+
+def test_documents_and_queries_have_a_threshold_each(rng, mixes, watched, tmp_path, capsys):
+    for name, mix in (("same", 0), ("other", 1)):
+        np.save(tmp_path / f"{name}.npy", make(rng, 700, mixes[mix]))
+    same, other, out = (str(tmp_path / name) for name in ("same.npy", "other.npy", "drift.json"))
+    command = ["check", str(tmp_path / "watched"), "--json", out]
+    assert run([*command, same, "--queries", same]) == 0
+    assert run([*command, same, "--queries", other]) == 1
+    figures = json.loads((tmp_path / "drift.json").read_text())
+    assert [figures[side]["drifted"] for side in ("documents", "queries")] == [False, True]
+    assert figures["queries"]["pool"] == 200  # as many as the fit can be compared with
+    captured = capsys.readouterr()
+    assert "200 queries" in captured.out
+    assert "drift of queries" in captured.err
+    assert "drift of documents" not in captured.err
+    assert run([*command, same, "--queries", other, "--query-threshold", "1"]) == 0
+    assert run([*command, other, "--queries", other, "--query-threshold", "1"]) == 1
+    assert run([*command, "--queries", other]) == 1
+    assert set(json.loads((tmp_path / "drift.json").read_text())) == {"fingerprint", "drifted", "queries"}
+
+
+def test_check_is_a_library_call_on_arrays(rng, mixes, watched):
+    found = check_drift(watched, make(rng, 500, mixes[0]), make(rng, 300, mixes[1]), query_threshold=0.02)
+    assert [(drift.side, drift.is_beyond) for drift in found] == [("documents", False), ("queries", True)]
+    assert found[1].threshold == 0.02
+    recorded = watched.info["kept_query_neighbors"]["200"]
+    assert found[1].at_fit == {int(dim): kept for dim, kept in recorded.items()}
+    with pytest.raises(DataError, match="nothing to check"):
+        check_drift(watched)
+    with pytest.raises(DataError, match="from 0 to 1, got nan"):
+        check_drift(watched, make(rng, 500, mixes[0]), threshold=float("nan"))
+
+
+def test_the_newest_rows_of_a_log_are_looked_at(rng, mixes, watched):
+    log = np.concatenate([make(rng, 5000, mixes[0]), make(rng, 300, mixes[1])])
+    assert not check_drift(watched, queries=log)[0].is_beyond
+    assert check_drift(watched, queries=log, last=300)[0].is_beyond
+    assert check_drift(watched, queries=log[:5000], last=300)[0].kept == (
+        check_drift(watched, queries=log[4700:5000])[0].kept
+    )
+
+
+def test_a_query_that_is_asked_often_counts_once(rng, mixes, watched):
+    queries = make(rng, 250, mixes[0])
+    log = np.repeat(queries, rng.integers(1, 30, 250), axis=0)[:5000]
+    asked = check_drift(watched, queries=rng.permutation(np.concatenate([queries, log])))[0]
+    assert asked.kept[8] == pytest.approx(check_drift(watched, queries=queries)[0].kept[8], abs=0.04)
+    with pytest.raises(DataError, match="has 150 distinct vectors; at least 200 are needed"):
+        check_drift(watched, queries=np.repeat(queries[:150], 10, axis=0))
+
+
+def test_queries_are_not_compared_where_the_fit_had_none(rng, mixes, folder):
+    with pytest.raises(DataError, match="no record of the queries of its fit"):
+        check_drift(Compressor.load(folder), queries=make(rng, 300, mixes[0]))
+
+
+def test_only_queries_that_training_may_read_are_recorded(rng, mixes):
+    corpus, queries = make(rng, 300, mixes[0]), make(rng, 400, mixes[0])
+    part = Compressor.fit(corpus, queries, dims=(8,), method="pca", unlabelled_queries=np.arange(250))
+    queries[250:] = 1.0
+    same = Compressor.fit(corpus, queries, dims=(8,), method="pca", unlabelled_queries=np.arange(250))
+    assert part.info["kept_query_neighbors"] == same.info["kept_query_neighbors"]
+    assert set(part.info["kept_query_neighbors"]) == {"200"}
 
 
 # -- migrate ----------------------------------------------------------------------------------------------------------

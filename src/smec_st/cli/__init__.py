@@ -18,6 +18,7 @@ from smec_st import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from smec_st.cli.analyze import analyze
+from smec_st.cli.bridge import bridge
 from smec_st.cli.card import card
 from smec_st.cli.check import check
 from smec_st.cli.compare import compare
@@ -27,6 +28,7 @@ from smec_st.cli.fit import fit
 from smec_st.cli.index import index
 from smec_st.cli.migrate import migrate
 from smec_st.cli.push import push
+from smec_st.cli.report import report
 from smec_st.cli.search import search
 from smec_st.cli.transform import transform
 from smec_st.cli.verify import verify
@@ -55,7 +57,11 @@ def app(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (fit, evaluate, compare, analyze, export, transform, check, migrate, index, search, card, push, verify):
+COMMANDS = (
+    *(fit, evaluate, report, compare, analyze, export, transform),
+    *(check, migrate, bridge, index, search, card, push, verify),
+)
+for command in COMMANDS:
     app.add_command(command)
 
 

@@ -24,6 +24,8 @@ def analyze(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     dims: str | None,
     out: Path,
     seeds: str,
@@ -46,7 +48,7 @@ def analyze(
         from smec_st.data import load_collection
 
         analysis = importlib.import_module(f"smec_st.research.analysis.{what}")
-        collection = load_collection(data, vectors, model, task)
+        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
     out.mkdir(parents=True, exist_ok=True)
     with thinking(what):
         analysis.run(collection, out, **settings)

@@ -28,6 +28,8 @@ def card(
     model: str | None,
     task: str | None,
     similarity: str | None,
+    codes: str | None,
+    strict: bool,
     split: str,
     dataset: str | None,
     data_license: str | None,
@@ -42,7 +44,7 @@ def card(
         from smec_st.hub.card import write_card
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task, similarity)
+        collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
     with thinking("measuring"):
         evidence = dataclasses.replace(
             measure(loaded, collection, split), dataset=dataset, data_license=data_license, source=source

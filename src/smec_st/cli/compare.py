@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from smec_st.cli.allocator import keep_freed_memory
-from smec_st.cli.options import FOLDER, TASK, thinking, whole_numbers, whole_seeds
+from smec_st.cli.options import CODES, FOLDER, STRICT, TASK, thinking, whole_numbers, whole_seeds
 
 if TYPE_CHECKING:
     from smec_st.research.compare import Outcome, Recommendation
@@ -25,6 +25,8 @@ FAILED = 1
 @click.option("--vectors", "files", type=FOLDER, multiple=True, help="Vectors; one for each --data, in order.")
 @click.option("--model", help="Sentence-transformers model that embeds the texts.")
 @TASK
+@CODES
+@STRICT
 @click.option("--dims", "sizes", multiple=True, help="Sizes, once for all collections or once for each --data.")
 @click.option("--methods", default="all", show_default=True, help="Names separated by commas, or all.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the report; an earlier comparison is continued.")
@@ -37,6 +39,8 @@ def compare(
     files: tuple[Path, ...],
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     sizes: tuple[str, ...],
     methods: str,
     out: Path,
@@ -58,7 +62,7 @@ def compare(
 
         chosen, notices = comparing.choose(methods, labels=not no_labels)
         sources = [
-            comparing.Source(folder, file, model, task)
+            comparing.Source(folder, file, model, task, codes, strict)
             for folder, file in zip(folders, files or [None] * len(folders), strict=True)
         ]
         planned = comparing.plan(
@@ -89,7 +93,7 @@ def compare(
 def _cell_progress(total: int) -> Iterator[Callable[[Outcome], None]]:
     """Show a progress bar on a terminal, and otherwise print a line for each cell that ends."""
     if sys.stderr.isatty():
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         with tqdm(total=total, unit="fit") as bar:
 

@@ -22,6 +22,8 @@ def evaluate(
     model: str | None,
     task: str | None,
     similarity: str | None,
+    codes: str | None,
+    strict: bool,
     split: str,
     json_file: Path | None,
 ) -> None:
@@ -33,7 +35,7 @@ def evaluate(
         from smec_st.evaluation.report import print_rows, write_json
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task, similarity)
+        collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
     rows = score_compressor(loaded, collection, split)
     if json_file is not None:
         write_json(rows, json_file)

@@ -30,6 +30,7 @@ from smec_st.cli.options import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from smec_st.compressor import Compressor
     from smec_st.data import Collection, Qrels
     from smec_st.data.synthetic import Cut
     from smec_st.evaluation.target import Target
@@ -61,11 +62,14 @@ SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner 
 )
 @click.option("--target", help="Find the smallest size that holds: lossless, or 'ndcg@10 >= 0.99 original'.")
 @click.option("--config", type=FOLDER, help="JSON or YAML file of settings.")
+@click.option("--report", is_flag=True, help="Also write report.html: plots, decisions, and the queries that changed.")
 def fit(
     data: Path,
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     dims: str | None,
     out: Path,
     method: str,
@@ -76,6 +80,7 @@ def fit(
     bytes_: int | None,
     target: str | None,
     config: Path | None,
+    report: bool,
 ) -> None:
     """Fit a compressor on a collection's vectors, score it, and save it.
 
@@ -94,10 +99,13 @@ def fit(
         aim = _target(target)
         from smec_st.data import add_synthetic_queries, load_collection
 
-        collection = load_collection(data, vectors, model, task, similarity)
+        collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
         if similarity == "dot":
             _refuse_lengths(collection)
         train, dev = _judgements(collection, no_labels)
+        split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
+        if report:
+            _check_report(collection)
         if aim is not None:
             train, kept = _keep_for_target(train, dev)
             dev = None
@@ -113,7 +121,6 @@ def fit(
         from smec_st.compressor.scoring import score_compressor
         from smec_st.evaluation.report import print_rows, write_report
         from smec_st.evaluation.target import choose_size
-        from smec_st.fitting.choice import Decision
         from smec_st.system.files import new_folder
         from smec_st.system.locks import write_lock
     key = _run_key(fitted_on, asking, dev, {**settings, "method": method, "bytes": bytes_, "labels": not no_labels})
@@ -134,7 +141,6 @@ def fit(
             progress=sys.stderr.isatty(),
             **settings,
         )
-        split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
         title = f"{collection.name} ({split})"
         rows = [] if split is None else score_compressor(compressor, collection, split)
         if aim is not None:
@@ -149,14 +155,14 @@ def fit(
         print_similarity(collection)
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
-    for decision in compressor.info.get("decisions", []):
-        click.echo(str(Decision(**decision)))
-    if bytes_ is not None:
-        head = compressor.head(bytes=bytes_)
-        click.echo(f"best in {bytes_} bytes: {head.precision} of {head.dim} numbers")
+    _print_decisions(compressor, bytes_)
     if aim is not None:
         click.echo("\n".join(map(str, (*choice.tests, choice))))
     click.echo(f"{compressor}\nsaved to {out}")
+    if report:
+        from smec_st.report import write_page
+
+        write_page(compressor, collection, out / "report.html", split or "", data, progress=sys.stderr.isatty())
     if aim is not None and choice.dim is None:
         raise click.exceptions.Exit(FAILED)
 
@@ -179,6 +185,27 @@ def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, 
     if no_labels:
         return collection.qrels.get("train"), collection.qrels.get("dev")
     return collection.judged("train"), collection.qrels.get("dev")
+
+
+def _print_decisions(compressor: Compressor, bytes_: int | None) -> None:
+    """What held-out queries chose."""
+    from smec_st.fitting.choice import Decision
+
+    for decision in compressor.info.get("decisions", []):
+        click.echo(str(Decision(**decision)))
+    if bytes_ is not None:
+        head = compressor.head(bytes=bytes_)
+        click.echo(f"best in {bytes_} bytes: {head.precision} of {head.dim} numbers")
+
+
+def _check_report(collection: Collection) -> None:
+    """Refuse --report before the fit where it could not be written after it."""
+    from smec_st.data import DataError
+    from smec_st.report.figures import plotly_script
+
+    plotly_script()
+    if not collection.qrels:
+        raise DataError(f"--report scores queries, and {collection.name} has no judgements.")
 
 
 def _may_be_read(collection: Collection, train: Qrels | None) -> np.ndarray:

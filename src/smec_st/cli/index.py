@@ -11,16 +11,17 @@ from typing import Any
 
 import click
 
-from smec_st.cli.options import FOLDER, load_table, thinking, whole_numbers
+from smec_st.cli.options import CODES, FOLDER, load_table, thinking, whole_numbers
 
 
 @click.command()
 @click.argument("compressor", type=FOLDER)
-@click.option("--vectors", type=FOLDER, required=True, help="Documents: .npy, or .safetensors (tensor `corpus`).")
+@click.option("--vectors", type=FOLDER, required=True, help="Documents, in any format; their ids are kept.")
+@CODES
 @click.option("--out", "uri", default="index.db", show_default=True, metavar="URI", help="NAME.db (Milvus Lite), "
               "http://HOST:19530 (Milvus), or a folder (FAISS in this process).")  # fmt: skip
-@click.option("--rows", type=FOLDER, help="Ids and fields, one row per vector: .jsonl, .csv or .parquet; ids are the "
-              "column `_id` or `id`, fields those named by --field.")  # fmt: skip
+@click.option("--rows", type=FOLDER, help="Ids and fields, one row per vector: .jsonl, .csv or .parquet. Joined by "
+              "id if the vectors have ids too, else by position. Fields are those named by --field.")  # fmt: skip
 @click.option("--field", "names", multiple=True, help="Column of --rows to filter by; may be repeated.")
 @click.option("--queries", type=FOLDER, help="Typical queries, to choose the schedule on.")
 @click.option("--recall", default=0.99, show_default=True, help="Share of exact full-width search to reach.")
@@ -34,6 +35,7 @@ from smec_st.cli.options import FOLDER, load_table, thinking, whole_numbers
 def index(
     compressor: Path,
     vectors: Path,
+    codes: str | None,
     uri: str,
     rows: Path | None,
     names: tuple[str, ...],
@@ -51,22 +53,24 @@ def index(
     with thinking("reading"):
         from smec_st.compressor import Compressor
         from smec_st.compressor.space import check_space
+        from smec_st.data.rows import read_rows
         from smec_st.search import FunnelIndex
 
         loaded = Compressor.load(compressor)
-        source = load_table(vectors, "corpus")
+        source = load_table(vectors, "corpus", codes)
         table = source.array
         if not add:
             check_space(loaded, source.width, source.record, source.name)
-        ids, fields = read_rows(rows, names, len(table))
-        ids = source.ids if ids is None else ids
-        query_source = None if queries is None else load_table(queries, "queries")
+        ids, fields = read_rows(rows, names, len(table), source.ids)
+        query_source = None if queries is None else load_table(queries, "queries", codes)
         if query_source is not None:
             check_space(loaded, query_source.width, query_source.record, query_source.name)
     with _progress_bars() as report_progress:
         if add:
             with FunnelIndex.open(uri, loaded) as opened:
                 opened.check(source, () if opened.settings.originals else opened.settings.sizes[-1:])
+                if ids is not None and opened.settings.id_type == "str":
+                    ids = list(map(str, ids))
                 count = _count_added(report_progress, len(table))
                 opened.add(table, ids, fields, replace=replace, progress=count)
                 opened.flush()
@@ -90,41 +94,6 @@ def index(
         _print_report(opened.uri, str(opened.schedule), report)
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def read_rows(path: Path | None, names: tuple[str, ...], count: int) -> tuple[list[Any] | None, dict[str, list[Any]]]:
-    """Read the ids, if the file has them, and the named fields."""
-    from smec_st.data import DataError
-    from smec_st.data.errors import one_line, some
-
-    if path is None:
-        if names:
-            raise DataError("--field names columns of --rows, which is missing.")
-        return None, {}
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    readers = {
-        ".csv": pa.csv.read_csv, ".jsonl": pa.json.read_json, ".json": pa.json.read_json,
-        ".parquet": pa.parquet.read_table,
-    }  # fmt: skip
-    if path.suffix not in readers:
-        raise DataError(f"{path}: rows are read from {', '.join(readers)} files.")
-    try:
-        table = readers[path.suffix](path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from error
-    if len(table) != count:
-        raise DataError(f"{path} has {len(table)} rows for {count} vectors.")
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path} has no column {some(missing)}; it has {some(table.column_names, 9)}.")
-    key = next((name for name in ("_id", "id") if name in table.column_names), None)
-    return None if key is None else table[key].to_pylist(), {name: table[name].to_pylist() for name in names}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import click
 
 from smec_st.cli.options import (
     BYTES,
+    CODES,
     COLUMN,
     FOLDER,
     PRECISION,
@@ -28,6 +29,7 @@ from smec_st.cli.options import (
 @PRECISION
 @BYTES
 @COLUMN
+@CODES
 def migrate(
     compressor: Path,
     store: str,
@@ -38,6 +40,7 @@ def migrate(
     precision: str | None,
     bytes_: int | None,
     column: str | None,
+    codes: str | None,
 ) -> None:
     """Rewrite an existing STORE of vectors (files, FAISS, Milvus) with a COMPRESSOR."""
     with thinking("reading"):
@@ -46,7 +49,7 @@ def migrate(
         from smec_st.stores import migrate as rewrite
     if not dry_run and in_place == (out is not None):
         raise DataError("say where to write: --out or --in-place; or estimate first with --dry-run.")
-    plan = Plan(Job(str(compressor), store, column, dim, precision, bytes_), out)
+    plan = Plan(Job(str(compressor), store, column, dim, precision, bytes_, codes=codes), out)
     if dry_run:
         print_estimate(store, estimate(plan))
         return

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 
 COLUMN = click.option("--column", help="Tensor, column or field of the vectors, if there are several.")
+CODE_NAMES = ["float32", "int8", "uint8", "binary", "ubinary"]
+CODES = click.option("--codes", type=click.Choice(CODE_NAMES), help="What whole numbers or base64 in the vectors are; "
+                     "float32: plain numbers.")  # fmt: skip
+STRICT = click.option("--strict", is_flag=True, help="Refuse judgements of unknown ids, and grades below 0 or between "
+                      "whole numbers; by default they are left out or rounded, and counted.")  # fmt: skip
 PRECISIONS = ["float32", "float16", "int8", "binary", "pq"]
 PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), help="float32 by default.")
 BYTES = click.option("--bytes", "bytes_", type=int, help="Bytes per vector, instead of --dim and --precision.")
@@ -31,11 +36,18 @@ TASK = click.option("--task", help="Fashion-200K only: text-to-image (default) o
 
 
 def collection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that name a collection: ``--data``, ``--vectors``, ``--model`` and ``--task``."""
+    """Add the options that name a collection and say how strictly to read it."""
     for option in (
+        STRICT,
         TASK,
+        CODES,
         click.option("--model", help="Sentence-transformers model that embeds the texts."),
-        click.option("--vectors", type=FOLDER, help="Safetensors file with the tensors `corpus` and `queries`."),
+        click.option(
+            "--vectors",
+            type=FOLDER,
+            help="File with the tables `corpus` and `queries` (.safetensors, "
+            ".npz, .h5), or a folder with a file for each.",
+        ),
         click.option(
             "--data",
             type=FOLDER,
@@ -80,15 +92,16 @@ def print_similarity(collection: Collection) -> None:
         click.echo(f"original: by cosine, although its model scores by {collection.similarity} distance")
 
 
-def load_table(path: Path, name: str) -> ArrayVectors:
-    """Read the vectors of a file and their record; ``name`` is the tensor to read where there are several."""
-    from smec_st.data import open_vectors
-    from smec_st.data.safetensors import Safetensors
-    from smec_st.data.sources import read_all
+def load_table(path: Path, name: str, codes: str | None = None) -> ArrayVectors:
+    """Read the vectors of a file with ids; ``name`` is the table to read from a file that holds several."""
+    from smec_st.data import DataError, open_vectors
+    from smec_st.data.sources import TABLES, read_all
     from smec_st.data.sources.tables import ArrayVectors
 
-    is_ambiguous = path.suffix == ".safetensors" and path.is_file() and len(Safetensors.open(path).entries) > 1
-    source = open_vectors(path, name if is_ambiguous else None)
+    try:
+        source = open_vectors(path, name if path.suffix in TABLES else None, codes)
+    except DataError:
+        source = open_vectors(path, None, codes)
     rows, ids = read_all(source)
     return ArrayVectors(source.name, rows, source.record, source.state, ids)
 
@@ -130,7 +143,7 @@ def print_estimate(store: str, estimated: Estimate) -> None:
 @contextmanager
 def row_progress() -> Iterator[Callable[[int, int | None], None]]:
     """Show a progress bar on a terminal; yield a function that takes the rows done and, if known, the total."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     with tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
 

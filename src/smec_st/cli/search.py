@@ -8,45 +8,59 @@ from typing import Any
 
 import click
 
-from smec_st.cli.options import FOLDER, load_table, thinking
+from smec_st.cli.options import CODES, FOLDER, load_table, thinking
 
 
 @click.command()
 @click.argument("uri")
-@click.option("--queries", type=FOLDER, help="Vectors: .npy, or .safetensors (tensor `queries`).")
+@click.option("--queries", type=FOLDER, help="Vectors, in any format.")
+@CODES
 @click.option("--text", "texts", multiple=True, help="A query as text; may be repeated. Requires --model.")
 @click.option("--model", help="Sentence-transformers model that embeds --text; the one that embedded the documents.")
 @click.option("--k", default=10, show_default=True, help="Number of results per query.")
 @click.option("--where", help='Filter, as JSON: {"lang": "en", "year": {"$gte": 2020}}.')
 @click.option("--compressor", type=FOLDER, help="Required only if a Milvus database holds several indexes.")
+@click.option("--bridge", type=FOLDER, help="Queries are a new model's: map them by this bridge (`smec-st bridge`).")
 @click.option("--json", "json_file", type=FOLDER, help="Write results to this JSON file instead of printing them.")
 def search(
     uri: str,
     queries: Path | None,
+    codes: str | None,
     texts: tuple[str, ...],
     model: str | None,
     k: int,
     where: str | None,
     compressor: Path | None,
+    bridge: Path | None,
     json_file: Path | None,
 ) -> None:
     """Search the index at URI, and print query, rank, id and cosine separated by tabs."""
     with thinking("opening"):
-        from smec_st.compressor import Compressor
+        from smec_st.compressor import Bridge, Compressor
         from smec_st.data import DataError
-        from smec_st.search import FunnelIndex
+        from smec_st.data.blackbox import backbone_of_files
+        from smec_st.data.source import Tables
+        from smec_st.data.sources.batch import sidecar_record
+        from smec_st.search import FunnelIndex, bridged_queries
 
         if (queries is None) == (not texts):
             raise DataError("give either --queries or --text.")
         if texts and model is None:
             raise DataError("--text needs --model.")
+        if bridge is not None and queries is None:
+            raise DataError("--bridge maps vectors of the new model: give --queries.")
         condition = parse_where(where)
-        source = None if queries is None else load_table(queries, "queries")
+        source = None if queries is None else load_table(queries, "queries", codes)
         inputs: Any = list(texts) if source is None else source.array
         loaded = None if compressor is None else Compressor.load(compressor)
         index = FunnelIndex.open(uri, loaded, model=model)
     with index:
-        if source is not None:
+        if bridge is not None:
+            crossing = Bridge.load(bridge)
+            assert queries is not None
+            crossing.check({**backbone_of_files(Tables(queries, codes)), **sidecar_record(queries)}, str(queries))
+            inputs = bridged_queries(index, crossing, inputs)
+        elif source is not None:
             index.check(source, index.settings.sizes)
         hits = index.search(inputs, k, where=condition)
     results = [

@@ -8,6 +8,7 @@ import click
 
 from smec_st.cli.options import (
     BYTES,
+    CODES,
     COLUMN,
     FOLDER,
     PRECISION,
@@ -32,6 +33,7 @@ from smec_st.cli.options import (
 @COLUMN
 @click.option("--skip-bad", is_flag=True, help="Leave out rows of NaN, infinity or zeros, and list them beside OUT.")
 @click.option("--dry-run", is_flag=True, help="Look at all rows, estimate cost and loss, and write nothing.")
+@CODES
 @click.option("--shard-rows", type=int, default=131_072, show_default=True, help="Rows per output file.")
 def transform(
     compressor: Path,
@@ -45,6 +47,7 @@ def transform(
     column: str | None,
     skip_bad: bool,
     dry_run: bool,
+    codes: str | None,
     shard_rows: int,
 ) -> None:
     """Compress VECTORS into OUT in bounded memory; the same command continues after an interruption.
@@ -53,7 +56,7 @@ def transform(
     """
     with thinking("reading"):
         from smec_st.stores import Job, Plan, estimate, transform_files
-    job = Job(str(compressor), vectors, column, dim, precision, bytes_, kind, shard_rows, skip_bad)
+    job = Job(str(compressor), vectors, column, dim, precision, bytes_, kind, shard_rows, codes, skip_bad)
     if dry_run:
         print_estimate(vectors, estimate(Plan(job, str(out))))
         return

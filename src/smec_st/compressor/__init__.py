@@ -1,7 +1,8 @@
-"""The compressor: maps for every size, the files it is saved in, and its export as a small ONNX model."""
+"""The compressor: maps for every size, its files, its export as a small ONNX model, and bridges into its space."""
 
 from __future__ import annotations
 
+from smec_st.compressor.bridge import Bridge
 from smec_st.compressor.compressor import Compressor
 
-__all__ = ["Compressor"]
+__all__ = ["Bridge", "Compressor"]

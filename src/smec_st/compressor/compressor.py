@@ -100,6 +100,11 @@ class Compressor:
         sizes = "/".join(map(str, self.dims))
         return f"Compressor({self.width} -> {sizes}, nested={self.is_nested}, method={self.info.get('method')!r})"
 
+    def _repr_html_(self) -> str:
+        from smec_st.compressor.html import as_html
+
+        return as_html(self.width, self.dims, self.info, self.heads, self.fingerprint)
+
     def map_for(self, dim: int | None = None) -> FoldedMap:
         """The folded map to one of :attr:`dims`, or to any prefix when nested; the widest by default.
 
@@ -353,7 +358,8 @@ class Compressor:
             progress=progress,
         )
         backbone = {**(known or {"width": table.width}), **(backbone or {})}
-        compressor = cls(made.maps, {"backbone": backbone, **made.info}).calibrate(table.documents())
+        compressor = cls(made.maps, {"backbone": backbone, **made.info})
+        compressor = compressor.calibrate(table.documents(), table.some_queries(asking))
         if bytes is None:
             return compressor
         from smec_st.quantization.choice import add_best
@@ -363,26 +369,24 @@ class Compressor:
             asking = train.query_rows
         return add_best(compressor, table, labels, dev, bytes, resolved.seed, asking)
 
-    def calibrate(self, corpus: np.ndarray) -> Compressor:
+    def calibrate(self, corpus: np.ndarray, queries: np.ndarray | None = None) -> Compressor:
         """Ranges for int8 and rotations for binary codes at every size; what is there already stays.
 
         How well neighbours are kept is recorded as well, for ``smec-st check``.
 
         Args:
             corpus: ``(N, D)`` vectors; a sample of them is looked at.
+            queries: ``(Q, D)`` vectors, likewise; None leaves the record of queries as it is.
         """
-        from smec_st.evaluation.overlap import POOLS, drawn, kept_neighbors
+        from smec_st.evaluation.overlap import kept_by_pool
         from smec_st.quantization.starts import untrained_heads
 
-        kept = {
-            str(pool): {
-                str(dim): kept_neighbors(corpus[drawn(len(corpus), pool)], self.map_for(dim)) for dim in self.dims
-            }
-            for pool in POOLS
-            if pool <= len(corpus)
-        }
+        maps = {dim: self.map_for(dim) for dim in self.dims}
+        kept = {"kept_neighbors": kept_by_pool(corpus, maps)}
+        if queries is not None:
+            kept["kept_query_neighbors"] = kept_by_pool(queries, maps)
         heads = (*self.heads, *untrained_heads(self, corpus))
-        return type(self)(self._maps, {**self.info, "kept_neighbors": kept}, heads)
+        return type(self)(self._maps, {**self.info, **kept}, heads)
 
     def quantize(
         self,
@@ -460,7 +464,7 @@ class Compressor:
         config = resolve_config({**self.info.get("settings", {}), **settings, "dims": tuple(dims)}, self.width)
         maps, reports = extend_maps(self._maps, table, *_judgements(table, qrels, dev_qrels), config, progress)
         info = {**self.info, "stages": [*self.info.get("stages", []), *reports]}
-        return type(self)(maps, info, self.heads).calibrate(table.documents())
+        return type(self)(maps, info, self.heads).calibrate(table.documents(), table.some_queries())
 
     def _table(self, corpus: Any, queries: Any, own_document: Any) -> VectorTable:
         table = VectorTable(corpus, queries, own_document)

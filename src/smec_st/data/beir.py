@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.collection import SPLIT_NAMES, Collection
-from smec_st.data.errors import DataError, some
+from smec_st.data.errors import DataError, some, tell
+from smec_st.data.ids import find_id, id_text
 from smec_st.data.jsonl import read_jsonl
+from smec_st.data.judgements import Triple, read_splits, tidy
 from smec_st.data.own import find_own_documents
 from smec_st.data.qrels import Qrels
-from smec_st.data.source import vectors_of
+from smec_st.data.source import Tables, vectors_of
 from smec_st.data.vectors import unit_rows
-
-Triple = tuple[str, str, float]  # query id, document id, grade
 
 SAME_VECTOR = 1e-3  # unit vectors up to this distance apart count as the same item
 
@@ -34,7 +33,7 @@ class Side:
 
     @classmethod
     def read(cls, records: Iterable[Mapping[str, Any]], what: str, keep: Container[str] | None = None) -> Side:
-        """Read records with ``_id`` and optionally ``title`` and ``text``.
+        """Read records with ``_id`` (or another id name, in all of them) and optionally ``title`` and ``text``.
 
         Args:
             records: The records.
@@ -45,10 +44,12 @@ class Side:
             DataError: If an id is missing or repeated.
         """
         side = cls([], [], [])
+        name = None
         for number, record in enumerate(records, start=1):
-            if "_id" not in record:
-                raise DataError(f"{what}, record {number}: lacks `_id`.")
-            identifier = str(record["_id"])
+            name = name or ("_id" if "_id" in record else find_id(record) or "_id")
+            if name not in record:
+                raise DataError(f"{what}, record {number}: lacks `{name}`.")
+            identifier = id_text(record[name], f"{what}, record {number}")
             kept = keep is None or identifier in keep
             side.ids.append(identifier)
             side.titles.append(str(record.get("title") or "") if kept else "")
@@ -63,10 +64,16 @@ class Side:
         return f"{self.titles[row]} {self.texts[row]}".strip()
 
 
-def load_beir(folder: Path, vectors: Path | None, model: str | None) -> Collection:
+def load_beir(folder: Path, vectors: Tables | None, model: str | None, strict: bool = False) -> Collection:
     """Read a folder with ``corpus.jsonl``, ``queries.jsonl`` (each line with ``_id``) and ``qrels/SPLIT.tsv``."""
-    corpus, queries = read_jsonl(folder / "corpus.jsonl"), read_jsonl(folder / "queries.jsonl")
-    return beir_collection(folder.name, corpus, queries, read_splits(folder), vectors, model)
+    corpus, queries = (read_jsonl(texts_file(folder, side)) for side in ("corpus", "queries"))
+    return beir_collection(folder.name, corpus, queries, read_splits(folder), vectors, model, strict)
+
+
+def texts_file(folder: Path, side: str) -> Path:
+    """Return ``SIDE.jsonl`` or ``SIDE.jsonl.gz`` in a folder, whichever is there."""
+    packed = folder / f"{side}.jsonl.gz"
+    return packed if packed.is_file() else folder / f"{side}.jsonl"
 
 
 def beir_collection(
@@ -74,8 +81,9 @@ def beir_collection(
     corpus_records: Iterable[Mapping[str, Any]],
     query_records: Iterable[Mapping[str, Any]],
     judged: Mapping[str, Iterable[Triple]],
-    vectors: Path | None,
+    vectors: Tables | None,
     model: str | None,
+    strict: bool = False,
 ) -> Collection:
     """Build a collection from the parts of a BEIR dataset and its vectors.
 
@@ -89,11 +97,14 @@ def beir_collection(
         judged: Judgements by split. Splits whose name is not in ``SPLIT_NAMES`` are left out.
         vectors: File or folder with the tables ``corpus`` and ``queries``, or None.
         model: Model that embeds the texts instead, or None.
+        strict: Whether to refuse judgements of unknown ids and grades that are no whole numbers of 0 or more. By
+            default they are left out or rounded, see :func:`~smec_st.data.judgements.tidy`.
     """
     queries = Side.read(query_records, f"the queries of {name}")
     corpus = Side.read(corpus_records, f"the corpus of {name}", keep=None if model else set(queries.ids))
     items = {"corpus": [corpus.full_text(row) for row in range(len(corpus.ids))], "queries": queries.texts}
-    corpus_vectors, query_vectors = vectors_of(items, name, vectors, model)
+    ids = {"corpus": corpus.ids, "queries": queries.ids}
+    corpus_vectors, query_vectors = vectors_of(items, name, vectors, model, ids)
 
     def is_same(document: int, query: int) -> bool:
         document_text, query_text = items["corpus"][document], queries.texts[query].strip()
@@ -107,27 +118,12 @@ def beir_collection(
         split = SPLIT_NAMES.get(given)
         if split in qrels:
             raise DataError(f"{name} has two {split} splits; keep one.")
-        if split is not None:
-            qrels[split] = Qrels.from_triples(triples, queries.ids, corpus.ids, f"the {split} split of {name}")
+        if split is None:
+            tell(f"{name}: the judgements {given} are left out; splits are named {', '.join(SPLIT_NAMES)}.")
+            continue
+        what = f"the {split} split of {name}"
+        usable = triples if strict else tidy(triples, queries.ids, corpus.ids, what)
+        qrels[split] = Qrels.from_triples(usable, queries.ids, corpus.ids, what)
     own = find_own_documents(corpus.ids, queries.ids, is_same)
     found = Collection(name, corpus_vectors, query_vectors, corpus.ids, queries.ids, qrels, own)
     return replace(found, titles=corpus.titles, texts=corpus.texts) if model else found
-
-
-def read_splits(folder: Path) -> dict[str, Iterator[Triple]]:
-    """Return the judgements of every ``qrels/SPLIT.tsv`` in a folder, by file name; each is read when iterated."""
-    return {path.stem: read_qrels(path) for path in sorted((folder / "qrels").glob("*.tsv"))}
-
-
-def read_qrels(path: Path) -> Iterator[Triple]:
-    """Yield the judgements of a ``qrels/SPLIT.tsv``, with or without a header line."""
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
-            if not row or (number == 1 and row[0] == "query-id"):
-                continue
-            try:
-                yield row[0], row[1], float(row[2])
-            except (IndexError, ValueError) as error:
-                raise DataError(
-                    f"{path}, line {number}: expected query-id, corpus-id and score, tab-separated."
-                ) from error

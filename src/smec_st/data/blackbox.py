@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smec_st.data.beir import beir_collection, read_splits
+from smec_st.data.beir import beir_collection
 from smec_st.data.collection import Collection
-from smec_st.data.errors import DataError
+from smec_st.data.errors import DataError, tell
+from smec_st.data.judgements import read_splits
 from smec_st.data.safetensors import Safetensors
+from smec_st.data.source import Tables
 from smec_st.data.sources import find_table, open_vectors
 from smec_st.data.sources.batch import metadata_record, sidecar_record
 
@@ -22,7 +24,9 @@ def is_vector_folder(folder: Path) -> bool:
     return all(find_table(folder, side) for side in SIDES)
 
 
-def load_vector_folder(folder: Path, vectors: Path | None, model: str | None) -> Collection:
+def load_vector_folder(
+    folder: Path, vectors: Tables | None, model: str | None, strict: bool = False, codes: str | None = None
+) -> Collection:
     """Read a folder with the tables ``corpus`` and ``queries`` in any vector format, and ``qrels/SPLIT.tsv``.
 
     Ids come from the tables. In a table without ids, the row numbers from 0 are the ids.
@@ -31,33 +35,39 @@ def load_vector_folder(folder: Path, vectors: Path | None, model: str | None) ->
         raise DataError(f"{folder} holds its own vectors; leave out the file of vectors and the model.")
     records = {}
     for side in SIDES:
-        source = open_vectors(find_table(folder, side) or folder / side)
+        source = open_vectors(find_table(folder, side) or folder / side, codes=codes)
         ids: list[str] = []
         for batch in source.batches():
             numbers = range(batch.start, batch.start + len(batch.rows))
+            if batch.ids is None:
+                tell(f"{source.name} has no ids: its rows are numbered from 0.")
             ids += map(str, numbers) if batch.ids is None else batch.ids
         records[side] = [{"_id": key} for key in ids]
-    return beir_collection(folder.name, records["corpus"], records["queries"], read_splits(folder), folder, None)
+    tables = Tables(folder, codes)
+    return beir_collection(
+        folder.name, records["corpus"], records["queries"], read_splits(folder), tables, None, strict
+    )
 
 
-def with_backbone(collection: Collection, folder: Path, vectors: Path | None) -> Collection:
+def with_backbone(collection: Collection, tables: Tables) -> Collection:
     """Add to a collection what its vector files say about the model that made them.
 
     Raises:
         DataError: If corpus and queries name different models.
     """
-    backbone = backbone_of_files(vectors or folder)
+    backbone = backbone_of_files(tables)
     return dataclasses.replace(collection, backbone=backbone) if backbone else collection
 
 
-def backbone_of_files(path: Path) -> dict[str, Any]:
-    """Read what a safetensors file, or the tables in a folder, say about their model; empty if they say nothing."""
+def backbone_of_files(tables: Tables) -> dict[str, Any]:
+    """Read what a file of tables, or the tables in a folder, say about their model; empty if they say nothing."""
+    path = tables.path
     if path.suffix == ".safetensors" and path.is_file():
         return {**metadata_record(Safetensors.open(path).metadata), **sidecar_record(path)}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = sidecar_record(path) if path.is_file() else {}
     for side in SIDES:
         table = find_table(path, side) if path.is_dir() else None
-        record: Mapping[str, Any] = open_vectors(table).record if table else {}
+        record: Mapping[str, Any] = open_vectors(table, codes=tables.codes).record if table else {}
         if found.get("model", record.get("model")) != record.get("model", found.get("model")):
             raise DataError(
                 f"{path}: the corpus was made by {found['model']} and the queries by {record['model']}; "

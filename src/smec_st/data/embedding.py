@@ -83,12 +83,14 @@ def model_record(model: str) -> dict[str, Any]:
 def embed(model: SentenceTransformer, texts: Sequence[str], side: str, progress: bool = False) -> np.ndarray:
     """Embed texts with ``encode_query`` if ``side`` is "query", else ``encode_document``, ``(n, D)``.
 
-    The rows have length 1 if the model compares by cosine. Otherwise they keep the lengths that its scores depend on.
+    The rows are float32, also where the model itself gives int8 codes. They have length 1 if the model compares by
+    cosine. Otherwise they keep the lengths that its scores depend on.
     """
     encode = model.encode_query if side == "query" else model.encode_document
-    is_cosine = model.similarity_fn_name == "cosine"
-    vectors = encode(list(texts), convert_to_numpy=True, normalize_embeddings=is_cosine, show_progress_bar=progress)
-    return as_numpy(vectors)
+    # sentence-transformers cannot normalise whole numbers.
+    vectors = encode(list(texts), convert_to_numpy=True, normalize_embeddings=False, show_progress_bar=progress)
+    rows = as_numpy(vectors)
+    return unit_rows(rows) if model.similarity_fn_name == "cosine" else rows.astype(np.float32)
 
 
 def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int = 256) -> np.ndarray:
@@ -97,14 +99,14 @@ def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int =
     Raises:
         DataError: If the model does not take images, or a file is not a readable image.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     if not model.supports("image"):
         raise DataError("this model does not take images; use an image model such as CLIP, or a file of vectors.")
     parts = []
     for start in tqdm(range(0, len(paths), batch), desc="images", leave=False):
         images = [_open_image(path) for path in paths[start : start + batch]]
-        parts.append(as_numpy(model.encode(images, normalize_embeddings=True, show_progress_bar=False)))
+        parts.append(unit_rows(as_numpy(model.encode(images, show_progress_bar=False))))
     return np.concatenate(parts)
 
 

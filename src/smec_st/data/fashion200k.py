@@ -10,13 +10,13 @@ from smec_st.data.collection import Collection
 from smec_st.data.embedding import Items
 from smec_st.data.errors import DataError
 from smec_st.data.qrels import Qrels
-from smec_st.data.source import vectors_of
+from smec_st.data.source import Tables, vectors_of
 
 LABELS = "labels/*_detect_all.txt"
 TASKS = ("text-to-image", "image-to-text")
 
 
-def load_fashion200k(folder: Path, vectors: Path | None, model: str | None, task: str = TASKS[0]) -> Collection:
+def load_fashion200k(folder: Path, vectors: Tables | None, model: str | None, task: str = TASKS[0]) -> Collection:
     """Read the unpacked archives: descriptions search for their images, or images for their description.
 
     The folder holds ``labels/CATEGORY_SPLIT_detect_all.txt`` (lines of image path, detection score and description,

@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smec_st.data.beir import Triple, beir_collection
+from smec_st.data.beir import beir_collection
 from smec_st.data.collection import Collection
 from smec_st.data.errors import DataError, one_line
+from smec_st.data.judgements import triples_of
+from smec_st.data.source import Tables
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def load_hub(dataset: Path, vectors: Path | None, model: str | None) -> Collection:
-    """Load a collection in the layout that the BEIR organisation uses on the Hub.
+def load_hub(dataset: Path, vectors: Tables | None, model: str | None, strict: bool = False) -> Collection:
+    """Load a collection in the layout of BEIR, MTEB or NanoBEIR on the Hub.
 
     Args:
-        dataset: ``ORG/NAME`` with the configurations "corpus" and "queries". The judgements are the splits of
-            ``ORG/NAME-qrels``. Local folders with these two names, copied from the Hub, are read instead.
-        vectors: File or folder with the tables ``corpus`` and ``queries``, rows in the order of the Hub.
+        dataset: ``ORG/NAME`` with the configurations "corpus" and "queries". The judgements are the splits of its
+            configuration "qrels" or "default", or of ``ORG/NAME-qrels``. Local folders with these names, copied from
+            the Hub, are read instead.
+        vectors: File or folder with the tables ``corpus`` and ``queries``, rows in the order of the Hub or with ids.
         model: Model that embeds the texts instead.
+        strict: See :func:`~smec_st.data.load_collection`.
 
     Raises:
         DataError: If the Hub cannot be reached, or one of the parts is missing.
     """
     dataset_id = dataset.as_posix()
+    corpus, queries = hub_records(dataset)
+    names = _configurations(dataset_id)
+    inside = next((name for name in ("qrels", "default") if name in names and "corpus" in names), None)
+    parts = _load(dataset_id, inside) if inside else _load(f"{dataset_id}-qrels")
+    judged = {split: triples_of(_rows(part), f"{dataset_id}, {split}") for split, part in parts.items()}
+    return beir_collection(dataset_id, corpus, queries, judged, vectors, model, strict)
+
+
+def _configurations(dataset_id: str) -> list[str]:
+    """Return the names of a repository's configurations; none if it cannot be read."""
+    from datasets import get_dataset_config_names
+    from datasets.exceptions import DatasetsError
+
+    try:
+        with quiet_libraries():
+            return list(get_dataset_config_names(dataset_id))
+    except (OSError, ValueError, RuntimeError, DatasetsError):
+        return []
+
+
+def hub_records(dataset: Path) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
+    """Read the documents and the queries of :func:`load_hub`, without judgements and vectors."""
     corpus, queries = (
-        chain.from_iterable(map(_rows, _load(dataset_id, side).values())) for side in ("corpus", "queries")
+        chain.from_iterable(map(_rows, _load(dataset.as_posix(), side).values())) for side in ("corpus", "queries")
     )
-    judged = {split: _triples(_rows(part)) for split, part in _load(f"{dataset_id}-qrels").items()}
-    return beir_collection(dataset_id, corpus, queries, judged, vectors, model)
+    return corpus, queries
 
 
 def _load(dataset_id: str, name: str | None = None) -> dict[str, Dataset]:
@@ -54,7 +79,3 @@ def _rows(part: Dataset) -> Iterator[dict[str, Any]]:
     for batch in part.iter(batch_size=1000):  # many times faster than iterating row by row
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
-
-
-def _triples(rows: Iterable[dict[str, Any]]) -> Iterator[Triple]:
-    return ((row["query-id"], row["corpus-id"], row["score"]) for row in rows)

@@ -12,7 +12,7 @@ from smec_st.data.collection import SPLIT_NAMES, SPLITS, Collection
 from smec_st.data.errors import DataError
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.qrels import Qrels
-from smec_st.data.source import vectors_of
+from smec_st.data.source import Tables, vectors_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -70,7 +70,7 @@ def class_qrels(queries: np.ndarray, query_labels: np.ndarray, corpus_labels: np
     return Qrels(np.repeat(queries, counts), documents[positions], np.ones(len(positions)))
 
 
-def load_image_list(folder: Path, vectors: Path | None, model: str | None) -> Collection:
+def load_image_list(folder: Path, vectors: Tables | None, model: str | None) -> Collection:
     """Read ``images.jsonl`` (each line with ``_id``, ``split`` and ``label``) and the vectors of its images.
 
     Args:
@@ -88,12 +88,12 @@ def load_image_list(folder: Path, vectors: Path | None, model: str | None) -> Co
         if lacking:
             raise DataError(f"{path}, record {number}: lacks `{lacking[0]}`.")
     ids = Side.read(records, str(path)).ids
-    (images,) = vectors_of({"images": ids}, folder.name, vectors, None)
+    (images,) = vectors_of({"images": ids}, folder.name, vectors, None, {"images": ids})
     splits, labels = ([str(record[key]) for record in records] for key in ("split", "label"))
     return class_collection(folder.name, images, ids, splits, labels)
 
 
-def load_image_folder(folder: Path, vectors: Path | None, model: str | None) -> Collection:
+def load_image_folder(folder: Path, vectors: Tables | None, model: str | None) -> Collection:
     """Read images in folders ``SPLIT/CLASS``. Their ids are their paths relative to ``folder``, sorted.
 
     Args:
@@ -104,7 +104,7 @@ def load_image_folder(folder: Path, vectors: Path | None, model: str | None) -> 
     """
     paths = sorted(image_files(folder), key=lambda path: path.relative_to(folder).as_posix())
     ids = [path.relative_to(folder).as_posix() for path in paths]
-    (images,) = vectors_of({"images": paths}, folder.name, vectors, model)
+    (images,) = vectors_of({"images": paths}, folder.name, vectors, model, {"images": ids})
     return class_collection(
         folder.name, images, ids, [path.parts[-3] for path in paths], [path.parent.name for path in paths]
     )

@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from smec_st.data.errors import DataError, one_line
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file, skipping blank lines.
+    """Yield the objects of a JSON-lines file, which may be gzipped, skipping blank lines.
 
     Raises:
         DataError: If the file is missing, or a line is not a JSON object. The message names the line.
     """
     if not path.is_file():
         raise DataError(f"no such file: {path}")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)  # from bytes, so that invalid UTF-8 is a ValueError too
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({one_line(error)}).") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: not a JSON object.")
-            yield record
+    try:
+        with open_binary(path) as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                record = parse_json(line, f"{path}, line {number}")
+                if not isinstance(record, dict):
+                    raise DataError(f"{path}, line {number}: not a JSON object.")
+                yield record
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is not readable: {one_line(error)}") from error
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse JSON from bytes, so that a byte order mark is skipped and invalid UTF-8 is a clear error too."""
+    try:
+        return json.loads(data.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({one_line(error)}).") from error
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Open a file for reading, unpacked if its name ends in ``.gz``."""
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def plain_suffix(path: Path) -> str:
+    """Return the suffix of a path without ``.gz``, in lower case."""
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()

@@ -10,12 +10,12 @@ import numpy as np
 from smec_st.data.collection import Collection
 from smec_st.data.errors import DataError
 from smec_st.data.images import class_collection
-from smec_st.data.source import vectors_of
+from smec_st.data.source import Tables, vectors_of
 
 TEST_TABLES = ("test_kaggletest.csv", "test.csv")
 
 
-def load_products10k(folder: Path, vectors: Path | None, model: str | None) -> Collection:
+def load_products10k(folder: Path, vectors: Tables | None, model: str | None) -> Collection:
     """Read the unpacked archives: test images search for the training images of the same product.
 
     The folder holds ``train.csv`` (columns name, class, group), ``test_kaggletest.csv`` or ``test.csv`` (name, class

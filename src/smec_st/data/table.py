@@ -169,6 +169,16 @@ class VectorTable(Table):
         """Return the corpus as it was given, or its unit rows where the table is in memory, ``(N, D)``."""
         return self._parts[0] if self._table is None else self._table[: self.corpus_size].numpy()
 
+    def some_queries(self, query_rows: np.ndarray | None = None, most: int = 1 << 13) -> np.ndarray | None:
+        """Return unit vectors of at most ``most`` of these query rows, or of all, ``(q, D)``; None for none."""
+        import torch
+
+        rows = np.arange(self.query_size) if query_rows is None else np.asarray(query_rows)
+        if len(rows) == 0:
+            return None
+        picked = np.random.default_rng(0).permutation(rows)[:most]
+        return self[torch.from_numpy(np.sort(self.query_ids(picked)))].numpy()
+
     def own(self, rows: Tensor) -> Tensor:
         """See :class:`Table`."""
         return self._own[rows]

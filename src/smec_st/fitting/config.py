@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,14 +174,21 @@ def _is_of_the_kind(value: Any, example: Any) -> bool:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings of a JSON or YAML file, for :meth:`FitConfig.from_dict`."""
+    """The settings of a JSON or YAML file, for :meth:`FitConfig.from_dict`; 1e-3 is a number in both."""
     import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML 1.1 takes 1e-3 for a text, because it has no dot."""
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), "-+0123456789"
+    )
 
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(settings, dict):

@@ -38,6 +38,7 @@ class Step:
         grades: Relevance of the pool to each query, ``(queries, C)``; None without labels.
         width: Full width ``D``.
         stretch: What full-width similarities are multiplied by before their neighbourhoods are taken.
+        narrowness: What the KL term's temperature is multiplied by where candidates cannot move apart.
     """
 
     queries: int
@@ -46,6 +47,20 @@ class Step:
     grades: Tensor | None
     width: int
     stretch: float
+    narrowness: float = 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A frozen space that anchors are mapped into, where candidates stay as they are: what a bridge trains towards.
+
+    Attributes:
+        candidates: Vectors in that space by row id, ``(rows, d)``.
+        teacher: Vectors whose cosines are the neighbourhoods to keep, by the same row ids, of any width.
+    """
+
+    candidates: Table
+    teacher: Table
 
 
 class SMECLoss(nn.Module):
@@ -72,12 +87,16 @@ class SMECLoss(nn.Module):
     In a distributed run each rank compares its rows with the documents, mined and random rows of all, so that ``n``
     ranks train as one process would with a batch ``n`` times as large.
 
+    With a ``target`` the model maps anchors alone. Candidates are rows of the target's memory, which no map moves, and
+    the neighbourhoods to keep are those of its teacher. Counterfactual queries are for maps of both sides.
+
     Args:
         model: Starts with :class:`~smec_st.modules.EmbeddingInput`; must give ``sentence_embedding``.
         table: Frozen vectors by row id; feeds the memory. Without it the memory holds what batches push.
         relevance: Judgements; None to train without labels.
         memory: S-XBM; None to use the batch alone.
         settings: Weights, forms and temperatures.
+        target: The frozen space that anchors are mapped into; None where one map moves both sides.
     """
 
     citation = (
@@ -92,14 +111,18 @@ class SMECLoss(nn.Module):
         relevance: Relevance | None = None,
         memory: SelectableCrossBatchMemory | None = None,
         settings: LossSettings | None = None,
+        target: Target | None = None,
     ) -> None:
         super().__init__()
         settings = settings or LossSettings()
+        if target is not None and (memory is None or settings.shadow_share > 0 or settings.wide_weight > 0):
+            raise ValueError("A loss with a `target` needs a memory, and neither `shadow_share` nor `wide_weight`.")
         if relevance is None and settings.alignment_weight == 0:
             raise ValueError("Without labels `alignment_weight` must be above 0: nothing else would train.")
         self.model = model  # the trainer collects the trainable weights under this name
         self.relevance = relevance
         self.memory = memory
+        self.target = target
         self.settings = self._active = settings
         self._sizes: tuple[int, ...] = ()
         self._step = (0, 0)
@@ -111,7 +134,8 @@ class SMECLoss(nn.Module):
 
     def read_from(self, table: Table | None) -> None:
         """Train the stages to come on another table of the same rows."""
-        self._pool = CandidatePool(table, self.relevance, self.memory, self.settings)
+        searched = table if self.target is None else self.target.candidates
+        self._pool = CandidatePool(searched, self.relevance, self.memory, self.settings)
         self._shadows = Shadows(table, self.relevance, self.settings.seed)
 
     def begin_stage(self, stage: Stage, live: bool = False, prepared: bool = False) -> None:
@@ -186,11 +210,12 @@ class SMECLoss(nn.Module):
         anchors, anchor_ids = columns[0], labels[:, 0]
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             document = columns[1] if len(columns) > 1 else None
-            pool, pool_ids, own = self._pool.candidates(anchors, anchor_ids, document, labels[:, 1])
+            seeking = anchors if self.target is None else self.target.candidates[anchor_ids.cpu()].to(anchors)
+            pool, pool_ids, own = self._pool.candidates(seeking, anchor_ids, document, labels[:, 1])
             anchors, moved_to = self._with_shadows(anchors, anchor_ids, pool, None if document is None else own)
             documents = self._documents(len(pool), anchor_ids)
             step = self._step_of(anchors, anchor_ids, pool, pool_ids, documents, moved_to)
-        rows = torch.cat([anchors, pool])
+        rows = torch.cat([anchors, pool]) if self.target is None else anchors
         known = {FINISHED: rows} if self._is_prepared else {}
         features = self.model({"sentence_embedding": rows, **known})
         terms: dict[str, Tensor] = {}
@@ -198,7 +223,8 @@ class SMECLoss(nn.Module):
             terms["alignment"] = 0.0 * features["sentence_embedding"].sum()
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             for name, embedding, weight, sizes in self._views(features, rows) if len(pool) else ():
-                queries, candidates = embedding.split([len(anchors), len(pool)])
+                queries = embedding[: len(anchors)]
+                candidates = embedding[len(anchors) :] if self.target is None else pool
                 left = torch.cat([queries, candidates[documents]])
                 for term, value in self._compare(left, candidates, sizes, step, name).items():
                     terms[name + term] = weight * value
@@ -286,7 +312,9 @@ class SMECLoss(nn.Module):
                 logs = logits.log_softmax(dim=1)
                 target = logs.exp().mul_(found["row_weights"][:, None])
                 made[tau, sharp] = target, torch.dot(target.view(-1), logs.view(-1))
-            for name, value in zip(("taus", "targets", "entropies"), (tau, *made[tau, sharp]), strict=True):
+            for name, value in zip(
+                ("taus", "targets", "entropies"), (tau * step.narrowness, *made[tau, sharp]), strict=True
+            ):
                 found[name].append(value)
         return found
 
@@ -322,16 +350,22 @@ class SMECLoss(nn.Module):
             moved = (moved_to >= 0).nonzero().squeeze(1)
             grades[moved] = 0
             grades[moved, moved_to[moved]] = 1
-        stretch = 1.0 if self.ranks else 1 / min(float(spread(pool)) / USUAL_SPREAD, 1.0)
+        same, width = (row, column), anchors.shape[1]
+        if self.target is not None:
+            left, right = (self.target.teacher[ids.cpu()].to(pool) for ids in (anchor_ids, pool_ids))
+            return Step(
+                len(anchors), left @ right.T, same, grades, pool.shape[1], 1 / _narrowness(right), _narrowness(pool)
+            )
+        stretch = 1.0 if self.ranks else 1 / _narrowness(pool)
         teacher = torch.cat([anchors, pool[documents]]) @ pool.T
-        return Step(len(anchors), teacher, (row, column), grades, anchors.shape[1], stretch)
+        return Step(len(anchors), teacher, same, grades, width, stretch)
 
     def _documents(self, pool: int, anchor_ids: Tensor) -> Tensor:
         """Places in the pool of random documents, as many as there are anchors, whose neighbourhoods are kept.
 
         Every rank draws the same ones and takes its part of them.
         """
-        if self._active.alignment_weight == 0:
+        if self._active.alignment_weight == 0 or self.target is not None:
             return anchor_ids[:0]
         everyone, first = gather_rows(anchor_ids)
         drawn = np.random.default_rng([self.settings.seed, *self._step, 3]).permutation(pool)[: len(everyone)]
@@ -346,6 +380,11 @@ class SMECLoss(nn.Module):
         shadows, stood_by, chance = self._shadows(queries, ids, pool, own, self._step)
         is_moved = chance < share
         return torch.where(is_moved.unsqueeze(1), shadows, queries), torch.where(is_moved, stood_by, none)
+
+
+def _narrowness(pool: Tensor) -> float:
+    """Spread of candidates relative to the usual one, at most 1: differences in a narrow cone count for more."""
+    return min(float(spread(pool)) / USUAL_SPREAD, 1.0)
 
 
 def _pairwise(cosine: Tensor, step: Step) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smec_st.compressor.space import check_space, space_record
 from smec_st.stores.bad_rows import BadRow, BadRows
-from smec_st.stores.check import Drift, measure_drift
+from smec_st.stores.check import Drift, check_drift
 from smec_st.stores.job import Job, Manifest, transform_files
 from smec_st.stores.migrate import Estimate, Plan, estimate, migrate
 
@@ -16,9 +16,9 @@ __all__ = [
     "Job",
     "Manifest",
     "Plan",
+    "check_drift",
     "check_space",
     "estimate",
-    "measure_drift",
     "migrate",
     "space_record",
     "transform_files",

@@ -89,11 +89,10 @@ def bad_rows_of(batch: Batch, places: Places) -> dict[int, BadRow]:
     return found
 
 
-def find_bad_rows(source: VectorSource) -> tuple[int, list[BadRow]]:
-    """Read a source, and return the number of its rows and those that cannot be used."""
-    count, places = 0, Places.of(source)
+def find_bad_rows(source: VectorSource, start: int = 0) -> list[BadRow]:
+    """Read a source from row ``start`` on, and return the rows that cannot be used."""
+    places = Places.of(source)
     found: list[BadRow] = []
-    for batch in source.batches():
-        count += len(batch.rows)
+    for batch in source.batches(start=start):
         found += bad_rows_of(batch, places).values()
-    return count, found
+    return found

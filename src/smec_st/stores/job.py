@@ -19,6 +19,7 @@ from smec_st.compressor import Compressor
 from smec_st.compressor.space import check_space, space_record
 from smec_st.data import DataError, VectorSource, open_vectors
 from smec_st.data.errors import one_line, parse_json
+from smec_st.data.sources.columns import parquet_parts
 from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import Places
 from smec_st.stores.files import FILE_FORMATS, join_shards
@@ -83,6 +84,7 @@ class Job:
         bytes: See :meth:`~smec_st.Compressor.head`.
         kind: Format of the shards, npy or parquet; by default parquet if the source has ids or is parquet, else npy.
         shard_rows: Rows per shard.
+        codes: What whole numbers in the source are; see :func:`~smec_st.data.open_vectors`.
         skip_bad: Whether rows without a direction (NaN, infinity, zeros) are left out instead of refused. The rows
             that stay keep their ids, or get the numbers of their rows as ids.
     """
@@ -95,6 +97,7 @@ class Job:
     bytes: int | None = None
     kind: str | None = None
     shard_rows: int = 131_072
+    codes: str | None = None
     skip_bad: bool = False
 
     def open(self) -> tuple[VectorSource, Compressor, Head]:
@@ -102,7 +105,7 @@ class Job:
         if self.shard_rows < 1:
             raise DataError(f"a shard needs at least 1 row, got {self.shard_rows}.")
         compressor = Compressor.load(self.compressor)
-        source = open_vectors(self.source, self.column)
+        source = open_vectors(self.source, self.column, self.codes)
         check_space(compressor, source.width, source.record, source.name)
         return source, compressor, compressor.head(self.dim, self.precision, self.bytes)
 
@@ -161,7 +164,13 @@ def _description(job: Job, source: VectorSource, record: Mapping[str, Any]) -> d
     if job.skip_bad and kind != "parquet":
         raise DataError("rows that are left out need ids for those that stay; write parquet with --skip-bad.")
     return {
-        "source": {"name": source.name, "column": job.column, "state": source.state, "record": dict(source.record)},
+        "source": {
+            "name": source.name,
+            "column": job.column,
+            "codes": job.codes,
+            "state": source.state,
+            "record": dict(source.record),
+        },
         "space": record,
         "format": kind,
         "shard_rows": job.shard_rows,
@@ -200,7 +209,7 @@ def _into_folder(job: Job, out: Path, engine: str, told: Progress | None) -> Man
         read = sum(shard.read for shard in shards)
         if source.rows is not None and read != source.rows:
             raise DataError(f"{source.name} was expected to hold {source.rows} rows but gave {read}; did it change?")
-        if open_vectors(job.source, job.column).state != source.state:
+        if open_vectors(job.source, job.column, job.codes).state != source.state:
             raise DataError(f"{source.name} changed while it was read; run the same command again.")
         if manifest.rows == 0:
             raise DataError(f"{source.name} has no row that can be used.")
@@ -269,7 +278,7 @@ def _ray_shards(job: Job, source: VectorSource, output: Output, finished: set[in
 def is_parquet(source: str) -> bool:
     """Return whether a source is a parquet file or a folder of them."""
     path = Path(source)
-    return path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
+    return path.suffix == ".parquet" or (path.is_dir() and bool(parquet_parts(path)))
 
 
 @contextmanager

@@ -1,9 +1,11 @@
-"""The error for unusable input, and helpers for one-line messages."""
+"""The error for unusable input, notices about usable input, and helpers for one-line messages."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 
@@ -65,3 +67,9 @@ def check_seed(seed: Any) -> int:
     if number >= 1 << 32:
         raise DataError(f"`seed` must be below 2**32, got {number}.")
     return number
+
+
+@lru_cache(maxsize=4096)
+def tell(message: str) -> None:
+    """Log what a reader decided or left out, once per message; without other handlers it goes to standard error."""
+    logging.getLogger("smec_st").warning("%s", message)

@@ -14,6 +14,7 @@ INSTALLED_BY = {
     "PIL": "smec-st[images]",
     "faiss": "smec-st[search]",
     "filelock": "smec-st[search]",
+    "h5py": "smec-st[hdf5]",
     "joblib": "smec-st[research]",
     "matplotlib": "smec-st[plots]",
     "milvus_lite": "smec-st[milvus]",

@@ -23,6 +23,7 @@ def new_modules(
     finished: Sequence[nn.Module],
     *,
     ranks: bool,
+    adapter: ResidualAdapter | None = None,
 ) -> tuple[ResidualAdapter, AdaptiveDimensionSelection]:
     """Make the adapter and the selection of a stage.
 
@@ -32,7 +33,21 @@ def new_modules(
         table: What the stage reads.
         finished: Modules of the stages before, without the first module of the model.
         ranks: Whether anything is trained on judgements; small sizes get a hidden layer only then.
+        adapter: An adapter that is there already; None to make one.
     """
+    from_axes = args.start == "principal"
+    adapter = adapter or _new_adapter(stage, args, table, finished, ranks)
+    selection = AdaptiveDimensionSelection(
+        adapter.out_dim, stage.new_dims, offset=stage.have, reads="candidate_embedding"
+    )
+    if from_axes:  # the axes come by descending variance: begin with the first
+        selection.set_importance(torch.linspace(1.0, 0.0, adapter.out_dim))
+    return adapter, selection
+
+
+def _new_adapter(
+    stage: Stage, args: SequentialTrainingArguments, table: Table, finished: Sequence[nn.Module], ranks: bool
+) -> ResidualAdapter:
     is_adapt, from_axes = stage.phase == "adapt", args.start == "principal"
     hidden_dim, hidden_outputs = (None, None) if is_adapt else _hidden_layer(stage, args, table.width, ranks)
     adapter = ResidualAdapter(
@@ -46,12 +61,7 @@ def new_modules(
         start=principal_axes(stage, table, finished) if from_axes and not is_adapt else None,
     )
     adapter.draw_hidden(args.seed * 1009 + stage.index)  # wherever a run is continued
-    selection = AdaptiveDimensionSelection(
-        adapter.out_dim, stage.new_dims, offset=stage.have, reads="candidate_embedding"
-    )
-    if from_axes:  # the axes come by descending variance: begin with the first
-        selection.set_importance(torch.linspace(1.0, 0.0, adapter.out_dim))
-    return adapter, selection
+    return adapter
 
 
 def _hidden_layer(

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import Tensor, nn
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, TrainerState
 
 from smec_st.data import Table
 from smec_st.fitting.choice import first_unbeaten
@@ -59,6 +59,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         distinct: Passed to the sampler.
         unlabelled_dataset: Dataset of the stages that learn from neighbourhoods alone, with the column ``anchor``;
             None for ``train_dataset``.
+        adapter: What the first stage trains, with whatever weights it begins from; None to make one from ``args``.
         guard: Scores a model at some sizes on each held-out query, ``(q, sizes)``, higher is better; see
             :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
@@ -82,6 +83,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         distinct: bool = True,
         unlabelled_dataset: Any | None = None,
         guard: Guard | None = None,
+        adapter: ResidualAdapter | None = None,
         **kwargs: Any,
     ) -> None:
         order: Order = "shrink" if args.order == "shrink" else "grow"
@@ -95,6 +97,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.table = table
         self.distinct = distinct
         self.guard = guard
+        self._first_adapter = adapter
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
         self.batch_sampler: SpreadPairSampler | None = None
@@ -106,7 +109,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
         self._labelled_dataset, self._unlabelled_dataset = self.train_dataset, unlabelled_dataset
-        for callback in (ProgressCallback, PrinterCallback):
+        for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # in a notebook, the first is a table
             self.remove_callback(callback)
         self.add_callback(StepCallback(self))
         self.diagnostics = Diagnostics(self)
@@ -264,6 +267,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         Then nothing is gained by stretching the vectors, and an orthonormal map loses nothing at full width.
         """
         is_whole = self.stage.phase == "compress" and self.stage.have == 0 and self.args.start == "principal"
+        is_whole = is_whole and self._first_adapter is None
         return is_whole and not self.args.hidden_dim and not self.loss.ranks
 
     # -- a backbone that trains ---------------------------------------------------------------------------------------
@@ -300,7 +304,14 @@ class SequentialTrainer(SentenceTransformerTrainer):
         follows_selection = stage.index > 0 and self.plan[stage.index - 1].phase == "select"
         if not follows_selection:
             finished = list(self.model)[1:]
-            for module in new_modules(stage, self.args, self.table, finished, ranks=self.loss.ranks):
+            for module in new_modules(
+                stage,
+                self.args,
+                self.table,
+                finished,
+                ranks=self.loss.ranks,
+                adapter=self._first_adapter if stage.index == 0 else None,
+            ):
                 self.model.append(module.to(self.model.device))
         return self.last_pair()
 

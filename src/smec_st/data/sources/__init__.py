@@ -7,13 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-from smec_st.data.errors import DataError
-from smec_st.data.safetensors import read_safetensors
+from smec_st.data.codes import check_codes
+from smec_st.data.errors import DataError, some
+from smec_st.data.jsonl import plain_suffix
 from smec_st.data.sources.batch import Batch, VectorSource
-from smec_st.data.sources.columns import of_dataset, open_dataset, open_parquet
+from smec_st.data.sources.columns import of_dataset, open_dataset, open_parquet, parquet_parts
 from smec_st.data.sources.indexes import open_faiss, open_milvus
 from smec_st.data.sources.lines import open_csv, open_json, open_jsonl
-from smec_st.data.sources.tables import ArrayVectors, map_npy, open_npy, open_safetensors
+from smec_st.data.sources.tables import (
+    ArrayVectors,
+    map_npy,
+    open_hdf5,
+    open_npy,
+    open_npz,
+    open_safetensors,
+    open_vecs,
+)
 
 __all__ = [
     "Batch",
@@ -26,53 +35,69 @@ __all__ = [
     "read_all",
 ]
 
-READERS: dict[str, Callable[[Path, str | None], VectorSource]] = {
+READERS: dict[str, Callable[[Path, str | None, str | None], VectorSource]] = {
     ".npy": open_npy,
+    ".npz": open_npz,
     ".safetensors": open_safetensors,
     ".parquet": open_parquet,
     ".jsonl": open_jsonl,
     ".json": open_json,
     ".csv": open_csv,
     ".tsv": open_csv,
-    ".faiss": open_faiss,
-    ".index": open_faiss,
+    ".h5": open_hdf5,
+    ".hdf5": open_hdf5,
+    ".fvecs": open_vecs,
+    ".bvecs": open_vecs,
 }
+INDEXES = {".faiss": open_faiss, ".index": open_faiss}
+TEXTS = (".jsonl", ".json", ".csv", ".tsv")  # also read when gzipped
+TABLES = (".safetensors", ".npz", ".h5", ".hdf5")  # that hold several tables by name
 
 
-def open_vectors(path: str | Path, column: str | None = None) -> VectorSource:
+def open_vectors(path: str | Path, column: str | None = None, codes: str | None = None) -> VectorSource:
     """Open a source of vectors without reading all of it.
 
     Args:
-        path: A file: ``.npy``, ``.safetensors``, ``.parquet``, ``.jsonl``, ``.json`` (also the unchanged answers of an
-            embedding API), ``.csv``, ``.tsv``, or a FAISS index (``.faiss``, ``.index``). Or a folder: of parquet
-            files, or saved by ``datasets``. Or ``URI#COLLECTION`` for Milvus or a Milvus Lite file.
+        path: A file: ``.npy``, ``.npz``, ``.safetensors``, ``.parquet``, ``.h5``, ``.fvecs``, ``.bvecs``, a FAISS
+            index (``.faiss``, ``.index``), or, also gzipped, ``.jsonl``, ``.json`` (both also with the answers of
+            APIs and databases as they came), ``.csv``, ``.tsv``. Or a folder of parquet files, or of ``datasets``.
+            Or ``URI#COLLECTION`` for Milvus or a Milvus Lite file.
         column: Name of the tensor, column or field that holds the vectors; required if there are several.
+        codes: What whole numbers or base64 are: float32, int8, uint8, binary or ubinary, see
+            :mod:`smec_st.data.codes`. Without it, vectors must be floats.
 
     Raises:
-        DataError: If the source is missing, broken, of an unknown kind, or has several vector columns and none is
-            named.
+        DataError: If the source is missing, broken, of an unknown kind, has several vector columns and none is named,
+            or it is not clear what it holds.
     """
-    if "#" in str(path) and not Path(path).exists():
+    check_codes(codes)
+    is_address = "#" in str(path) and not Path(path).exists()
+    suffix = plain_suffix(Path(path))
+    if codes is not None and (is_address or suffix in INDEXES):
+        raise DataError(f"{path}: an index gives floats; leave out `codes` (--codes).")
+    if is_address:
         return open_milvus(str(path), column)
     path = Path(path)
     if path.is_dir():
-        if any(path.glob("*.parquet")):
-            return open_parquet(path, column)
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            return open_dataset(path, column)
-        if path.suffix not in READERS:
+            return open_dataset(path, column, codes)
+        if parquet_parts(path):
+            return open_parquet(path, column, codes)
+        if suffix not in READERS:
             raise DataError(f"{path} holds neither parquet files nor a saved dataset.")
     if not path.is_file():
         raise DataError(f"no such file: {path}")
-    if path.suffix not in READERS:
-        known = ", ".join(READERS)
+    if suffix in INDEXES:
+        return INDEXES[suffix](path, column)
+    if suffix not in READERS or (path.suffix == ".gz" and suffix not in TEXTS):
+        known = ", ".join([*READERS, *INDEXES])
         raise DataError(f"{path}: vectors are read from files ending in {known}, got {path.suffix or 'no ending'}.")
-    return READERS[path.suffix](path, column)
+    return READERS[suffix](path, column, codes)
 
 
 def read_all(source: VectorSource) -> tuple[np.ndarray, list[str] | None]:
-    """Return all rows of a source and their ids. An array is returned as it is: a memory map is not read."""
-    if isinstance(source, ArrayVectors):
+    """Return all rows of a source and their ids. An array of floats is returned as it is: a memory map is not read."""
+    if isinstance(source, ArrayVectors) and source.array.dtype.kind == "f" and source.codes in (None, "float32"):
         return source.array, source.ids
     parts = list(source.batches())
     if not parts:
@@ -81,42 +106,62 @@ def read_all(source: VectorSource) -> tuple[np.ndarray, list[str] | None]:
     return np.concatenate([part.rows for part in parts]), ids
 
 
-def load_vectors(path: str | Path, name: str | None = None) -> np.ndarray:
+def load_vectors(path: str | Path, name: str | None = None, codes: str | None = None) -> np.ndarray:
     """Read all vectors of a source.
 
     Args:
         path: See :func:`open_vectors`. A ``.npy`` file is memory-mapped; pickled arrays are refused.
         name: Name of the tensor, column or field; required if there are several.
+        codes: See :func:`open_vectors`.
 
     Returns:
-        ``(N, D)``, in the type of the file.
+        ``(N, D)``, in the type of the file; codes as float32.
 
     Raises:
         DataError: If the file is missing, broken, or lacks the tensor.
     """
     path = Path(path) if "#" not in str(path) else path
-    if isinstance(path, Path) and path.is_file() and path.suffix == ".npy":
+    if isinstance(path, Path) and path.is_file() and path.suffix == ".npy" and codes is None:
         return map_npy(path)  # of any shape and type; the caller checks them
-    rows, _ = read_all(open_vectors(path, name))
+    rows, _ = read_all(open_vectors(path, name, codes))
     return np.array(rows) if isinstance(path, Path) and path.suffix == ".safetensors" else rows
 
 
 def find_table(folder: Path, name: str) -> Path | None:
-    """Find the vector file ``name`` in a folder, or the subfolder ``name`` with parquet files or a dataset."""
-    found = [folder / f"{name}{suffix}" for suffix in READERS if (folder / f"{name}{suffix}").is_file()]
+    """Find the vector file ``name`` in a folder, or the subfolder ``name`` with parquet files or a dataset.
+
+    Raises:
+        DataError: If there are several.
+    """
+    endings = [*READERS, *INDEXES, *(f"{suffix}.gz" for suffix in TEXTS)]
+    found = [folder / f"{name}{ending}" for ending in endings if (folder / f"{name}{ending}").is_file()]
     subfolder = folder / name
-    if any(subfolder.glob("*.parquet")) or (subfolder / "dataset_info.json").is_file():
+    if subfolder.is_dir() and (parquet_parts(subfolder) or (subfolder / "dataset_info.json").is_file()):
         found.append(subfolder)
+    arrays = [path for path in found if plain_suffix(path) not in TEXTS]  # texts may lie beside their vectors
+    found = arrays or found
+    if len(found) > 1:
+        raise DataError(f"{folder} has several tables {name}: {some([path.name for path in found])}; keep one.")
     return found[0] if found else None
 
 
-def load_tables(path: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """Read the named tables of a collection: tensors of one safetensors file, or one file each in a folder."""
+def load_tables(
+    path: Path, names: Sequence[str], codes: str | None = None
+) -> list[tuple[np.ndarray, list[str] | None]]:
+    """Read the named tables of a collection and the ids of their rows, if they have any.
+
+    Args:
+        path: A file with several tables by name (``.safetensors``, ``.npz``, ``.h5``), or a folder with one file each.
+        names: Names of the tables.
+        codes: See :func:`open_vectors`.
+    """
     if path.is_dir():
-        return [load_vectors(find_table(path, name) or path / f"{name}.npy") for name in names]
+        return [read_all(open_vectors(find_table(path, name) or path / f"{name}.npy", None, codes)) for name in names]
     if not path.is_file():
         raise DataError(f"no such file: {path}")
-    if path.suffix != ".safetensors":
-        raise DataError(f"{path}: a collection's vectors are one .safetensors file or a folder of .npy files.")
-    tensors = read_safetensors(path, names)
-    return [tensors[name] for name in names]
+    if path.suffix not in TABLES:
+        raise DataError(
+            f"{path}: a collection's vectors are one file ending in {', '.join(TABLES)}, or a folder with a file of "
+            f"vectors for each of {', '.join(names)}."
+        )
+    return [read_all(open_vectors(path, name, codes)) for name in names]

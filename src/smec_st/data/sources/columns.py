@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smec_st.data.codes import decode, parse_vector
 from smec_st.data.errors import DataError, one_line, some
+from smec_st.data.ids import find_id, id_text
+from smec_st.data.sources.answers import VECTOR_NAMES
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record
 from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ID_NAMES = ("id", "_id", "ids", "doc_id", "custom_id")
+SHARD = re.compile(r"(.*?)-?(\d{5})-of-(\d{5})")  # how Hugging Face names the parts of a split
 
 
 @dataclass(frozen=True)
 class ColumnVectors:
-    """A column of lists of floats, and optionally one of ids.
+    """A column of vectors, and optionally one of ids.
 
     Attributes:
         name: Path, for error messages.
@@ -31,6 +35,7 @@ class ColumnVectors:
         rows: Number of rows, ``N``.
         record: What the schema's metadata say about the model.
         state: See :class:`~smec_st.data.VectorSource`.
+        codes: What the stored numbers are; see :mod:`smec_st.data.codes`.
         read: Yields record batches for (column names, batch size, first row).
         parts: Path and number of rows of each file, in order.
     """
@@ -42,6 +47,7 @@ class ColumnVectors:
     rows: int
     record: Mapping[str, Any]
     state: str
+    codes: str | None
     read: Callable[[list[str], int, int], Iterator[pa.RecordBatch]]
     parts: tuple[tuple[str, int], ...] = ()
 
@@ -49,47 +55,106 @@ class ColumnVectors:
         """See :class:`~smec_st.data.VectorSource`."""
         columns = [self.column] if self.id_column is None else [self.column, self.id_column]
         for part in self.read(columns, size, start):
-            rows = list_rows(part.column(self.column), self.width, f"{self.name}, column {self.column}", start)
-            ids = None if self.id_column is None else [str(key) for key in part.column(self.id_column).to_pylist()]
-            yield Batch(start, rows, ids)
+            rows = column_rows(part.column(self.column), self.codes, f"{self.name}, column {self.column}", start)
+            if rows.shape[1] != self.width:
+                raise DataError(f"{self.name}: row {start} is {rows.shape[1]} wide, the first is {self.width}.")
+            yield Batch(start, rows, None if self.id_column is None else self._ids(part, start))
             start += len(rows)
 
+    def _ids(self, part: pa.RecordBatch, start: int) -> list[str]:
+        where = f"{self.name}, column {self.id_column}"
+        return [
+            id_text(key, f"{where}, row {start + i}") for i, key in enumerate(part.column(self.id_column).to_pylist())
+        ]
 
-def open_parquet(path: Path, column: str | None = None) -> ColumnVectors:
-    """Open a ``.parquet`` file, or all those of a folder, sorted by name."""
+
+def open_parquet(path: Path, column: str | None = None, codes: str | None = None) -> ColumnVectors:
+    """Open a ``.parquet`` file, or those of a folder and its subfolders in natural order (part 2 before part 10).
+
+    Parts may differ in the order and type of columns, as Spark, dask and Hugging Face write them. A folder of several
+    splits needs ``column`` as ``SPLIT`` or ``SPLIT/COLUMN``.
+    """
     arrow, pq = (load_optional(name, "reading parquet") for name in ("pyarrow", "pyarrow.parquet"))
-    paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+
+    paths = [path]
+    if path.is_dir():
+        paths, column = _parts(path, column)
     try:
         files = [pq.ParquetFile(part, memory_map=True) for part in paths]
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
-    schema = files[0].schema_arrow
-    for part, file in zip(paths, files, strict=True):
-        if not file.schema_arrow.equals(schema):
-            raise DataError(f"{part} has other columns than {paths[0]}.")
+    files = [file for file in files if file.metadata.num_rows] or files[:1]
     rows = sum(file.metadata.num_rows for file in files)
 
     def read(columns: list[str], size: int, start: int) -> Iterator[pa.RecordBatch]:
         for file in files:
+            lacking = set(columns) - set(file.schema_arrow.names)
+            if lacking:
+                raise DataError(f"a part of {path} lacks the column {some(sorted(lacking))}; the first has it.")
             groups: list[int] = []
             for group in range(file.metadata.num_row_groups):
                 if groups or file.metadata.row_group(group).num_rows > start:
                     groups.append(group)
                 else:
                     start -= file.metadata.row_group(group).num_rows
-            for batch in file.iter_batches(size, row_groups=groups, columns=columns) if groups else ():
-                if start >= len(batch):
-                    start -= len(batch)
-                    continue
-                yield batch.slice(start)
-                start = 0
+            try:
+                for batch in file.iter_batches(size, row_groups=groups, columns=columns) if groups else ():
+                    if start >= len(batch):
+                        start -= len(batch)
+                        continue
+                    yield batch.slice(start)
+                    start = 0
+            except (arrow.ArrowException, OSError) as error:
+                raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
 
-    found = _columns(str(path), schema, column, rows, file_state(*paths), read)
+    found = _columns(str(path), files[0].schema_arrow, column, codes, rows, file_state(*paths), read)
     parts = zip(map(str, paths), (file.metadata.num_rows for file in files), strict=True)
     return replace(found, parts=tuple(parts))
 
 
-def open_dataset(path: Path, column: str | None = None) -> ColumnVectors:
+def parquet_parts(folder: Path) -> list[Path]:
+    """Return the parquet files of a folder and its subfolders in natural order, without hidden ones (`_` or `.`)."""
+    found = []
+    for path in folder.rglob("*.parquet"):
+        parts = path.relative_to(folder).parts
+        if not any(part.startswith(("_", ".")) for part in parts):
+            found.append((_natural(parts), path))
+    return [path for _, path in sorted(found)]
+
+
+def _natural(parts: Sequence[str]) -> list[list[tuple[int, str]]]:
+    return [[(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", part)] for part in parts]
+
+
+def _parts(folder: Path, column: str | None) -> tuple[list[Path], str | None]:
+    """Return the files of a folder, or of the split that ``column`` names, and the rest of ``column``."""
+    if (folder / "_delta_log").is_dir():
+        raise DataError(f"{folder} is a Delta table, whose files may hold deleted rows; write it as plain parquet.")
+    splits: dict[str, list[tuple[Path, re.Match[str] | None]]] = {}
+    for path in parquet_parts(folder):
+        match = SHARD.fullmatch(path.stem)
+        parents = [part for part in path.relative_to(folder).parts[:-1] if "=" not in part]  # = is of a hive folder
+        splits.setdefault("/".join([*parents, *([match[1]] if match else [])]), []).append((path, match))
+    if not splits:
+        raise DataError(f"{folder} holds no parquet files.")
+    named = [key for key in splits if key and f"{column}/".startswith((f"{key}/", f"{key.rpartition('/')[2]}/"))]
+    if len(splits) > 1 and len(named) != 1:
+        raise DataError(f"{folder} has the splits {some(sorted(splits), 6)}; name one as SPLIT or SPLIT/COLUMN.")
+    split = named[0] if len(named) == 1 else next(iter(splits))
+    if named and column is not None:
+        used = split if f"{column}/".startswith(f"{split}/") else split.rpartition("/")[2]
+        column = column[len(used) + 1 :] or None
+    found = splits[split]
+    numbers = [(int(match[2]), int(match[3])) for _, match in found if match is not None]
+    count = numbers[0][1] if numbers else 0
+    if numbers and (len(numbers) < len(found) or sorted(numbers) != [(number, count) for number in range(count)]):
+        lost = sorted(set(range(count)) - {number for number, _ in numbers})
+        seen = f"lacks part {some(lost)} of {count}" if lost else "holds parts of several sets"
+        raise DataError(f"{folder}, {split or 'its files'}: {seen}.")
+    return [path for path, _ in found], column
+
+
+def open_dataset(path: Path, column: str | None = None, codes: str | None = None) -> ColumnVectors:
     """Open a folder that ``Dataset.save_to_disk`` wrote; if it has splits, ``column`` is ``SPLIT/COLUMN``."""
     datasets = load_optional("datasets", "reading a dataset")
     try:
@@ -103,10 +168,12 @@ def open_dataset(path: Path, column: str | None = None) -> ColumnVectors:
         if split not in found:
             raise DataError(f"{path} has the splits {some(sorted(found))}; name one as SPLIT or SPLIT/COLUMN.")
         found = found[split]
-    return of_dataset(found, column, str(path), file_state(*sorted(path.rglob("*.arrow"))))
+    return of_dataset(found, column, str(path), file_state(*sorted(path.rglob("*.arrow"))), codes)
 
 
-def of_dataset(dataset: Any, column: str | None = None, name: str = "the dataset", state: str = "") -> ColumnVectors:
+def of_dataset(
+    dataset: Any, column: str | None = None, name: str = "the dataset", state: str = "", codes: str | None = None
+) -> ColumnVectors:
     """Open a ``datasets.Dataset``."""
     schema = dataset.features.arrow_schema
 
@@ -117,57 +184,92 @@ def of_dataset(dataset: Any, column: str | None = None, name: str = "the dataset
         for table in rest.iter(batch_size=size):
             yield from table.combine_chunks().to_batches()
 
-    return _columns(name, schema, column, len(dataset), state, read)
+    return _columns(name, schema, column, codes, len(dataset), state, read)
 
 
 def _columns(
     name: str,
     schema: pa.Schema,
     column: str | None,
+    codes: str | None,
     rows: int,
     state: str,
     read: Callable[[list[str], int, int], Iterator[pa.RecordBatch]],
 ) -> ColumnVectors:
-    column = _vector_column(name, schema, column or None)
+    column = _vector_column(name, schema, column or None, codes)
     if rows == 0:
         raise DataError(f"{name} has no rows.")
-    id_column = next((key for key in ID_NAMES if key in schema.names and key != column), None)
+    id_column = find_id(key for key in schema.names if key != column)
     first = next(read([column], 1, 0)).column(column)
-    width = len(first[0].as_py() or ())
-    if width == 0:
-        raise DataError(f"{name}, column {column}: row 0 holds no vector.")
-    return ColumnVectors(name, column, id_column, width, rows, metadata_record(schema.metadata), state, read)
+    width = column_rows(first, codes, f"{name}, column {column}", 0).shape[1]
+    return ColumnVectors(name, column, id_column, width, rows, metadata_record(schema.metadata), state, codes, read)
 
 
-def _vector_column(name: str, schema: pa.Schema, column: str | None) -> str:
+def _vector_column(name: str, schema: pa.Schema, column: str | None, codes: str | None) -> str:
     import pyarrow.types as kinds
 
-    def holds_vectors(kind: pa.DataType) -> bool:
-        is_list = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
-        return bool(is_list and kinds.is_floating(kind.value_type))
+    def holds_vectors(field: pa.Field) -> bool:
+        kind, inner = _storage(field.type), _inner(field.type)
+        if inner is not None and _inner(inner) is not None:
+            inner = _inner(inner)
+        if inner is not None:
+            is_named = field.name == column or field.name.lower() in VECTOR_NAMES
+            return bool(kinds.is_floating(inner) or (kinds.is_integer(inner) and (codes is not None or is_named)))
+        is_text = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_binary(kind)
+        is_bytes = kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind)
+        return (is_text or is_bytes) and (field.name == column or field.name.lower() in VECTOR_NAMES)
 
-    found = [str(field.name) for field in schema if holds_vectors(field.type)]
-    return choose_column(found, column, name, "columns of vectors (lists of floats)", "column")
+    found = [str(field.name) for field in schema if holds_vectors(field)]
+    kind = "columns of vectors (lists of floats)"
+    if column is None and not found:
+        whole = [str(field.name) for field in schema if (inner := _inner(field.type)) and kinds.is_integer(inner)]
+        kind += f", but whole numbers in {some(whole)}; say with `codes` (--codes) what they are" if whole else ""
+    return choose_column(found, column, name, kind, "column")
 
 
-def list_rows(column: pa.Array, width: int, what: str, start: int) -> np.ndarray:
-    """Return a column of lists as an array ``(n, D)`` without copying it.
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return getattr(kind, "storage_type", kind)  # of an extension type, such as Array2D or a tensor
+
+
+def _inner(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type of the values of a list type, or None."""
+    import pyarrow.types as kinds
+
+    kind = _storage(kind)
+    is_list = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
+    return kind.value_type if is_list else None
+
+
+def column_rows(column: pa.Array, codes: str | None, what: str, start: int) -> np.ndarray:
+    """Return a column of vectors as an array ``(n, D)``, without a copy where it holds lists of floats.
 
     Raises:
         DataError: If a row is missing, incomplete, or of another width.
     """
-    import pyarrow.types as kinds
-
+    column = getattr(column, "storage", column)
     if column.null_count:
         first = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]
         raise DataError(f"{what}: row {start + first} holds no vector.")
-    if not kinds.is_fixed_size_list(column.type):
-        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-        wrong = np.flatnonzero(lengths != width)
-        if len(wrong):
-            raise DataError(f"{what}: row {start + wrong[0]} is {lengths[wrong[0]]} wide, the first is {width}.")
+    inner = _inner(column.type)
+    if inner is None:  # texts or bytes
+        parsed = [parse_vector(value, codes, f"{what}, row {start + i}") for i, value in enumerate(column.to_pylist())]
+        for i, row in enumerate(parsed):
+            if len(row) != len(parsed[0]):
+                raise DataError(f"{what}: row {start + i} is {len(row)} wide, the first is {len(parsed[0])}.")
+        return np.stack(parsed)
+    if _inner(inner) is not None:  # a matrix per row, as Array2D; one of a single row is a vector
+        if any(len(value) != 1 for value in column):
+            raise DataError(f"{what}: a row near {start} holds several vectors; pool them into one.")
+        return column_rows(column.flatten(), codes, what, start)
     values = column.flatten()
     if values.null_count:
         raise DataError(f"{what}: a vector near row {start} lacks a number.")
-    rows: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(len(column), width)
-    return rows
+    size = getattr(column.type, "list_size", None)  # of a fixed-size list
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False) if size is None else np.full(len(column), size)
+    wrong = np.flatnonzero(lengths != lengths[0])
+    if len(wrong):
+        raise DataError(f"{what}: row {start + wrong[0]} is {lengths[wrong[0]]} wide, the first is {lengths[0]}.")
+    if lengths[0] == 0:
+        raise DataError(f"{what}: row {start} holds no vector.")
+    rows: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return decode(rows, codes, what)

@@ -1,17 +1,25 @@
-"""Read vectors from arrays on disk, ``.npy`` and ``.safetensors``, as memory maps."""
+"""Read vectors from arrays on disk: ``.npy``, ``.npz``, ``.safetensors``, HDF5, ``.fvecs`` and ``.bvecs``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import tokenize
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from smec_st.data.codes import decode, decoded_width
 from smec_st.data.errors import DataError, one_line
+from smec_st.data.ids import find_id, id_text
 from smec_st.data.safetensors import Safetensors
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
+from smec_st.system.optional import load_optional
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,11 @@ class ArrayVectors:
 
     Attributes:
         name: Path, for error messages.
-        array: ``(N, D)``.
+        array: ``(N, w)`` as stored.
         record: What is known about the model.
         state: See :class:`~smec_st.data.VectorSource`.
         ids: Ids of the rows, or None.
+        codes: What the stored numbers are; see :mod:`smec_st.data.codes`.
     """
 
     name: str
@@ -31,18 +40,20 @@ class ArrayVectors:
     record: Mapping[str, Any] = field(default_factory=dict)
     state: str = ""
     ids: list[str] | None = None
+    codes: str | None = None
 
     def __post_init__(self) -> None:
-        if self.array.ndim != 2 or self.array.dtype.kind != "f":
+        if self.array.ndim != 2:
             raise DataError(
                 f"{self.name} must hold a table (rows, width) of floats, "
                 f"got shape {tuple(self.array.shape)} of {self.array.dtype}."
             )
+        decode(self.array[:0], self.codes, self.name)
 
     @property
     def width(self) -> int:
         """Numbers per vector, ``D``."""
-        return int(self.array.shape[1])
+        return decoded_width(int(self.array.shape[1]), self.codes)
 
     @property
     def rows(self) -> int:
@@ -53,25 +64,130 @@ class ArrayVectors:
         """See :class:`~smec_st.data.VectorSource`."""
         for first in range(start, len(self.array), size):
             last = first + size
-            yield Batch(first, self.array[first:last], None if self.ids is None else self.ids[first:last])
+            rows = decode(self.array[first:last], self.codes, f"{self.name}, rows from {first}")
+            yield Batch(first, rows, None if self.ids is None else self.ids[first:last])
 
 
-def open_npy(path: Path, column: str | None = None) -> ArrayVectors:
+#: What numpy raises for damaged files, besides ValueError.
+ARRAY_ERRORS = (
+    ValueError, OSError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, MemoryError, NotImplementedError,
+    RuntimeError, UserWarning, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+@contextmanager
+def array_errors(path: Path, kind: str) -> Iterator[None]:
+    """Make a :class:`DataError` of one line of whatever numpy says about a damaged file, warnings included."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            yield
+    except DataError:
+        raise
+    except ARRAY_ERRORS as error:
+        raise DataError(f"{path} is not a readable {kind}: {one_line(error)}") from error
+
+
+def open_npy(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
     """Open a ``.npy`` file, with an optional record in ``NAME.npy.json``; pickled arrays are refused."""
-    return ArrayVectors(str(path), map_npy(path), sidecar_record(path), file_state(path))
+    return ArrayVectors(str(path), map_npy(path), sidecar_record(path), file_state(path), codes=codes)
 
 
 def map_npy(path: Path) -> np.ndarray:
     """Return the array of a ``.npy`` file as a memory map."""
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    with array_errors(path, ".npy file"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
         return array
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is not a readable .npy file: {one_line(error)}") from error
 
 
-def open_safetensors(path: Path, column: str | None = None) -> ArrayVectors:
+def open_safetensors(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
     """Open one tensor of a ``.safetensors`` file; ``column`` names it if there are several."""
     file = Safetensors.open(path)
-    tensor = file.tensor(choose_column(sorted(file.entries), column, str(path), "tensors"))
-    return ArrayVectors(str(path), tensor, metadata_record(file.metadata), file_state(path))
+    shapes = {name: tuple(entry["shape"]) for name, entry in file.entries.items()}
+    return _named_array(path, shapes, file.tensor, column, codes, metadata_record(file.metadata), "tensors")
+
+
+def open_npz(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
+    """Open one array of a ``.npz`` file; ``column`` names it if there are several tables."""
+    arrays: dict[str, np.ndarray] = {}
+    with array_errors(path, ".npz file without pickles"), path.open("rb") as raw, zipfile.ZipFile(raw):
+        raw.seek(0)
+        with np.load(raw, allow_pickle=False) as file:
+            for name in file.files:
+                if not _is_pickled(path, name) or find_id([name]) or name == column:
+                    arrays[name] = file[name]
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return _named_array(path, shapes, arrays.__getitem__, column, codes, sidecar_record(path), "arrays")
+
+
+def _is_pickled(path: Path, name: str) -> bool:
+    """Return whether an array of a ``.npz`` file holds Python objects, such as texts, which are not read."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+        return b"'descr': '|O" in member.read(256)
+
+
+def open_hdf5(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
+    """Open one dataset of an HDF5 file; ``column`` names it (``GROUP/NAME``) if there are several tables."""
+    h5py = load_optional("h5py", "reading HDF5")
+    try:
+        with h5py.File(path, "r") as file:
+            shapes: dict[str, tuple[int, ...]] = {}
+
+            def note(name: str, item: Any) -> None:
+                if isinstance(item, h5py.Dataset) and item.shape is not None:
+                    shapes[name] = item.shape
+
+            file.visititems(note)
+
+            def read(name: str) -> np.ndarray:
+                table = file[name]
+                is_one_piece = not table.chunks and not file.userblock_size and table.dtype.kind in "fiu"
+                offset = table.id.get_offset() if is_one_piece else None
+                if offset is None:
+                    return np.asarray(table[()])
+                return np.memmap(path, table.dtype, "r", offset, table.shape)
+
+            return _named_array(path, shapes, read, column, codes, sidecar_record(path), "tables")
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a readable HDF5 file: {one_line(error)}") from error
+
+
+def _named_array(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    column: str | None,
+    codes: str | None,
+    record: Mapping[str, Any],
+    kinds: str,
+) -> ArrayVectors:
+    """Open one of several arrays with names; an array with an id name and one entry per row gives the ids."""
+    tables = sorted(name for name, shape in shapes.items() if len(shape) == 2)
+    name = choose_column(tables or sorted(shapes), column, str(path), kinds)
+    array = read(name)
+    keys = [key for key, shape in shapes.items() if shape == array.shape[:1] and find_id([key.rpartition("/")[2]])]
+    if len(keys) > 1:
+        raise DataError(f"{path}: {' and '.join(keys)} may hold the ids; keep one.")
+    ids = [id_text(value, f"{path}, {key}") for key in keys for value in read(key).tolist()] if keys else None
+    return ArrayVectors(str(path), array, record, file_state(path), ids, codes)
+
+
+def open_vecs(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
+    """Open ``.fvecs`` (float32) or ``.bvecs`` (bytes) as TEXMEX writes them: before each row, its width as int32."""
+    kind = np.dtype("<f4" if path.suffix == ".fvecs" else "u1")
+    raw = np.memmap(path, dtype="u1", mode="r") if path.stat().st_size else np.empty(0, dtype="u1")
+    width = int(raw[:4].view("<i4")[0]) if len(raw) >= 4 else 0
+    row_bytes = 4 + width * kind.itemsize
+    if width < 1 or len(raw) % row_bytes:
+        raise DataError(
+            f"{path} is not a readable {path.suffix} file: {len(raw)} bytes, the first row is {width} wide."
+        )
+    rows = raw.reshape(-1, row_bytes)
+    widths = rows[:, :4].copy().view("<i4")[:, 0]
+    if (widths != width).any():
+        row = int(np.flatnonzero(widths != width)[0])
+        raise DataError(f"{path}: row {row} is {widths[row]} wide, the first is {width}.")
+    table = np.ndarray((len(rows), width), kind, buffer=raw, offset=4, strides=(row_bytes, kind.itemsize))
+    return ArrayVectors(str(path), table, sidecar_record(path), file_state(path), codes=codes)

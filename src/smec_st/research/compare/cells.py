@@ -30,10 +30,12 @@ class Source:
     vectors: Path | None = None
     model: str | None = None
     task: str | None = None
+    codes: str | None = None
+    strict: bool = False
 
     def load(self) -> Collection:
         """Load the collection."""
-        return load_collection(self.folder, self.vectors, self.model, self.task)
+        return load_collection(self.folder, self.vectors, self.model, self.task, codes=self.codes, strict=self.strict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""Read ids and fields of documents from a table beside their vectors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smec_st.data.errors import DataError, one_line, some, tell
+from smec_st.data.ids import find_id, id_text, join_by_id
+from smec_st.data.jsonl import open_binary, parse_json, plain_suffix, read_jsonl
+
+WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+TRUTH = {"true": True, "True": True, "false": False, "False": False}
+
+Columns = dict[str, list[Any]]
+
+
+def read_rows(
+    path: Path | None, names: Sequence[str], count: int, vector_ids: Sequence[str] | None = None
+) -> tuple[list[Any] | None, Columns]:
+    """Return the ids of documents and their named fields, in the order of the vectors.
+
+    Rows are joined to vectors by id if both have ids, else by position. Ids are whole numbers if all of them are
+    written as such (00042 is not), else texts.
+
+    Args:
+        path: ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.parquet``; None if there are only the ids of the vectors.
+        names: Columns to return.
+        count: Number of vectors.
+        vector_ids: Ids that came with the vectors, or None.
+
+    Returns:
+        The ids, or None if neither side has any; and the values of each field.
+
+    Raises:
+        DataError: If the file is broken, has another number of rows, or lacks a column or the id of a vector.
+    """
+    if path is None:
+        if names:
+            raise DataError("--field names columns of --rows, which is missing.")
+        return None if vector_ids is None else plain_ids(vector_ids), {}
+    table = _read_table(path)
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise DataError(f"{path} has no column {some(missing)}; it has {some(list(table), 9)}.")
+    key = find_id(table)
+    fields = {name: table[name] for name in names}
+    rows = len(next(iter(table.values()), []))
+    if key is not None and vector_ids is not None:
+        own = [id_text(value, f"{path}, row {row}") for row, value in enumerate(table[key])]
+        order = join_by_id(vector_ids, own, f"the rows of {path}").tolist()
+        return plain_ids(vector_ids), {name: [column[row] for row in order] for name, column in fields.items()}
+    if rows != count:
+        raise DataError(f"{path} has {rows} rows for {count} vectors.")
+    if key is None:
+        tell(f"{path} has no column of ids among {some(list(table), 6)}; its rows are in the order of the vectors.")
+        return None if vector_ids is None else plain_ids(vector_ids), fields
+    if all(type(value) is int for value in table[key]):
+        return table[key], fields
+    return [id_text(value, f"{path}, row {row}") for row, value in enumerate(table[key])], fields
+
+
+def plain_ids(ids: Sequence[str]) -> list[Any]:
+    """Return ids as whole numbers if all are written as such, else as texts."""
+    are_whole = all(key.isdecimal() and WHOLE.fullmatch(key) for key in ids)
+    return [int(key) for key in ids] if are_whole else list(ids)
+
+
+def _read_table(path: Path) -> Columns:
+    suffix = plain_suffix(path)
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(path, "," if suffix == ".csv" else "\t")
+    if suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            columns: Columns = pq.read_table(path).to_pydict()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} cannot be read: {one_line(error)}") from error
+        return columns
+    if suffix == ".jsonl":
+        records = list(read_jsonl(path))
+    elif suffix == ".json":
+        with open_binary(path) as file:
+            records = parse_json(file.read(), str(path))
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise DataError(f"{path} must hold a list of objects.")
+    else:
+        raise DataError(f"{path}: rows are read from .csv, .tsv, .jsonl, .json, .parquet files.")
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: [record.get(name) for record in records] for name in names}
+
+
+def _read_csv(path: Path, delimiter: str) -> Columns:
+    try:
+        with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+            header, *rows = [cells for cells in csv.reader(file, delimiter=delimiter, strict=True) if cells] or [[]]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {one_line(error)}") from error
+    if len(set(header)) != len(header):
+        raise DataError(f"{path} names a column twice: {some(header, 9)}.")
+    for number, cells in enumerate(rows, start=1):
+        if len(cells) != len(header):
+            raise DataError(f"{path}, row {number}: {len(cells)} cells for {len(header)} columns.")
+    return {name: _typed([cells[at] for cells in rows]) for at, name in enumerate(header)}
+
+
+def _typed(cells: list[str]) -> list[Any]:
+    """Return cells as numbers or truth values if nothing is lost by it (00042 and dates stay texts); empty is None."""
+    given = [cell for cell in cells if cell]
+    for pattern, kind in ((WHOLE, int), (NUMBER, float)):
+        if given and all(map(pattern.fullmatch, given)):
+            return [kind(cell) if cell else None for cell in cells]
+    if given and all(cell in TRUTH for cell in given):
+        return [TRUTH.get(cell) for cell in cells]
+    return cells
