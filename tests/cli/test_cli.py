@@ -170,8 +170,8 @@ def test_load_table_reads_the_only_tensor_or_the_named_one(tmp_path):
     one, other = np.ones((2, 3), dtype=np.float32), np.zeros((4, 3), dtype=np.float32)
     save_file({"anything": one}, tmp_path / "one.safetensors")
     save_file({"corpus": one, "queries": other}, tmp_path / "two.safetensors")
-    assert load_table(tmp_path / "one.safetensors", "queries").shape == (2, 3)
-    assert load_table(tmp_path / "two.safetensors", "queries").shape == (4, 3)
+    assert load_table(tmp_path / "one.safetensors", "queries").array.shape == (2, 3)
+    assert load_table(tmp_path / "two.safetensors", "queries").array.shape == (4, 3)
 
 
 # -- input that cannot be used ----------------------------------------------------------------------------------------

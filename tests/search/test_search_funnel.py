@@ -247,7 +247,7 @@ def test_an_empty_index_and_k_above_its_size_return_all_rows(uri):
         assert sorted(hits.ids[0].tolist()) == [0, 1, 2]
         assert index.delete([0, 1, 2]) == 3
         assert (index.search(corpus, 3).ids == -1).all()
-        with pytest.raises(DataError, match="k must be at least 1, got 0"):
+        with pytest.raises(DataError, match="`k` must be 1 or more, got 0"):
             index.search(corpus, 0)
         with pytest.raises(DataError, match="holds 0 rows; a schedule is chosen from at least 2"):
             index.tune()

@@ -166,8 +166,8 @@ def a_nan(folder, vectors, path):
         (other_model, "another embedding space: the model is 'other/n', but this compressor was fitted on 'org/m'"),
         (other_revision, "the revision is '2'"),
         (other_width, "are 8 wide; this compressor reads 16"),
-        (a_zero_row, "Row 700 is zero, NaN or infinite"),
-        (a_nan, "Row 700 is zero, NaN or infinite"),
+        (a_zero_row, "in.npy, row 700 is all zero"),
+        (a_nan, "in.npy, row 700 holds NaN"),
     ],
 )
 def test_transform_refuses_other_spaces_and_rows_without_a_direction(folder, vectors, tmp_path, spoil, match):

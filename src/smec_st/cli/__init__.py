@@ -49,10 +49,13 @@ class _Commands(click.Group):
             raise _Interrupted from error
 
 
-@click.group(cls=_Commands)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__)
-def app() -> None:
+@click.pass_context
+def app(context: click.Context) -> None:
     """Make the vectors of any embedding model many times smaller."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 COMMANDS = (
@@ -80,6 +83,8 @@ def run(arguments: list[str] | None = None) -> int:
         from smec_st.data.errors import DataError
         from smec_st.system.optional import how_to_install
 
+        if isinstance(error, RecursionError):
+            return _print_error("the input is nested too deeply.", USAGE)
         if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("smec_st"):
             package = error.name.partition(".")[0]
             return _print_error(f"this command needs {package}. {how_to_install(package)}", USAGE)

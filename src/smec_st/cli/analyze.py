@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from smec_st.cli.allocator import keep_freed_memory
-from smec_st.cli.options import FOLDER, collection_options, thinking, whole_numbers
+from smec_st.cli.options import FOLDER, collection_options, thinking, whole_numbers, whole_seeds
 
 
 @click.command()
@@ -39,7 +39,7 @@ def analyze(
     keep_freed_memory()
     from smec_st.data import DataError
 
-    settings: dict[str, Any] = {"seeds": whole_numbers(seeds, "--seeds")}
+    settings: dict[str, Any] = {"seeds": whole_seeds(seeds)}
     if dims is not None:
         if what == "gradients":
             raise DataError("gradients are measured at a half and a quarter of the width; leave --dims out.")

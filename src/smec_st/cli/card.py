@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
-from smec_st.cli.options import FOLDER, collection_options, thinking
+from smec_st.cli.options import FOLDER, SIMILARITY, collection_options, thinking
 
 
 @click.command()
 @click.argument("compressor", type=FOLDER)
 @click.argument("repo_id")
 @collection_options
+@SIMILARITY
 @click.option("--split", default="test", show_default=True, help="Judgements to score against.")
 @click.option("--dataset", help="Id of the collection on the Hub.")
 @click.option("--data-license", help="Licence of the training data, in words.")
@@ -26,6 +27,7 @@ def card(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    similarity: str | None,
     codes: str | None,
     strict: bool,
     split: str,
@@ -42,7 +44,7 @@ def card(
         from smec_st.hub.card import write_card
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
+        collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
     with thinking("measuring"):
         evidence = dataclasses.replace(
             measure(loaded, collection, split), dataset=dataset, data_license=data_license, source=source

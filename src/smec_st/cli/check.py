@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from smec_st.cli.options import CODES, COLUMN, FOLDER, thinking
+from smec_st.cli.options import CODES, COLUMN, FOLDER, listing_bad_rows, thinking
 
 DRIFTED = 1
 
@@ -46,14 +46,15 @@ def check(
         from smec_st.system.files import write_text
 
         loaded = Compressor.load(compressor)
-        found = check_drift(
-            loaded,
-            None if documents is None else open_vectors(documents, column, codes),
-            None if queries is None else open_vectors(queries, column, codes),
-            threshold=threshold,
-            query_threshold=query_threshold,
-            last=last,
-        )
+        with listing_bad_rows():
+            found = check_drift(
+                loaded,
+                None if documents is None else open_vectors(documents, column, codes),
+                None if queries is None else open_vectors(queries, column, codes),
+                threshold=threshold,
+                query_threshold=query_threshold,
+                last=last,
+            )
     drifted = [drift for drift in found if drift.is_beyond]
     if json_file is not None:
         content: dict[str, Any] = {"fingerprint": loaded.fingerprint, "drifted": bool(drifted)}

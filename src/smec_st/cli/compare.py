@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from smec_st.cli.allocator import keep_freed_memory
-from smec_st.cli.options import CODES, FOLDER, STRICT, TASK, thinking, whole_numbers
+from smec_st.cli.options import CODES, FOLDER, STRICT, TASK, thinking, whole_numbers, whole_seeds
 
 if TYPE_CHECKING:
     from smec_st.research.compare import Outcome, Recommendation
@@ -70,7 +70,7 @@ def compare(
             chosen,
             dims or None,
             out,
-            seeds=whole_numbers(seeds, "--seeds"),
+            seeds=whole_seeds(seeds),
             labels=not no_labels,
             reference=reference,
         )

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from smec_st.cli.options import FOLDER, collection_options, thinking
+from smec_st.cli.options import FOLDER, SIMILARITY, collection_options, print_similarity, thinking
 
 
 @click.command()
 @click.argument("compressor", type=FOLDER)
 @collection_options
+@SIMILARITY
 @click.option("--split", default="test", show_default=True, help="Judgements to score against.")
 @click.option("--json", "json_file", type=FOLDER, help="Also write the rows to this JSON file.")
 def evaluate(
@@ -20,6 +21,7 @@ def evaluate(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    similarity: str | None,
     codes: str | None,
     strict: bool,
     split: str,
@@ -33,8 +35,9 @@ def evaluate(
         from smec_st.evaluation.report import print_rows, write_json
 
         loaded = Compressor.load(compressor)
-        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
+        collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
     rows = score_compressor(loaded, collection, split)
     if json_file is not None:
         write_json(rows, json_file)
     print_rows(rows, f"{collection.name} ({split})")
+    print_similarity(collection)

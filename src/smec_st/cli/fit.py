@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smec_st.cli.allocator import keep_freed_memory
-from smec_st.cli.options import FOLDER, collection_options, refuse_existing, thinking, whole_numbers
+from smec_st.cli.options import (
+    FOLDER,
+    SEED,
+    SIMILARITY,
+    collection_options,
+    print_similarity,
+    refuse_existing,
+    thinking,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +33,12 @@ if TYPE_CHECKING:
     from smec_st.compressor import Compressor
     from smec_st.data import Collection, Qrels
     from smec_st.data.synthetic import Cut
+    from smec_st.evaluation.target import Target
 
 FAILED = 1
+KEY_LENGTH = 12
+JUDGED = ("queries", "documents", "grades")
+SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner product rank alike
 
 
 @click.command()
@@ -38,9 +52,13 @@ FAILED = 1
     type=click.Choice(["auto", "title", "sentence", "halves"]),
     help="Also train on queries made from the documents: their titles, first sentences or halves. Needs --model.",
 )
-@click.option("--seed", type=int, help="Random seed.")
+@SEED
+@SIMILARITY
 @click.option(
-    "--bytes", "bytes_", type=int, help="Also choose the best size and precision for vectors of this many bytes."
+    "--bytes",
+    "bytes_",
+    type=click.IntRange(min=1),
+    help="Also choose the best size and precision for vectors of this many bytes.",
 )
 @click.option("--target", help="Find the smallest size that holds: lossless, or 'ndcg@10 >= 0.99 original'.")
 @click.option("--config", type=FOLDER, help="JSON or YAML file of settings.")
@@ -58,6 +76,7 @@ def fit(
     no_labels: bool,
     synthetic: Cut | None,
     seed: int | None,
+    similarity: str | None,
     bytes_: int | None,
     target: str | None,
     config: Path | None,
@@ -69,22 +88,24 @@ def fit(
     size, and the fit sees nothing of them.
     """
     keep_freed_memory()
-    settings = _settings(config, dims, seed)
     refuse_existing(out)
-    with thinking("reading"):
-        from smec_st.compressor import Compressor
-        from smec_st.compressor.scoring import score_compressor
-        from smec_st.data import DataError, add_synthetic_queries, load_collection
-        from smec_st.evaluation.report import print_rows, write_report
-        from smec_st.evaluation.target import Target, choose_size
-        from smec_st.system.files import new_folder
+    if synthetic is not None and model is None:
+        from smec_st.data.errors import DataError
 
-        collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
+        raise DataError("--synthetic makes queries from texts: give the --model that embeds them.")
+    with thinking("reading"):
+        # What is wrong with the input is said before torch is loaded, which takes seconds.
+        settings = _settings(config, dims, seed, method)
+        aim = _target(target)
+        from smec_st.data import add_synthetic_queries, load_collection
+
+        collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
+        if similarity == "dot":
+            _refuse_lengths(collection)
         train, dev = _judgements(collection, no_labels)
         split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
         if report:
             _check_report(collection)
-        aim = None if target is None else Target.parse(target)
         if aim is not None:
             train, kept = _keep_for_target(train, dev)
             dev = None
@@ -92,11 +113,19 @@ def fit(
         labels = None if no_labels else train
         fitted_on = dataclasses.replace(collection, qrels={} if labels is None else {"train": labels})
         if synthetic is not None:
-            if model is None:
-                raise DataError("--synthetic makes queries from texts: give the --model that embeds them.")
+            assert model is not None
             fitted_on = add_synthetic_queries(fitted_on, model, synthetic)
             labels = fitted_on.qrels["train"]
-    with _quiet_labels(), _work_dir(out, _run_key(fitted_on, dev, method, {**settings, "target": target})) as work:
+    with thinking("loading"):
+        from smec_st.compressor import Compressor
+        from smec_st.compressor.scoring import score_compressor
+        from smec_st.evaluation.report import print_rows, write_report
+        from smec_st.evaluation.target import choose_size
+        from smec_st.system.files import new_folder
+        from smec_st.system.locks import write_lock
+    key = _run_key(fitted_on, asking, dev, {**settings, "method": method, "bytes": bytes_, "labels": not no_labels})
+    with _quiet_labels(), write_lock(out), _work_dir(out, key) as work:
+        refuse_existing(out)  # another process may have finished it meanwhile
         compressor = Compressor.fit(
             fitted_on.corpus,
             fitted_on.queries,
@@ -123,6 +152,7 @@ def fit(
                 write_report(rows, draft, title)
     if rows:
         print_rows(rows, title)
+        print_similarity(collection)
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
     _print_decisions(compressor, bytes_)
@@ -135,6 +165,19 @@ def fit(
         write_page(compressor, collection, out / "report.html", split or "", data, progress=sys.stderr.isatty())
     if aim is not None and choice.dim is None:
         raise click.exceptions.Exit(FAILED)
+
+
+def _refuse_lengths(collection: Collection) -> None:
+    """Refuse to fit to inner products where lengths count."""
+    from smec_st.data.errors import DataError
+    from smec_st.data.vectors import length_range
+
+    shortest, longest = length_range(collection.corpus)
+    if longest > shortest * SAME_LENGTH:
+        raise DataError(
+            f"--similarity dot: a fit compares by cosine, and the documents are {shortest:.3g} to {longest:.3g} long. "
+            "Leave the option out to fit all the same; `evaluate --similarity dot` scores the original as its model."
+        )
 
 
 def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, Qrels | None]:
@@ -187,8 +230,17 @@ def _keep_for_target(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | No
     return rest, kept
 
 
-def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[str, Any]:
-    from smec_st.fitting.config import read_settings
+def _target(text: str | None) -> Target | None:
+    if text is None:
+        return None
+    from smec_st.evaluation.target import Target
+
+    return Target.parse(text)
+
+
+def _settings(config: Path | None, dims: str | None, seed: int | None, method: str) -> dict[str, Any]:
+    from smec_st.data.errors import DataError
+    from smec_st.fitting.config import METHODS, FitConfig, read_settings
 
     settings = read_settings(config) if config is not None else {}
     if dims is not None:
@@ -197,20 +249,24 @@ def _settings(config: Path | None, dims: str | None, seed: int | None) -> dict[s
         settings["dims"] = tuple(settings["dims"])
     if seed is not None:
         settings["seed"] = seed
+    if method not in METHODS:
+        raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
+    FitConfig.from_dict({**METHODS[method], **settings})  # refuses what is wrong by itself, whatever the vectors
     return settings
 
 
-def _run_key(collection: Collection, dev: Qrels | None, method: str, settings: dict[str, Any]) -> str:
+def _run_key(collection: Collection, asking: np.ndarray, dev: Qrels | None, settings: dict[str, Any]) -> str:
     """A hash of all that a fit depends on: an unfinished run is only continued with the very same input."""
-    digest = hashlib.sha256(json.dumps([method, sorted(collection.qrels), settings], sort_keys=True).encode())
-    for qrels in (*collection.qrels.values(), *([] if dev is None else [dev])):
-        for array in (qrels.queries, qrels.documents, qrels.grades):
-            digest.update(array.tobytes())
-    for table in (collection.corpus, collection.queries):
-        digest.update(str((table.shape, table.dtype)).encode())
-        for start in range(0, len(table), 65536):
-            digest.update(table[start : start + 65536].tobytes())
-    return digest.hexdigest()[:12]
+    from smec_st import __version__
+    from smec_st.data.vectors import hash_rows
+
+    known = [__version__, sorted(collection.qrels), dev is not None, dict(collection.backbone), settings]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
+    judged = [collection.qrels[name] for name in sorted(collection.qrels)]
+    arrays = [getattr(qrels, name) for qrels in (*judged, *([] if dev is None else [dev])) for name in JUDGED]
+    for array in (*arrays, collection.corpus, collection.queries, collection.own_document, asking):
+        hash_rows(digest, array)
+    return digest.hexdigest()[:KEY_LENGTH]
 
 
 @contextmanager
@@ -233,12 +289,19 @@ def _work_dir(out: Path, key: str) -> Iterator[Path]:
         click.echo(f"continuing the unfinished run in {work}", err=True)
     try:
         yield work
-    except BaseException:
+    except BaseException as error:
         if not _has_progress(work):
             shutil.rmtree(work, ignore_errors=True)
+        if type(error).__name__ == "SafetensorError":  # a checkpoint, on a full disk
+            from smec_st.data.errors import DataError, one_line
+
+            raise DataError(f"cannot write {work}: {one_line(error)}") from error
         raise
-    for stale in out.parent.glob(f".{out.name}.*.unfinished"):
-        shutil.rmtree(stale, ignore_errors=True)
+    # Runs of other outputs may have names that begin with this one.
+    own = re.compile(re.escape(f".{out.name}.") + f"[0-9a-f]{{{KEY_LENGTH}}}" + re.escape(".unfinished"))
+    stale = [path for path in out.absolute().parent.iterdir() if own.fullmatch(path.name)]
+    for path in (work, *stale):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _has_progress(work: Path) -> bool:

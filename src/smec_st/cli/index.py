@@ -56,6 +56,7 @@ def index(
     """Index vectors for search with a COMPRESSOR; the same command continues an interrupted build."""
     with thinking("reading"):
         from smec_st.compressor import Compressor
+        from smec_st.compressor.space import check_space
         from smec_st.data import DataError
         from smec_st.data.rows import read_rows
         from smec_st.search import FunnelIndex
@@ -66,11 +67,16 @@ def index(
         loaded = Compressor.load(compressor)
         source = load_table(vectors, "corpus", codes)
         table = source.array
+        if not add:
+            check_space(loaded, source.width, source.record, source.name)
         ids, fields = read_rows(rows, names, len(table), source.ids)
-        query_table = None if queries is None else load_table(queries, "queries", codes).array
+        query_source = None if queries is None else load_table(queries, "queries", codes)
+        if query_source is not None:
+            check_space(loaded, query_source.width, query_source.record, query_source.name)
     with _progress_bars() as report_progress:
         if add:
             with FunnelIndex.open(uri, loaded) as opened:
+                opened.check(source, () if opened.settings.originals else opened.settings.sizes[-1:])
                 if ids is not None and opened.settings.id_type == "str":
                     ids = list(map(str, ids))
                 count = _count_added(report_progress, len(table))
@@ -83,7 +89,7 @@ def index(
                 table,
                 ids=ids,
                 fields=fields,
-                queries=query_table,
+                queries=None if query_source is None else query_source.array,
                 target=recall,
                 k=k,
                 sizes=None if sizes is None else whole_numbers(sizes, "--sizes"),

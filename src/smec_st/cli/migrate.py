@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from smec_st.cli.options import BYTES, CODES, COLUMN, FOLDER, PRECISION, row_progress, thinking
-
-if TYPE_CHECKING:
-    from smec_st.stores import Estimate
+from smec_st.cli.options import (
+    BYTES,
+    CODES,
+    COLUMN,
+    FOLDER,
+    PRECISION,
+    listing_bad_rows,
+    print_estimate,
+    row_progress,
+    thinking,
+)
 
 
 @click.command()
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("store")
 @click.option("--out", help="Where to write: a folder, a FAISS file, or a collection in the same Milvus database.")
 @click.option("--in-place", is_flag=True, help="Replace the store, and delete the old one when that is done.")
-@click.option("--dry-run", is_flag=True, help="Estimate cost and loss, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Look at all rows, estimate cost and loss, and write nothing.")
 @click.option("--dim", type=int, help="Size; the widest by default.")
 @PRECISION
 @BYTES
@@ -45,20 +51,8 @@ def migrate(
         raise DataError("say where to write: --out or --in-place; or estimate first with --dry-run.")
     plan = Plan(Job(str(compressor), store, column, dim, precision, bytes_, codes=codes), out)
     if dry_run:
-        _print_estimate(store, estimate(plan))
+        print_estimate(store, estimate(plan))
         return
-    with row_progress() as report:
+    with row_progress() as report, listing_bad_rows():
         where = rewrite(plan, report)
     click.echo(f"migrated to {where}")
-
-
-def _print_estimate(store: str, estimated: Estimate) -> None:
-    rows = "an unknown number of" if estimated.rows is None else f"{estimated.rows:,}"
-    click.echo(f"{rows} vectors in {store}")
-    if estimated.bytes_before is not None and estimated.bytes_after is not None:
-        ratio = estimated.bytes_before / estimated.bytes_after
-        click.echo(f"{estimated.bytes_before:,} bytes become {estimated.bytes_after:,} ({ratio:.0f}x smaller)")
-    if estimated.seconds is not None:
-        click.echo(f"about {estimated.seconds:.1f} s of computing, plus the time to read and write")
-    if estimated.kept_neighbors is not None:
-        click.echo(f"{estimated.kept_neighbors:.3f} of the ten nearest neighbours stay (on a sample, before rounding)")

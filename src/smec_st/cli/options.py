@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from smec_st.data import Collection
     from smec_st.data.sources.tables import ArrayVectors
+    from smec_st.stores import Estimate
 
 FOLDER = click.Path(path_type=Path)
 
@@ -24,6 +26,12 @@ STRICT = click.option("--strict", is_flag=True, help="Refuse judgements of unkno
 PRECISIONS = ["float32", "float16", "int8", "binary", "pq"]
 PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), help="float32 by default.")
 BYTES = click.option("--bytes", "bytes_", type=int, help="Bytes per vector, instead of --dim and --precision.")
+SEED = click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), help="Random seed.")
+SIMILARITY = click.option(
+    "--similarity",
+    type=click.Choice(["cosine", "dot"]),
+    help="How the model scores; by default as the model or the file of vectors says, else cosine.",
+)
 TASK = click.option("--task", help="Fashion-200K only: text-to-image (default) or image-to-text.")
 
 
@@ -61,12 +69,27 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
         raise DataError(f"{option} takes whole numbers and commas, got {text!r}.") from error
 
 
+def whole_seeds(text: str) -> tuple[int, ...]:
+    """Parse the seeds of ``--seeds``."""
+    from smec_st.data.errors import check_seed
+
+    return tuple(map(check_seed, whole_numbers(text, "--seeds")))
+
+
 def refuse_existing(folder: Path) -> None:
     """Raise a DataError if an output folder exists and is not empty."""
-    from smec_st.data import DataError
+    from smec_st.data.errors import DataError
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists already; choose another --out or remove it.")
+
+
+def print_similarity(collection: Collection) -> None:
+    """Say it where the original vectors are compared otherwise than the compressed ones."""
+    if collection.similarity == "dot":
+        click.echo("original: by inner product, as its model scores; all others by cosine, which knows no lengths")
+    elif collection.similarity != "cosine":
+        click.echo(f"original: by cosine, although its model scores by {collection.similarity} distance")
 
 
 def load_table(path: Path, name: str, codes: str | None = None) -> ArrayVectors:
@@ -81,6 +104,40 @@ def load_table(path: Path, name: str, codes: str | None = None) -> ArrayVectors:
         source = open_vectors(path, None, codes)
     rows, ids = read_all(source)
     return ArrayVectors(source.name, rows, source.record, source.state, ids)
+
+
+@contextmanager
+def listing_bad_rows() -> Iterator[None]:
+    """List all rows that cannot be used, one a line, before the error that counts them."""
+    from smec_st.stores.bad_rows import BadRows
+
+    try:
+        yield
+    except BadRows as error:
+        for row in error.rows:
+            click.echo(str(row), err=True)
+        raise
+
+
+def print_estimate(store: str, estimated: Estimate) -> None:
+    """Print the result of a dry run.
+
+    Raises:
+        DataError: If there are rows that cannot be used; all are listed.
+    """
+    from smec_st.stores.bad_rows import BadRows
+
+    click.echo(f"{estimated.rows:,} vectors in {store}")
+    if estimated.rows:
+        ratio = estimated.bytes_before / estimated.bytes_after
+        click.echo(f"{estimated.bytes_before:,} bytes become {estimated.bytes_after:,} ({ratio:.0f}x smaller)")
+    if estimated.seconds is not None:
+        click.echo(f"about {estimated.seconds:.1f} s of computing, plus the time to read and write")
+    if estimated.kept_neighbors is not None:
+        click.echo(f"{estimated.kept_neighbors:.3f} of the ten nearest neighbours stay (on a sample, before rounding)")
+    if estimated.bad:
+        with listing_bad_rows():
+            raise BadRows(estimated.bad, "mend or remove them, or leave them out with `transform --skip-bad`.")
 
 
 @contextmanager

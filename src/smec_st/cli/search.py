@@ -50,7 +50,8 @@ def search(
         if bridge is not None and queries is None:
             raise DataError("--bridge maps vectors of the new model: give --queries.")
         condition = parse_where(where)
-        inputs: Any = list(texts) if queries is None else load_table(queries, "queries", codes).array
+        source = None if queries is None else load_table(queries, "queries", codes)
+        inputs: Any = list(texts) if source is None else source.array
         loaded = None if compressor is None else Compressor.load(compressor)
         index = FunnelIndex.open(uri, loaded, model=model)
     with index:
@@ -59,6 +60,8 @@ def search(
             assert queries is not None
             crossing.check({**backbone_of_files(Tables(queries, codes)), **sidecar_record(queries)}, str(queries))
             inputs = bridged_queries(index, crossing, inputs)
+        elif source is not None:
+            index.check(source, index.settings.sizes)
         hits = index.search(inputs, k, where=condition)
     results = [
         [(name, round(float(score), 6)) for name, score in zip(ids, scores, strict=True) if score > float("-inf")]
@@ -75,14 +78,11 @@ def search(
 
 def parse_where(text: str | None) -> dict[str, Any] | None:
     """Parse a filter given as JSON."""
-    from smec_st.data import DataError
+    from smec_st.data.errors import DataError, parse_json
 
     if text is None:
         return None
-    try:
-        where = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"--where is not JSON: {text}") from error
+    where = parse_json(text, "--where")
     if not isinstance(where, dict):
         raise DataError(f"--where takes a JSON object, got {text}")
     return where

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from smec_st.cli.options import BYTES, CODES, COLUMN, FOLDER, PRECISION, row_progress, thinking
+from smec_st.cli.options import (
+    BYTES,
+    CODES,
+    COLUMN,
+    FOLDER,
+    PRECISION,
+    listing_bad_rows,
+    print_estimate,
+    row_progress,
+    thinking,
+)
 
 
 @click.command()
@@ -17,8 +27,12 @@ from smec_st.cli.options import BYTES, CODES, COLUMN, FOLDER, PRECISION, row_pro
 @PRECISION
 @BYTES
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--format", "kind", type=click.Choice(["npy", "parquet"]), help="Format of OUT; by default the input's.")
+@click.option(
+    "--format", "kind", type=click.Choice(["npy", "parquet"]), help="Format in a folder OUT; by default the input's."
+)
 @COLUMN
+@click.option("--skip-bad", is_flag=True, help="Leave out rows of NaN, infinity or zeros, and list them beside OUT.")
+@click.option("--dry-run", is_flag=True, help="Look at all rows, estimate cost and loss, and write nothing.")
 @CODES
 @click.option("--shard-rows", type=int, default=131_072, show_default=True, help="Rows per output file.")
 def transform(
@@ -31,17 +45,29 @@ def transform(
     engine: str,
     kind: str | None,
     column: str | None,
+    skip_bad: bool,
+    dry_run: bool,
     codes: str | None,
     shard_rows: int,
 ) -> None:
-    """Compress VECTORS into the folder OUT in bounded memory; the same command continues after an interruption."""
+    """Compress VECTORS into OUT in bounded memory; the same command continues after an interruption.
+
+    OUT is one file if its name ends in .npy, .parquet or .safetensors, and else a folder of such files.
+    """
     with thinking("reading"):
-        from smec_st.stores import Job, transform_files
-    job = Job(str(compressor), vectors, column, dim, precision, bytes_, kind, shard_rows, codes)
-    with row_progress() as report:
+        from smec_st.stores import Job, Plan, estimate, transform_files
+    job = Job(str(compressor), vectors, column, dim, precision, bytes_, kind, shard_rows, codes, skip_bad)
+    if dry_run:
+        print_estimate(vectors, estimate(Plan(job, str(out))))
+        return
+    with row_progress() as report, listing_bad_rows():
         manifest = transform_files(job, out, engine, report)
-    space = manifest.job["space"]
-    click.echo(
-        f"{manifest.rows:,} vectors of {space['dim']} numbers ({space['precision']}, {space['bytes']} bytes) "
-        f"in {len(manifest.shards)} files of {out}"
-    )
+    space, count = manifest.job["space"], len(manifest.shards)
+    where = f"{count} files of {out}" if out.is_dir() else str(out)
+    stored = f"{space['precision']}, {space['bytes']} bytes"
+    click.echo(f"{manifest.rows:,} vectors of {space['dim']} numbers ({stored}) in {where}")
+    left_out = sum(shard.read - shard.rows for shard in manifest.shards)
+    if left_out:
+        click.echo(f"{left_out:,} rows left out, listed in {out if out.is_dir() else f'{out}.'}left-out*.jsonl")
+    if manifest.job["ids"] is False:
+        click.echo("the ids of the rows were not written; .parquet keeps them")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from smec_st.compressor.files import CONFIG_FILE, read_files, write_files
+from smec_st.compressor.files import fingerprint, read_files, write_files
 from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
 from smec_st.data.embedding import backbone_record, embed_if_texts
+from smec_st.data.errors import check_seed, some, whole_number
 from smec_st.data.space import check_backbone
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
@@ -54,7 +53,13 @@ class Compressor:
         self._maps = tuple((folded, tuple(sizes)) for folded, sizes in maps)
         self._by_dim = {dim: folded for folded, sizes in self._maps for dim in sizes}
         if not self._by_dim or len({folded.in_dim for folded, _ in self._maps}) != 1:
-            raise ValueError("A compressor needs at least one map, all reading the same width.")
+            raise DataError("A compressor needs at least one map, all reading the same width.")
+        if len(self._by_dim) != sum(len(sizes) for _, sizes in self._maps):
+            raise DataError("A compressor has one map for each of its sizes; a size is named twice.")
+        for folded, sizes in self._maps:
+            wrong = [dim for dim in sizes if type(dim) is not int or not 1 <= dim <= folded.out_dim]
+            if wrong:
+                raise DataError(f"sizes of a map must be whole numbers in [1, {folded.out_dim}], got {some(wrong)}.")
         self.info: dict[str, Any] = dict(info or {})
         self.heads = tuple(heads)
 
@@ -83,12 +88,8 @@ class Compressor:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of backbone and weights: vectors of different fingerprints must not meet in one index."""
-        digest = hashlib.sha256(json.dumps(self.info.get("backbone") or {}, sort_keys=True).encode())
-        for name, weight in sorted(self.tensors().items()):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(weight).tobytes())
-        return digest.hexdigest()[:16]
+        """A short hash of backbone, maps and sizes: vectors of different fingerprints must not meet in one index."""
+        return fingerprint(self)
 
     @property
     def maps(self) -> tuple[tuple[FoldedMap, tuple[int, ...]], ...]:
@@ -108,14 +109,13 @@ class Compressor:
         """The folded map to one of :attr:`dims`, or to any prefix when nested; the widest by default.
 
         Raises:
-            ValueError: If no map serves that size.
+            DataError: If no map serves that size.
         """
-        if dim is None:
-            dim = self.dims[0]
+        dim = self.dims[0] if dim is None else whole_number(dim, "dim")
         if dim in self._by_dim:
             return self._by_dim[dim].first(dim)
         if not 1 <= dim <= self.nested_dims[0] or len(self.nested_dims) < 2:
-            raise ValueError(f"`dim` must be one of {', '.join(map(str, self.dims))}, got {dim}.")
+            raise DataError(f"`dim` must be one of {', '.join(map(str, self.dims))}, got {dim}.")
         return self._by_dim[self.nested_dims[0]].first(dim)
 
     # -- use ----------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Compressor:
             ``(n, dim)`` or ``(dim,)`` float32 of length 1, or codes; a tensor for a tensor, otherwise numpy.
 
         Raises:
-            ValueError: If the width is not :attr:`width`, or a row is zero, NaN or infinite.
+            DataError: If the width is not :attr:`width`, or a row is zero, NaN or infinite.
         """
         if hasattr(vectors, "detach"):
             import torch
@@ -314,7 +314,8 @@ class Compressor:
             model: The backbone, to embed texts with and to remember by name.
             method: A name in :data:`~smec_st.fitting.config.METHODS`.
             config: Settings; ``settings`` override them one by one.
-            work_dir: Folder for checkpoints; an unfinished run found there is continued. None to keep none.
+            work_dir: Folder for checkpoints; an unfinished run of the same input found there is continued, and one of
+                another input refused. None to keep none.
             progress: Show a progress bar.
             unlabelled_queries: Query rows that may be read without their judgements; all by default where there are
                 no labels, and else those that are judged.
@@ -330,8 +331,10 @@ class Compressor:
         """
         load_optional("torch", "fitting")
         from smec_st.fitting.config import HELD_OUT
-        from smec_st.fitting.fit import fit_maps, resolve_config, settings_of
+        from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config, settings_of
 
+        if backbone and backbone.get("fingerprint"):
+            raise DataError(f"these vectors are compressed already (by {backbone['fingerprint']}); fit the originals.")
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
         if dims is not None:
             given["dims"] = tuple(dims)
@@ -342,6 +345,8 @@ class Compressor:
         if bytes is not None and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
         asking = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
+        if work_dir is not None:
+            claim_work_dir(Path(work_dir), table, (train, dev), asking, {**resolved.to_dict(), "method": method})
         made = fit_maps(
             method,
             table,
@@ -416,7 +421,7 @@ class Compressor:
         from smec_st.fitting.config import HELD_OUT
         from smec_st.quantization.choice import add_best
 
-        table = self._table(corpus, queries, own_document)
+        table, seed = self._table(corpus, queries, own_document), check_seed(seed)
         train, dev = _judgements(table, qrels, dev_qrels)
         if train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, seed)
@@ -528,12 +533,7 @@ class Compressor:
         Raises:
             DataError: If the folder holds no compressor, a newer format, or weights that do not fit.
         """
-        maps, info, fingerprint, read_codes = read_files(Path(folder))
-        compressor = cls(maps, info)
-        if compressor.fingerprint != fingerprint:
-            raise DataError(f"{folder}: weights and {CONFIG_FILE} do not belong together (fingerprints differ).")
-        compressor.heads = read_codes(compressor.map_for)
-        return compressor
+        return read_files(Path(folder), cls)
 
 
 def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:

@@ -2,74 +2,100 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from smec_st import __version__
-from smec_st.data.errors import DataError, one_line, some
-from smec_st.data.safetensors import read_safetensors
+from smec_st.data.errors import DataError, one_line, parse_json, some
+from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.maps import FoldedMap, Layer
-from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.storage import head_entries, head_tensors, read_heads
+from smec_st.system.files import write_text
 
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
-FORMAT = 1
+FORMAT = 2  # in format 1 the fingerprint covered neither activations nor sizes
+DERIVED = ("width", "dims", "nested_dims")  # written for readers without this package
 NOT_INFO = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps", "heads")
 
 Maps = list[tuple[FoldedMap, tuple[int, ...]]]
+Made = TypeVar("Made", bound=CompressorLike)
 
 
 def write_files(compressor: CompressorLike, folder: Path) -> None:
     """Write both files of a compressor into an existing folder."""
-    from safetensors.numpy import save_file
-
     config = {
         "format": FORMAT,
         "smec_st_version": __version__,
         "fingerprint": compressor.fingerprint,
-        "width": compressor.width,
-        "dims": list(compressor.dims),
-        "nested_dims": list(compressor.nested_dims),
-        "maps": [
-            {"dims": list(sizes), "layers": [{"activation": layer.activation} for layer in folded.layers]}
-            for folded, sizes in compressor.maps
-        ],
+        **derived(compressor),
+        "maps": describe_maps(compressor.maps),
         "heads": head_entries(compressor.heads),
         **compressor.info,
     }
     tensors = {**compressor.tensors(), **head_tensors(compressor.heads)}
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_safetensors(folder / WEIGHTS_FILE, tensors)
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
 
 
-def read_files(
-    folder: Path,
-) -> tuple[Maps, dict[str, Any], str | None, Callable[[Callable[[int], FoldedMap]], tuple[Head, ...]]]:
+def describe_maps(maps: Sequence[tuple[FoldedMap, tuple[int, ...]]]) -> list[dict[str, Any]]:
+    """Describe each map by all that its weights do not say: the sizes that it serves, and its activations."""
+    return [
+        {"dims": list(sizes), "layers": [{"activation": layer.activation} for layer in folded.layers]}
+        for folded, sizes in maps
+    ]
+
+
+def derived(compressor: CompressorLike) -> dict[str, Any]:
+    """Return what ``compressor.json`` says twice: :data:`DERIVED`."""
+    return {
+        "width": compressor.width,
+        "dims": list(compressor.dims),
+        "nested_dims": list(compressor.nested_dims),
+    }
+
+
+def fingerprint(compressor: CompressorLike, format: int = FORMAT) -> str:
+    """Hash the backbone, the weights, and since format 2 the activations and sizes of every map.
+
+    The backbone's probe is left out, because it is rounded otherwise on other machines.
+    """
+    backbone = {name: value for name, value in (compressor.info.get("backbone") or {}).items() if name != "probe"}
+    digest = hashlib.sha256(json.dumps(backbone, sort_keys=True).encode())
+    if format > 1:
+        digest.update(json.dumps(describe_maps(compressor.maps), sort_keys=True).encode())
+    for name, weight in sorted(compressor.tensors().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def read_files(folder: Path, make: Callable[[Maps, dict[str, Any]], Made]) -> Made:
     """Read both files of a compressor.
 
-    Returns:
-        The maps with the sizes that each serves; the compressor's ``info``; the fingerprint; and a function that
-        returns the heads, given a function that returns the map of a size.
+    Args:
+        folder: The folder that holds them.
+        make: Makes a compressor of the maps, with the sizes that each serves, and the ``info``.
 
     Raises:
-        DataError: If the folder holds no compressor, a newer format, or weights that do not match.
+        DataError: If the folder holds no compressor, a newer format, or files that do not belong together.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise DataError(f"{folder} holds no compressor (no {CONFIG_FILE}).")
+    config = parse_json(path.read_bytes(), f"{path} is damaged: its content")
+    tensors = read_safetensors(folder / WEIGHTS_FILE, None)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if config["format"] > FORMAT:
+        if config["format"] not in (1, FORMAT):
             raise DataError(
                 f"{path} was written by a newer smec-st ({config['smec_st_version']}); upgrade to read it."
             )
-        tensors = read_safetensors(folder / WEIGHTS_FILE, None)
-        maps = []
+        maps: Maps = []
         for number, entry in enumerate(config["maps"]):
             names = [f"{number}.{depth}.weight" for depth in range(len(entry["layers"]))]
             missing = [name for name in names if name not in tensors]
@@ -77,13 +103,15 @@ def read_files(
                 raise DataError(f"{folder / WEIGHTS_FILE} lacks the tensor {some(missing)}.")
             layers = [Layer(tensors[name], of["activation"]) for name, of in zip(names, entry["layers"], strict=True)]
             maps.append((FoldedMap(tuple(layers)), tuple(entry["dims"])))
-    except (KeyError, TypeError, ValueError) as error:
+        compressor = make(maps, {name: value for name, value in config.items() if name not in NOT_INFO})
+        same = fingerprint(compressor, config["format"]) == config["fingerprint"]
+        wrong = [name for name, value in derived(compressor).items() if config[name] != value]
+        if not same or wrong:
+            what = f"`{some(wrong)}` is not that of the maps" if wrong else "fingerprints differ"
+            raise DataError(f"{folder}: weights and {CONFIG_FILE} do not belong together ({what}).")
+        compressor.heads = read_heads(config.get("heads", []), tensors, compressor.map_for, path)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is damaged: {one_line(error)}") from error
-    info = {name: value for name, value in config.items() if name not in NOT_INFO}
-
-    def heads_for(map_for: Callable[[int], FoldedMap]) -> tuple[Head, ...]:
-        return read_heads(config.get("heads", []), tensors, map_for, path)
-
-    return maps, info, config.get("fingerprint"), heads_for
+    return compressor

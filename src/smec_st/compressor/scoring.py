@@ -6,7 +6,8 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING
 
-from smec_st.data import Collection, DataError, Qrels
+from smec_st.compressor.space import check_space
+from smec_st.data import Collection, Qrels
 from smec_st.evaluation import untrained
 from smec_st.evaluation.report import Row
 from smec_st.evaluation.sweep import sweep
@@ -30,7 +31,7 @@ def score_compressor(compressor: Compressor, collection: Collection, split: str 
         Rows of the original vectors, truncation, PCA and the compressor, then of its codes.
 
     Raises:
-        DataError: If the vectors have another width than the compressor reads, or there is no such split.
+        DataError: If the vectors are of another space than the compressor's, or there is no such split.
     """
     from smec_st.quantization.scoring import score_codes
 
@@ -51,7 +52,7 @@ def measure(compressor: Compressor, collection: Collection, split: str = "test")
         split: Which judgements to score against.
 
     Raises:
-        DataError: If the vectors have another width than the compressor reads, or there is no such split.
+        DataError: If the vectors are of another space than the compressor's, or there is no such split.
     """
     from smec_st.hub.evidence import Evidence
 
@@ -69,12 +70,10 @@ def measure(compressor: Compressor, collection: Collection, split: str = "test")
 
 def _score_sizes(compressor: Compressor, collection: Collection, qrels: Qrels, intervals: bool) -> list[Row]:
     """Score the original vectors, truncation, PCA and the compressor at the compressor's sizes."""
-    width = collection.corpus.shape[1]
-    if width != compressor.width:
-        raise DataError(f"the vectors are {width} wide; this compressor reads {compressor.width}.")
+    check_space(compressor, collection.corpus.shape[1], collection.backbone, collection.name)
     name = str(compressor.info.get("method", "compressor"))
     methods: dict[str, untrained.Transform] = {
-        "original": untrained.original,
+        "original": untrained.with_lengths if collection.similarity == "dot" else untrained.original,
         "truncate": untrained.truncate,
         "pca": untrained.pca(collection.corpus),
     }

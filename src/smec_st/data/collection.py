@@ -54,6 +54,11 @@ class Collection:
             findable = {split: qrels.without_own(own) for split, qrels in self.qrels.items()}
             object.__setattr__(self, "qrels", findable)
 
+    @property
+    def similarity(self) -> str:
+        """How the model that made the vectors scores, in sentence-transformers' words: "cosine" if it does not say."""
+        return str(self.backbone.get("similarity") or "cosine")
+
     def judged(self, split: str) -> Qrels:
         """Return the judgements of a split.
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line
-from smec_st.data.safetensors import read_safetensors
+from smec_st.data.errors import DataError, one_line, parse_json
+from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.data.vectors import as_numpy, unit_rows
 from smec_st.system.optional import load_optional
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+PROBE_TEXT, PROBE_NUMBERS = "The quick brown fox jumps over the lazy dog.", 8
+SETTINGS = "config_sentence_transformers.json"
 
 Items = Sequence[str] | Sequence[Path]  # texts, or paths of image files
 
@@ -51,20 +55,44 @@ def backbone_record(model: SentenceTransformer) -> dict[str, Any]:
         "width": model.get_embedding_dimension(),
         "prompts": {name: prompt for name, prompt in (model.prompts or {}).items() if prompt},
         "similarity": model.similarity_fn_name,
+        "probe": _probe(model),
     }
 
 
-def embed(model: SentenceTransformer, texts: Sequence[str], side: str, progress: bool = False) -> np.ndarray:
-    """Embed texts with ``encode_query`` if ``side`` is "query", else ``encode_document``; unit rows, ``(n, D)``.
+def _probe(model: SentenceTransformer) -> list[float] | None:
+    """Return the first numbers of a fixed text's vector. A model that is trained further keeps its name, not these."""
+    if not model.supports("text"):
+        return None
+    vector = unit_rows(embed(model, [PROBE_TEXT], "document"))[0, :PROBE_NUMBERS]
+    return [round(float(number), 4) for number in vector]
 
-    The rows are float32 also where the model itself gives int8 codes.
+
+def model_record(model: str) -> dict[str, Any]:
+    """Describe a model by its name, and by how it scores according to its settings file, without loading it."""
+    path: Path | None = Path(model) / SETTINGS
+    if not Path(model).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        name = model if "/" in model else f"sentence-transformers/{model}"
+        found = try_to_load_from_cache(name, SETTINGS)
+        path = Path(found) if isinstance(found, str) else None
+    settings = parse_json(path.read_bytes(), str(path)) if path is not None and path.is_file() else {}
+    return {"model": model, "similarity": settings.get("similarity_fn_name") or "cosine"}
+
+
+def embed(model: SentenceTransformer, texts: Sequence[str], side: str, progress: bool = False) -> np.ndarray:
+    """Embed texts with ``encode_query`` if ``side`` is "query", else ``encode_document``, ``(n, D)``.
+
+    The rows are float32, also where the model itself gives int8 codes. They have length 1 if the model compares by
+    cosine. Otherwise they keep the lengths that its scores depend on.
     """
     if not len(texts):
         return np.empty((0, model.get_embedding_dimension() or 0), dtype=np.float32)
     encode = model.encode_query if side == "query" else model.encode_document
     # sentence-transformers cannot normalise whole numbers.
     vectors = encode(list(texts), convert_to_numpy=True, normalize_embeddings=False, show_progress_bar=progress)
-    return unit_rows(as_numpy(vectors))
+    rows = as_numpy(vectors)
+    return unit_rows(rows) if model.similarity_fn_name == "cosine" else rows.astype(np.float32)
 
 
 def embed_images(model: SentenceTransformer, paths: Sequence[Path], batch: int = 256) -> np.ndarray:
@@ -93,10 +121,63 @@ def _open_image(path: Path) -> Any:
         raise DataError(f"{path} is not a readable image: {one_line(error)}") from error
 
 
+def model_state(model: SentenceTransformer) -> str:
+    """Hash all that a model's vectors depend on: weights, the settings of its modules, tokenizers, prompts."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for name, module in model.named_modules():
+        kind = type(module)
+        settings = [kind.__module__, kind.__qualname__, module.extra_repr()]
+        if hasattr(module, "get_config_dict"):
+            settings.append(module.get_config_dict())
+        if hasattr(getattr(module, "config", None), "to_dict"):
+            settings.append(module.config.to_dict())
+        for part in {id(part): part for part in _processors(module)}.values():
+            settings.append(_saved(part))
+        digest.update(json.dumps([name, *settings], default=_plain, sort_keys=True).encode())
+    served = [model.prompts, model.default_prompt_name, model.truncate_dim, model.similarity_fn_name]
+    digest.update(json.dumps([*served, model.max_seq_length]).encode())
+    return digest.hexdigest()
+
+
+def _processors(module: Any) -> list[Any]:
+    """Return the tokenizer and the processor of a module, those that it has."""
+    found = (getattr(module, name, None) for name in ("tokenizer", "processor"))
+    return [part for part in found if hasattr(part, "to_str") or hasattr(part, "save_pretrained")]
+
+
+def _saved(processor: Any) -> dict[str, str]:
+    """Hash the files that a tokenizer or processor saves, by name."""
+    if hasattr(processor, "to_str"):
+        return {"tokenizer.json": _file_hash("tokenizer.json", processor.to_str().encode())}
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+        return {str(path.relative_to(folder)): _file_hash(path.name, path.read_bytes()) for path in paths}
+
+
+def _file_hash(name: str, content: bytes) -> str:
+    if name == "tokenizer.json":  # it also saves how the last batch was padded and cut
+        settings = json.loads(content)
+        content = json.dumps({**settings, "padding": None, "truncation": None}, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _plain(value: Any) -> str:
+    """Return a text for a setting that is no JSON, the same in every process."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}" if isinstance(value, type) or callable(value) else str(value)
+
+
 def embed_tables(items: Mapping[str, Items], model_id: str) -> list[np.ndarray]:
     """Embed named lists of texts or image files, and cache the vectors by model and content.
 
-    The cache folder is ``$SMEC_ST_CACHE``, or ``~/.cache/smec-st``.
+    The model counts with all that its vectors depend on (:func:`model_state`), so a model that was trained further and
+    saved under the same name is embedded with again. The cache folder is ``$SMEC_ST_CACHE``, or ``~/.cache/smec-st``.
 
     Args:
         items: Texts or image paths by name. Texts named "queries" are embedded as queries, others as documents.
@@ -105,19 +186,15 @@ def embed_tables(items: Mapping[str, Items], model_id: str) -> list[np.ndarray]:
     Returns:
         One table per name, in the order given.
     """
-    from safetensors.numpy import save_file
-
     model = load_model(model_id)
-    content = [[_fingerprint(item) for item in part] for part in items.values()]
-    key = hashlib.sha256(json.dumps([backbone_record(model), model_id, *content]).encode()).hexdigest()
+    content = {name: [_fingerprint(item) for item in part] for name, part in items.items()}
+    key = hashlib.sha256(json.dumps([model_state(model), model_id, content]).encode()).hexdigest()
     root = Path(os.environ.get("SMEC_ST_CACHE") or Path.home() / ".cache" / "smec-st")
     path = root / "vectors" / f"{key[:32]}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         tables = {name: _embed_items(model, part, name) for name, part in items.items()}
-        draft = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(tables, draft)
-        os.replace(draft, path)
+        write_safetensors(path, tables)
     tables = read_safetensors(path, items)
     return [tables[name] for name in items]
 

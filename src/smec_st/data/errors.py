@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from smec_st.system.errors import DataError, one_line, some, tell
+from smec_st.system.errors import DataError, check_seed, one_line, parse_json, some, tell, whole_number
 
-__all__ = ["DataError", "one_line", "some", "tell"]
+__all__ = ["DataError", "check_seed", "one_line", "parse_json", "some", "tell", "whole_number"]

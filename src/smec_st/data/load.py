@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 from smec_st.data.beir import load_beir, texts_file
 from smec_st.data.blackbox import is_vector_folder, load_vector_folder, with_backbone
 from smec_st.data.collection import Collection
+from smec_st.data.embedding import model_record
 from smec_st.data.errors import DataError
 from smec_st.data.fashion200k import LABELS, TASKS, load_fashion200k
 from smec_st.data.hub import hub_records, load_hub
@@ -30,6 +32,7 @@ def load_collection(
     task: str | None = None,
     codes: str | None = None,
     strict: bool = False,
+    similarity: str | None = None,
 ) -> Collection:
     """Load a collection with its vectors, which come from a file or are made by a model.
 
@@ -54,6 +57,7 @@ def load_collection(
         codes: What whole numbers or base64 in the files of vectors are; see :func:`~smec_st.data.open_vectors`.
         strict: Whether to refuse judgements that name unknown ids, and grades that are negative or fractions. By
             default they are left out, read as 0, and rounded up; the counts are logged.
+        similarity: How the model scores, "cosine" or "dot"; by default as the model or the file of vectors says.
 
     Raises:
         DataError: If a file is missing or broken, or files do not match each other.
@@ -61,17 +65,28 @@ def load_collection(
     path, source = Path(folder), None if vectors is None else Tables(Path(vectors), codes)
     read = _reader(path, needs_vectors=vectors is not None or model is not None)
     if read is load_vector_folder and vectors is None and model is None:
-        return with_backbone(load_vector_folder(path, None, None, strict, codes), Tables(path, codes))
+        found = load_vector_folder(path, None, None, strict, codes)
+        return _described(with_backbone(found, Tables(path, codes)), None, similarity)
     if (vectors is None) == (model is None):
         raise DataError("give either a file of vectors or a model that makes them.")
+    if vectors is not None and not Path(vectors).exists():
+        raise DataError(f"no such file: {vectors}")  # before the texts are read
     if read is load_fashion200k:
-        return load_fashion200k(path, source, model, task or TASKS[0])
+        return _described(load_fashion200k(path, source, model, task or TASKS[0]), model, similarity)
     if task is not None:
         raise DataError(f"only Fashion-200K has a choice of tasks, and {path} is something else.")
     if read in (load_beir, load_hub, load_vector_folder):
         read = partial(read, strict=strict)
     collection = read(path, source, model)
-    return collection if source is None else with_backbone(collection, source)
+    return _described(collection if source is None else with_backbone(collection, source), model, similarity)
+
+
+def _described(collection: Collection, model: str | None, similarity: str | None) -> Collection:
+    """Add to a collection what is known of the model that embedded its items, and how that scores."""
+    known = dict(collection.backbone) if model is None else {**collection.backbone, **model_record(model)}
+    if similarity is not None:
+        known["similarity"] = similarity
+    return dataclasses.replace(collection, backbone=known)
 
 
 def text_records(folder: str | Path) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]] | None:

@@ -255,14 +255,19 @@ def as_qrels(qrels: Qrels | Mapping[int, Mapping[int, float]] | ArrayLike, query
     if isinstance(qrels, Qrels):
         result = qrels
     elif isinstance(qrels, Mapping):
+        wrong = [grades for grades in qrels.values() if not isinstance(grades, Mapping)]
+        if wrong:
+            raise DataError(f"qrels must be {{query row: {{document row: grade}}}}, got {wrong[0]!r:.60} for a query.")
         triples = [(q, d, g) for q, grades in qrels.items() for d, g in grades.items()]
-        columns = list(zip(*triples, strict=True)) or [(), (), ()]
-        result = Qrels(*(np.array(column) for column in columns))
+        columns = [np.array(column) for column in zip(*triples, strict=True)] or [np.empty(0, dtype=int)] * 3
+        if columns[2].dtype.kind not in "iufb":
+            raise DataError(f"grades must be numbers, got {columns[2][0]!r}.")
+        result = Qrels(_row_numbers(columns[0]), _row_numbers(columns[1]), columns[2])
     else:
         pairs = as_numpy(qrels)
         if pairs.ndim != 2 or pairs.shape[1] != 2:
             raise DataError(f"pairs of rows must be (P, 2), got shape {tuple(pairs.shape)}.")
-        result = Qrels(pairs[:, 0], pairs[:, 1], np.ones(len(pairs)))
+        result = Qrels(_row_numbers(pairs[:, 0]), _row_numbers(pairs[:, 1]), np.ones(len(pairs)))
     for rows, size, what in (
         (result.queries, query_size, "query"),
         (result.documents, corpus_size, "document"),
@@ -272,3 +277,10 @@ def as_qrels(qrels: Qrels | Mapping[int, Mapping[int, float]] | ArrayLike, query
                 f"qrels name {what} row {rows.max() if rows.max() >= size else rows.min()}; there are {size}."
             )
     return result
+
+
+def _row_numbers(rows: np.ndarray) -> np.ndarray:
+    """Return row numbers as int64; whole numbers of a float type count, as ``numpy.loadtxt`` gives them."""
+    if rows.dtype.kind in "iu" or (rows.dtype.kind == "f" and bool((rows == np.floor(rows)).all())):
+        return rows.astype(np.int64)
+    raise DataError(f"qrels name rows by whole numbers from 0, got {rows.tolist()[0]!r}.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from smec_st.data.errors import DataError
 
 KEYS = ("model", "revision", "prompt")
+PROBE = 0.02  # difference of a probe's numbers, see `backbone_record`; rounding in half precision stays well below
 
 
 def check_backbone(
@@ -29,6 +30,19 @@ def check_backbone(
         one, other = mine.get(key), theirs.get(key)
         if one and other and not _is_same(str(one), str(other)):
             raise DataError(f"{name}: another embedding space: the {key} is {other!r}, but {reader} {one!r}.")
+    one, other = mine.get("probe"), theirs.get("probe")
+    if mine.get("width") != theirs.get("width"):
+        return  # the caller says it in numbers
+    if isinstance(one, list) and isinstance(other, list) and not _is_near(one, other):
+        raise DataError(
+            f"{name}: another embedding space: a fixed text has another vector than with the model that {reader} "
+            f"{mine.get('model') or 'once'!r}. Was it trained further, or are its prompts others?"
+        )
+
+
+def _is_near(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Compare two probes."""
+    return len(one) == len(other) and all(abs(a - b) < PROBE for a, b in zip(one, other, strict=True))
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -155,6 +155,16 @@ class VectorTable(Table):
                 release(part)
         return torch.from_numpy(unit_rows(out))
 
+    @property
+    def parts(self) -> tuple[np.ndarray, ...]:
+        """The corpus, and the queries if there are any, as they were given."""
+        return tuple(self._parts)
+
+    @property
+    def own_rows(self) -> np.ndarray:
+        """The own document of each row of this table, -1 for none, ``(N + Q,)``."""
+        return np.asarray(self._own.numpy())
+
     def documents(self) -> np.ndarray:
         """Return the corpus as it was given, or its unit rows where the table is in memory, ``(N, D)``."""
         return self._parts[0] if self._table is None else self._table[: self.corpus_size].numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def as_numpy(vectors: ArrayLike) -> np.ndarray:
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Scale rows to float32 vectors of length 1, ``(N, D) -> (N, D)``."""
-    rows = vectors.astype(np.float32)
+    rows = np.array(vectors, dtype=np.float32, order="C")  # in another memory order sums would round otherwise
     with np.errstate(over="ignore"):
         length = np.linalg.norm(rows, axis=1, keepdims=True)
     extreme = ~((length[:, 0] > 1e-12) & (length[:, 0] < 1e12))
@@ -88,6 +89,21 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
         rows[extreme], length[extreme] = wide, 1.0
     unit: np.ndarray = rows / length
     return unit
+
+
+def hash_rows(digest: hashlib._Hash, table: np.ndarray, chunk: int = 65536) -> None:
+    """Add shape, type and all rows of an array to a hash, whatever its order in memory."""
+    digest.update(f"{table.shape} {table.dtype.str}".encode())
+    for start in range(0, len(table), chunk):
+        digest.update(np.ascontiguousarray(table[start : start + chunk]).data)
+        release(table)
+
+
+def length_range(vectors: np.ndarray, chunk: int = 65536) -> tuple[float, float]:
+    """Return the length of the shortest and of the longest row, ``(N, D)``."""
+    parts = (vectors[start : start + chunk].astype(np.float64) for start in range(0, len(vectors), chunk))
+    lengths = np.concatenate([np.linalg.norm(part, axis=1) for part in parts])
+    return float(lengths.min()), float(lengths.max())
 
 
 def release(array: np.ndarray) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from smec_st.data.errors import check_seed
 from smec_st.data.vectors import unit_rows
 from smec_st.evaluation.metrics import exact_search, leave_out, neighbour_overlap
 from smec_st.maps import FoldedMap
@@ -70,4 +71,4 @@ def _nearest(rows: np.ndarray) -> np.ndarray:
 
 def drawn(rows: int, count: int, seed: int = 0) -> np.ndarray:
     """Draw ``count`` of ``rows`` row numbers at random, in ascending order."""
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:count])
+    return np.sort(np.random.default_rng(check_seed(seed)).permutation(rows)[:count])

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from smec_st.data import Collection, DataError, Qrels, unit_rows
+from smec_st.data import Collection, DataError, Qrels
+from smec_st.evaluation import untrained
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.statistics import paired_interval
 
@@ -125,7 +126,9 @@ def choose_size(target: Target, compressor: Sizes, collection: Collection, held_
         scores = evaluate_retrieval(corpus, queries, held_out, (target.metric,), own_document=collection.own_document)
         return scores[target.metric]
 
-    original = values(unit_rows(collection.corpus), unit_rows(collection.queries))
+    as_model = untrained.with_lengths if collection.similarity == "dot" else untrained.original
+    width = collection.corpus.shape[1]
+    original = values(as_model(collection.corpus, width), as_model(collection.queries, width))
     tests: list[SizeTest] = []
     for dim in compressor.dims:
         scores = values(compressor.transform(collection.corpus, dim), compressor.transform(collection.queries, dim))

@@ -18,6 +18,11 @@ def original(vectors: np.ndarray, dim: int) -> np.ndarray:
     return unit_rows(vectors)
 
 
+def with_lengths(vectors: np.ndarray, dim: int) -> np.ndarray:
+    """Return the vectors as float32 at their full width and lengths, for models that score by inner product."""
+    return vectors.astype(np.float32)
+
+
 def truncate(vectors: np.ndarray, dim: int) -> np.ndarray:
     """Keep the first ``dim`` coordinates, and scale them to length 1."""
     return unit_rows(vectors[:, :dim])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smec_st.data.errors import DataError
+from smec_st.data.errors import DataError, whole_number
 from smec_st.losses.settings import FORMS, LossSettings
 
 #: What learning from neighbourhoods alone needs: the nearest documents of each query in its pool (without them 24
@@ -96,6 +96,8 @@ class FitConfig(LossSettings):
         for name in ("dims", "candidates"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.dims is not None:
+            object.__setattr__(self, "dims", tuple(whole_number(dim, "dims") for dim in self.dims))
         self._check_numbers()
         unknown = [name for name in self.candidates if name not in CANDIDATES]
         if unknown or not self.candidates:
@@ -107,7 +109,7 @@ class FitConfig(LossSettings):
         for name in ("batch_size", "random_rows", "selection_steps", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise DataError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
-        for name in ("steps", "adapt_steps", "memory", "hidden_dim", "top_k", "stream_rows", "seed"):
+        for name in ("steps", "adapt_steps", "memory", "hidden_dim", "top_k", "stream_rows"):
             if getattr(self, name) < 0:
                 raise DataError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         if not 0 <= self.narrow_hidden < float("inf"):
@@ -187,7 +189,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise DataError(f"no such file: {path}")
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(settings, dict):
         raise DataError(f"{path} must hold settings by name.")

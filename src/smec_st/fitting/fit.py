@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data import DataError, Qrels, Table
+from smec_st.data import DataError, Qrels, Table, VectorTable
+from smec_st.data.vectors import hash_rows
 from smec_st.fitting.choice import Decision, first_unbeaten, still_in_question
 from smec_st.fitting.config import (
     ENOUGH_QUERIES,
@@ -32,6 +34,7 @@ from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_st
 from smec_st.system.files import read_json, write_text
 
 UNTRAINED = ("truncate", "pca")
+INPUT = "input.json"  # in the folder of a run: the hash of all that it depends on
 DECISION = "decision.json"  # in the folder of a run, once it is made
 SAFEST = "neighbourhoods"  # the fit without labels
 
@@ -78,6 +81,32 @@ def resolve_config(settings: Mapping[str, Any], width: int) -> FitConfig:
         return FitConfig.from_dict({**settings, "dims": dims})
     except ValueError as error:
         raise DataError(str(error)) from error
+
+
+def claim_work_dir(
+    work: Path,
+    table: VectorTable,
+    judged: Sequence[Qrels | None],
+    asking: np.ndarray | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write down what a run depends on, and refuse to continue that of another input.
+
+    Raises:
+        DataError: If the folder holds an unfinished run of other vectors, judgements or settings.
+    """
+    digest = hashlib.sha256(json.dumps([asking is None, dict(settings)], sort_keys=True, default=str).encode())
+    arrays = [
+        array for qrels in judged if qrels is not None for array in (qrels.queries, qrels.documents, qrels.grades)
+    ]
+    for array in (*table.parts, table.own_rows, *arrays, *([] if asking is None else [asking])):
+        hash_rows(digest, array)
+    record, key = work / INPUT, digest.hexdigest()[:16]
+    has_run = (work / DECISION).exists() or any(work.glob("stage-*"))
+    if has_run and read_json(record).get("input") != key:
+        raise DataError(f"{work} holds an unfinished run of another input; choose another work_dir or remove it.")
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(record, json.dumps({"input": key}) + "\n")
 
 
 def fit_maps(

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
@@ -19,6 +20,7 @@ from smec_st.data import DataError
 from smec_st.hub.card import write_card
 from smec_st.hub.load import INSIDE
 from smec_st.hub.serving import LEGACY
+from smec_st.maps import Layer
 from smec_st.modules.adapter import ACTIVATIONS
 from smec_st.quantization.interface import CompressorLike
 from smec_st.system.files import new_folder, read_json, write_json
@@ -43,20 +45,19 @@ def attach(
     width = backbone.get_embedding_dimension()
     if width != compressor.width:
         raise DataError(f"The backbone gives {width} numbers; this compressor reads {compressor.width}.")
-    try:
-        layers = compressor.map_for(compressor.nested_dims[0] if dim is None else dim).layers
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    dense: list[nn.Module] = []
-    for layer in layers:
-        activation = nn.Identity() if layer.activation is None else ACTIVATIONS[layer.activation]()
-        out_features, in_features = layer.weight.shape
-        weight = torch.from_numpy(layer.weight.copy())
-        module = Dense(in_features, out_features, bias=False, activation_function=activation, init_weight=weight)
-        dense.append(module)
+    folded = compressor.map_for(compressor.nested_dims[0] if dim is None else dim)
+    has_hidden = len(folded.layers) > 1
+    with backbone.truncate_embeddings(None):
+        whole = int(backbone.get_embedding_dimension() or 0)
+    # A backbone that was loaded with `truncate_dim` cuts after all of its modules, which here come first.
+    cut = np.eye(compressor.width, whole, dtype=np.float32) if whole > compressor.width else None
+    layers = folded.layers if cut is None or has_hidden else folded.after(cut).layers
+    dense: list[nn.Module] = [_dense(layer) for layer in layers]
     modules = list(backbone)
-    if not isinstance(modules[-1], Normalize) and any(layer.activation for layer in layers):
+    if has_hidden and (cut is not None or not isinstance(modules[-1], Normalize)):
         dense.insert(0, Normalize())  # maps are fitted on unit vectors, and a hidden layer depends on length
+    if has_hidden and cut is not None:
+        dense.insert(0, _dense(Layer(cut)))
     result = SentenceTransformer(
         modules=[*modules, *dense, Normalize()],
         prompts=dict(backbone.prompts or {}),
@@ -67,6 +68,13 @@ def attach(
     recorded = (compressor.info.get("backbone") or {}).get("model")
     result.model_card_data.base_model = recorded or backbone_record(backbone)["model"]
     return result
+
+
+def _dense(layer: Layer) -> Dense:
+    activation = nn.Identity() if layer.activation is None else ACTIVATIONS[layer.activation]()
+    out_features, in_features = layer.weight.shape
+    weight = torch.from_numpy(layer.weight.copy())
+    return Dense(in_features, out_features, bias=False, activation_function=activation, init_weight=weight)
 
 
 def export(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from smec_st.data.errors import DataError
+from smec_st.data.errors import DataError, check_seed
 
 FORMS = {"rank": ("contrastive", "pairwise"), "alignment": ("kl", "l1")}
 
@@ -59,6 +59,7 @@ class LossSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name, known in FORMS.items():
             if getattr(self, name) not in known:
                 raise DataError(f"`{name}` must be {' or '.join(known)}, got {getattr(self, name)!r}.")

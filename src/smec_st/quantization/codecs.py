@@ -15,6 +15,7 @@ import numpy as np
 
 from smec_st.data.errors import DataError
 from smec_st.data.vectors import unit_rows
+from smec_st.maps.folded import product
 
 PRECISIONS = ("float32", "float16", "int8", "binary", "pq")
 
@@ -152,7 +153,7 @@ class Binary:
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Encode rows; values of 0 and below give the bit 0. ``(n, d) -> (n, bytes) uint8``."""
-        rotated = rows if self.rotation is None else rows @ self.rotation
+        rotated = rows if self.rotation is None else product(rows, self.rotation)
         return np.packbits(rotated > 0, axis=-1)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -199,7 +200,7 @@ class Product:
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
             for group in range(groups):
-                near = part[:, group * width : (group + 1) * width] @ self.centroids[group].T
+                near = product(part[:, group * width : (group + 1) * width], self.centroids[group].T)
                 codes[start : start + chunk, group] = (near - half[group]).argmax(axis=1)
         return codes
 

@@ -50,6 +50,8 @@ class Head:
         """A short hash of map and codec. Codes with different digests must not be mixed."""
         digest = hashlib.sha256(f"{self.precision} {self.dim} {self.bytes}".encode())
         tensors = {f"layer {i}": layer.weight for i, layer in enumerate(self.folded.layers)}
+        for layer in self.folded.layers[:-1]:
+            digest.update(f"activation {layer.activation}".encode())
         for name, tensor in sorted({**tensors, **self.codec.tensors()}.items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor).tobytes())

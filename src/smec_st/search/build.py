@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from smec_st.data import DataError, check_vectors
-from smec_st.data.vectors import check_widths
+from smec_st.data.errors import whole_number
+from smec_st.data.vectors import check_widths, hash_rows
 from smec_st.search.backend import CODES, FULL, Backend, Columns, Ids
 from smec_st.search.calibration import exact_neighbours, neighbour_ranks
 from smec_st.search.checks import ADD_ROWS, Documents, check_fields, check_sizes, new_settings
@@ -21,14 +24,13 @@ from smec_st.search.engines import create_backend, open_backend
 from smec_st.search.filters import FIELD_TYPES
 from smec_st.search.heads import codes_of, row_bytes
 from smec_st.search.schedule import choose_schedule, head_cost
-from smec_st.search.tuning import tune
+from smec_st.search.tuning import check_target, tune
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor
 
 SAMPLE_ROWS = 20_000
 SAMPLE_QUERIES = 128
-FINGERPRINT_ROWS = 256
 
 BuildProgress = Callable[[str, int, int], object]
 
@@ -55,10 +57,8 @@ class BuildOptions:
     most_ram: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.target <= 1 or self.k < 1:
-            raise DataError(
-                f"a recall target lies above 0 and is at most 1, and k is at least 1; got {self.target} and {self.k}."
-            )
+        object.__setattr__(self, "k", whole_number(self.k, "k"))
+        check_target(self.target)
 
 
 def build(
@@ -87,7 +87,7 @@ def build(
     field_types = {name: kind_of(name, column) for name, column in (fields or {}).items()}
     check_fields(field_types)
     documents = Documents.check(table, given_ids, fields or {}, id_type, field_types)
-    source = _input_hash(documents)
+    source = _input_hash(documents, queries, chosen)
     backend = _open_unfinished(uri, compressor, source)
     if backend is None:
         sizes = choose_sizes(compressor, table, queries, chosen) if chosen.sizes is None else chosen.sizes
@@ -97,11 +97,8 @@ def build(
         )  # fmt: skip
         backend = create_backend(str(uri), settings, compressor)
     try:
-        settings = backend.settings
-        if settings.codes:
+        if backend.settings.codes:
             compressor = backend.compressor()  # whose codes an interrupted build has begun with
-        if (settings.id_type, settings.fields) != (id_type, field_types):  # the interrupted build had other fields
-            documents = Documents.check(table, documents.ids, fields or {}, settings.id_type, settings.fields)
         _fill(backend, compressor, documents, queries, chosen, progress or (lambda stage, done, total: None))
     except BaseException:
         backend.close()
@@ -221,12 +218,15 @@ def kind_of(name: str, column: Sequence[Any] | np.ndarray) -> str:
     raise DataError(f"field {name!r} must hold values of one type of {', '.join(FIELD_TYPES)}.")
 
 
-def _input_hash(documents: Documents) -> str:
-    """Hash the shape, some rows and some ids, to recognise the input of an interrupted build."""
-    vectors = documents.vectors
-    rows = np.unique(np.linspace(0, len(vectors) - 1, FINGERPRINT_ROWS).astype(np.int64))
-    digest = hashlib.sha256(repr((vectors.shape, [str(documents.ids[row]) for row in rows.tolist()])).encode())
-    digest.update(np.ascontiguousarray(vectors[rows], dtype=np.float32).tobytes())
+def _input_hash(documents: Documents, queries: np.ndarray | None, options: BuildOptions) -> str:
+    """Hash all that a build depends on: an interrupted build is only continued with the very same input."""
+    sizes = None if options.sizes is None else sorted(map(int, options.sizes))
+    settings = {**dataclasses.asdict(options), "sizes": sizes}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=float).encode())
+    for table in (documents.vectors, *([] if queries is None else [queries])):
+        hash_rows(digest, table)
+    for name, column in (("", documents.ids), *sorted(documents.fields.items())):
+        digest.update(json.dumps([name, column]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -241,5 +241,7 @@ def _open_unfinished(uri: str | Path, compressor: Compressor, source: str) -> Ba
         return backend
     backend.close()
     if settings.building:
-        raise DataError(f"{uri} holds an unfinished index of other vectors; remove it or choose another name.")
+        raise DataError(
+            f"{uri} holds an unfinished index of other vectors or options; remove it or choose another name."
+        )
     raise DataError(f"{uri} holds an index of the compressor {settings.fingerprint} already; add to it instead.")

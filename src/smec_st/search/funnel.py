@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from smec_st.compressor import Compressor
-from smec_st.data import DataError, check_vectors
-from smec_st.data.errors import some
+from smec_st.compressor.space import check_space
+from smec_st.data import DataError, VectorSource, check_vectors
+from smec_st.data.errors import some, whole_number
 from smec_st.search.backend import Backend, Columns, Ids, Settings
 from smec_st.search.build import build
 from smec_st.search.checks import ADD_ROWS, Documents, as_ids, new_settings
@@ -165,6 +166,18 @@ class FunnelIndex:
         """
         backend = build(uri, compressor, vectors, **options)
         return cls(backend, backend.compressor() if backend.settings.codes else compressor, model)
+
+    def check(self, source: VectorSource, sizes: Sequence[int] = ()) -> None:
+        """Refuse a source of vectors that records another space than that of this index.
+
+        Args:
+            source: Vectors to add or to search with, see :func:`~smec_st.data.open_vectors`.
+            sizes: Sizes at which they may come compressed already, by the compressor of this index.
+
+        Raises:
+            DataError: If the width, the model, its revision or its prompt differs, or another compressor made them.
+        """
+        check_space(self._compressor, source.width, source.record, source.name, sizes)
 
     def close(self) -> None:
         """Release files, locks and connections."""
@@ -369,8 +382,7 @@ class FunnelIndex:
             DataError: If queries hold NaN, have another width or fingerprint, or are text without a model, or if a
                 field is unknown.
         """
-        if k < 1:
-            raise DataError(f"k must be at least 1, got {k}.")
+        k = whole_number(k, "k")
         self._check_fingerprint(fingerprint)
         by_table = encode_queries(self.settings, self._compressor, self._embed(queries))
         reader, schedule = self._backend.reader(), schedule or self.schedule
@@ -386,11 +398,14 @@ class FunnelIndex:
             raise DataError("no queries were given.")
         if self._model is None:
             raise DataError("queries are texts, but no model is given to embed them.")
-        from smec_st.data.embedding import embed, load_model
+        from smec_st.data.embedding import backbone_record, embed, load_model
 
-        if isinstance(self._model, str):
-            self._model = load_model(self._model)
-        return embed(self._model, list(texts), "query")
+        model = load_model(self._model) if isinstance(self._model, str) else self._model
+        record, width = backbone_record(model), int(model.get_embedding_dimension() or 0)
+        name = self._model if isinstance(self._model, str) else "the model"
+        check_space(self._compressor, width, record if name == "the model" else {**record, "model": name}, name)
+        self._model = model
+        return embed(model, list(texts), "query")
 
     def _check_fingerprint(self, fingerprint: str | None) -> None:
         if fingerprint is not None and fingerprint != self.settings.fingerprint:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors
+from smec_st.data.errors import whole_number
 from smec_st.search.backend import CODES, FULL, Backend
 from smec_st.search.calibration import Truth, exact_neighbours, neighbour_ranks, recall
 from smec_st.search.encoding import encode_originals, steps_for
@@ -32,6 +33,12 @@ CONFIRM = 3  # one query in this many is held out of the choice, and its recall 
 ENOUGH = 60  # with fewer queries than this, none are held out
 
 
+def check_target(target: float) -> None:
+    """Refuse a recall that no schedule can be chosen for."""
+    if not isinstance(target, int | float | np.floating) or not 0 < target <= 1:
+        raise DataError(f"a recall target lies above 0 and is at most 1, got {target!r}.")
+
+
 def tune(
     backend: Backend,
     compressor: Compressor,
@@ -43,8 +50,8 @@ def tune(
     progress: Callable[[int], object] | None = None,
 ) -> Schedule:
     """Choose and measure a schedule; see :meth:`smec_st.search.FunnelIndex.tune`."""
-    if not 0 < target <= 1:
-        raise DataError(f"a recall target lies above 0 and is at most 1, got {target}.")
+    check_target(target)
+    k = whole_number(k, "k")
     backend.flush()
     settings, reader = backend.settings, backend.reader()
     rows = len(reader)

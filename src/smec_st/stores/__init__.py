@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from smec_st.compressor.space import check_space, space_record
+from smec_st.stores.bad_rows import BadRow, BadRows
 from smec_st.stores.check import Drift, check_drift
 from smec_st.stores.job import Job, Manifest, transform_files
 from smec_st.stores.migrate import Estimate, Plan, estimate, migrate
-from smec_st.stores.space import check_space, space_record
 
 __all__ = [
+    "BadRow",
+    "BadRows",
     "Drift",
     "Estimate",
     "Job",

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 
 from smec_st.compressor import Compressor
+from smec_st.compressor.space import check_space
 from smec_st.data import DataError, VectorSource
 from smec_st.data.sources.tables import ArrayVectors
 from smec_st.evaluation.overlap import ROWS_READ, distinct_rows, drawn, kept_neighbors
-from smec_st.stores.space import check_space
+from smec_st.stores.bad_rows import BadRows, find_bad_rows
 
 Side = Literal["documents", "queries"]
 THRESHOLD = 0.05  # of the neighbours; samples of 1,000 vectors of one kind differ by about .01
@@ -86,6 +87,7 @@ def check_drift(
         The drift of documents, then of queries, of those that are given.
 
     Raises:
+        BadRows: If rows cannot be used; the error holds all of them.
         DataError: If neither is given, vectors are of another space or too few, or there is no record of the fit.
     """
     given: list[tuple[Side, VectorSource | np.ndarray | None, float]] = [
@@ -123,9 +125,10 @@ def _measure(
         )
     count = source.rows if source.rows is not None else sum(len(batch.rows) for batch in source.batches())
     start = 0 if last is None else max(0, count - last)
+    bad = find_bad_rows(source, start)
+    if bad:
+        raise BadRows(bad, "mend or remove them.")
     sample = distinct_rows(_read_rows(source, start + drawn(count - start, ROWS_READ, seed)))
-    if not (np.isfinite(sample).all() and sample.any(axis=1).all()):
-        raise DataError(f"{source.name} holds vectors that are zero, NaN or infinite.")
     pool = max((size for size in map(int, recorded) if size <= len(sample)), default=None)
     if pool is None:
         distinct = "distinct " if len(sample) < count - start else ""

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smec_st.compressor import Compressor
+from smec_st.compressor.space import check_space, space_record
 from smec_st.data import DataError, VectorSource, open_vectors
+from smec_st.data.errors import one_line, parse_json
 from smec_st.data.sources.columns import parquet_parts
 from smec_st.quantization.head import Head
+from smec_st.stores.bad_rows import Places
+from smec_st.stores.files import FILE_FORMATS, join_shards
 from smec_st.stores.on_ray import shards_on_ray
-from smec_st.stores.shards import BATCH_ROWS, FORMATS, Cutter, Output, Shard, write_shard
-from smec_st.stores.space import check_space, space_record
+from smec_st.stores.shards import BATCH_ROWS, FORMATS, Cutter, InputHash, Output, Shard, write_shard
 from smec_st.system.files import write_text
+from smec_st.system.locks import write_lock
 
 JOB, LOG, MANIFEST = "job.json", "shards.jsonl", "manifest.json"
+PLACING = "placing"  # marks a single file as complete: from then on the name is ours
 ENGINES = ("local", "ray")
 
 Progress = Callable[[int, int | None], None]
@@ -46,10 +52,14 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest of a folder; a :class:`DataError` if it is not finished or a shard is damaged."""
-        if not (folder / MANIFEST).is_file():
+        path = folder / MANIFEST
+        if not path.is_file():
             raise DataError(f"{folder} holds no finished transform (no {MANIFEST}).")
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        manifest = cls(content["job"], content["rows"], tuple(Shard(**entry) for entry in content["shards"]))
+        content = parse_json(path.read_bytes(), str(path))
+        try:
+            manifest = cls(content["job"], content["rows"], tuple(Shard(**entry) for entry in content["shards"]))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} is damaged: {one_line(error)}") from error
         for shard in manifest.shards:
             if not shard.is_intact(folder):
                 raise DataError(f"{folder / shard.file} is damaged or missing: its checksum differs.")
@@ -75,6 +85,8 @@ class Job:
         kind: Format of the shards, npy or parquet; by default parquet if the source has ids or is parquet, else npy.
         shard_rows: Rows per shard.
         codes: What whole numbers in the source are; see :func:`~smec_st.data.open_vectors`.
+        skip_bad: Whether rows without a direction (NaN, infinity, zeros) are left out instead of refused. The rows
+            that stay keep their ids, or get the numbers of their rows as ids.
     """
 
     compressor: str
@@ -86,6 +98,7 @@ class Job:
     kind: str | None = None
     shard_rows: int = 131_072
     codes: str | None = None
+    skip_bad: bool = False
 
     def open(self) -> tuple[VectorSource, Compressor, Head]:
         """Open the source and the compressor, and check that they fit together."""
@@ -98,26 +111,59 @@ class Job:
 
 
 def transform_files(job: Job, out: Path, engine: str = "local", told: Progress | None = None) -> Manifest:
-    """Compress a source into a folder of shards, or continue an interrupted run.
+    """Compress a source into a folder of shards or one file, or continue an interrupted run.
+
+    The source of an interrupted run may have been mended: shards whose rows are the same are kept.
 
     Args:
         job: What to transform and how.
-        out: A folder that is new, empty, or was begun by the same job.
+        out: A name that ends in ``.npy``, ``.parquet`` or ``.safetensors`` becomes one file, and is new. Any other
+            becomes a folder of shards, and is new, empty, or was begun by the same job.
         engine: "local", or "ray" for Ray Data on the cluster that Ray is connected to, which must share the paths.
         told: Called with the number of finished rows and the total, or None if it is not known.
 
+    Returns:
+        What was written. In a single file all shards are one.
+
     Raises:
-        DataError: If the input cannot be used, or the folder belongs to another job.
+        DataError: If the input cannot be used, or the output belongs to something else.
     """
     if engine not in ENGINES or job.kind not in (None, *FORMATS):
         raise DataError(f"engines are {' and '.join(ENGINES)}, formats {' and '.join(FORMATS)}.")
-    source, compressor, head = job.open()
+    if out.suffix not in FILE_FORMATS:
+        return _into_folder(job, out, engine, told)
+    if job.kind not in (None, FILE_FORMATS[out.suffix]):
+        raise DataError(f"{out} is a {out.suffix} file; leave the format {job.kind} out.")
+    work, sidecar = out.with_name(f".{out.name}.unfinished"), out.with_name(out.name + ".json")
+    with write_lock(out):
+        targets = (out, sidecar) if out.suffix == ".npy" else (out,)
+        taken = [path for path in targets if path.exists()]
+        if taken and not (work / PLACING).exists():
+            raise DataError(f"{taken[0]} exists already; choose another name or remove it.")
+        manifest = _into_folder(replace(job, kind=FILE_FORMATS[out.suffix]), work, engine, told)
+        joined = work / f"joined{out.suffix}"
+        join_shards([work / shard.file for shard in manifest.shards], manifest.rows, manifest.job["space"], joined)
+        left_out = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("left-out-*.jsonl")))
+        (work / PLACING).touch()
+        if left_out:
+            write_text(out.with_name(out.name + ".left-out.jsonl"), left_out)
+        if out.suffix == ".npy":
+            write_text(sidecar, json.dumps(manifest.job["space"], indent=1) + "\n")
+        os.replace(joined, out)
+        shutil.rmtree(work)
+    return manifest
+
+
+def _description(job: Job, source: VectorSource, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe all that the shards of a job depend on."""
     first = next(source.batches(1), None)
     if first is None:
         raise DataError(f"{source.name} has no rows.")
-    kind = job.kind or ("parquet" if first.ids is not None or is_parquet(job.source) else "npy")
-    output = Output(out, kind, job.shard_rows, space_record(compressor, head))
-    description = {
+    wants_ids = first.ids is not None or job.skip_bad
+    kind = job.kind or ("parquet" if wants_ids or is_parquet(job.source) else "npy")
+    if job.skip_bad and kind != "parquet":
+        raise DataError("rows that are left out need ids for those that stay; write parquet with --skip-bad.")
+    return {
         "source": {
             "name": source.name,
             "column": job.column,
@@ -125,14 +171,29 @@ def transform_files(job: Job, out: Path, engine: str = "local", told: Progress |
             "state": source.state,
             "record": dict(source.record),
         },
-        "space": output.record,
+        "space": record,
         "format": kind,
         "shard_rows": job.shard_rows,
+        "bad_rows": "left out" if job.skip_bad else "refused",
+        "ids": kind == "parquet" if wants_ids else None,
     }
-    with _locked(out, description):
+
+
+def _into_folder(job: Job, out: Path, engine: str, told: Progress | None) -> Manifest:
+    source, compressor, head = job.open()
+    record = space_record(compressor, head)
+    description = _description(job, source, record)
+    output = Output(out, description["format"], job.shard_rows, record, Places.of(source), job.skip_bad)
+    with _locked(out, description) as is_mended:
         shards = _intact_shards(out)
         if (out / MANIFEST).is_file():
+            if is_mended:
+                raise _other_job(out, ["source"])
             return Manifest.read(out)
+        if is_mended:
+            shards = _unchanged_shards(shards, source, output)
+            _write_log(out, shards)
+            write_text(out / JOB, json.dumps(description, indent=1) + "\n")
         _remove_unlogged(out, shards)
         finished = {shard.start for shard in shards}
         if engine == "local":
@@ -142,17 +203,33 @@ def transform_files(job: Job, out: Path, engine: str = "local", told: Progress |
         for shard in _logged(new, out / LOG):
             shards.append(shard)
             if told is not None:
-                told(sum(part.rows for part in shards), source.rows)
+                told(sum(part.read for part in shards), source.rows)
         shards.sort(key=lambda shard: shard.start)
         manifest = Manifest(description, sum(shard.rows for shard in shards), tuple(shards))
-        if source.rows is not None and manifest.rows != source.rows:
-            raise DataError(
-                f"{source.name} was expected to hold {source.rows} rows but gave {manifest.rows}; did it change?"
-            )
+        read = sum(shard.read for shard in shards)
+        if source.rows is not None and read != source.rows:
+            raise DataError(f"{source.name} was expected to hold {source.rows} rows but gave {read}; did it change?")
         if open_vectors(job.source, job.column, job.codes).state != source.state:
-            raise DataError(f"{source.name} changed while it was read; remove {out} and start again.")
+            raise DataError(f"{source.name} changed while it was read; run the same command again.")
+        if manifest.rows == 0:
+            raise DataError(f"{source.name} has no row that can be used.")
         manifest.write(out)
     return manifest
+
+
+def _unchanged_shards(shards: list[Shard], source: VectorSource, output: Output) -> list[Shard]:
+    """Read the source again, and return the shards whose rows are still the same."""
+    by_start = {shard.start: shard for shard in shards}
+    cutter, kept = Cutter(source, 0, output.batch_rows), []
+    for start in range(0, max(by_start, default=-1) + 1, output.shard_rows):
+        seen = InputHash()
+        for batch in cutter.take(output.shard_rows):
+            seen.add(batch)
+        if start in by_start and by_start[start].input == seen.hexdigest():
+            kept.append(by_start[start])
+    if shards and not kept:
+        raise _other_job(output.folder, ["source"])
+    return kept
 
 
 def _logged(shards: Iterator[Shard], path: Path) -> Iterator[Shard]:
@@ -184,7 +261,7 @@ def _local_shards(source: VectorSource, head: Head, output: Output, finished: se
             if shard is None:
                 return
             yield shard
-            if shard.rows < rows:
+            if shard.read < rows:
                 return
         number += 1
 
@@ -205,36 +282,39 @@ def is_parquet(source: str) -> bool:
 
 
 @contextmanager
-def _locked(out: Path, description: Mapping[str, Any]) -> Iterator[None]:
-    """Lock a folder against other processes, and check that it belongs to this job."""
+def _locked(out: Path, description: Mapping[str, Any]) -> Iterator[bool]:
+    """Lock a folder against other processes, and check that it belongs to this job.
+
+    Yields:
+        Whether only the state of the source is another than when the folder was begun.
+    """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is not a folder.")
-    record = out / JOB
-    if record.is_file():
-        before, now = json.loads(record.read_text(encoding="utf-8")), json.loads(json.dumps(description))
-        if before != now:
-            different = [key for key in now if now[key] != before.get(key)]
-            raise DataError(
-                f"{out} was begun with another {' and another '.join(different)}; they cannot be mixed. "
-                "Choose another folder or remove it."
-            )
-    else:
-        draft = f"{JOB}.partial"  # left over if an earlier run was killed before it wrote the record
-        if out.is_dir() and any(path.name != draft for path in out.iterdir()):
-            raise DataError(f"{out} holds something else; choose another folder or remove it.")
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(record, json.dumps(description, indent=1) + "\n")
-    with (out / ".lock").open("w") as lock:
-        try:
-            import fcntl
+    with write_lock(out):
+        record, now = out / JOB, json.loads(json.dumps(description))
+        is_mended = False
+        if record.is_file():
+            before = parse_json(record.read_bytes(), str(record))
+            if not isinstance(before, dict) or not isinstance(before.get("source"), dict):
+                raise DataError(f"{record} is damaged; remove {out} and start again.")
+            is_mended = before["source"].get("state") != now["source"]["state"]
+            before["source"]["state"] = now["source"]["state"]
+            if before != now:
+                raise _other_job(out, [key for key in now if now[key] != before.get(key)])
+        else:
+            draft = f"{JOB}.partial"  # left over if an earlier run was killed before it wrote the record
+            if out.is_dir() and any(path.name != draft for path in out.iterdir()):
+                raise DataError(f"{out} holds something else; choose another folder or remove it.")
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(record, json.dumps(description, indent=1) + "\n")
+        yield is_mended
 
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except OSError as error:
-            raise DataError(f"{out} is being written by another process.") from error
-        yield
-    (out / ".lock").unlink(missing_ok=True)
+
+def _other_job(out: Path, different: list[str]) -> DataError:
+    return DataError(
+        f"{out} was begun with another {' and another '.join(different)}; they cannot be mixed. "
+        "Choose another folder or remove it."
+    )
 
 
 def _intact_shards(out: Path) -> list[Shard]:
@@ -249,13 +329,19 @@ def _intact_shards(out: Path) -> list[Shard]:
             continue  # a kill can truncate the last line
         logged[shard.start] = shard
     intact = [shard for _, shard in sorted(logged.items()) if shard.is_intact(out)]
-    write_text(out / LOG, "".join(json.dumps(shard.to_dict()) + "\n" for shard in intact))
+    _write_log(out, intact)
     return intact
+
+
+def _write_log(out: Path, shards: list[Shard]) -> None:
+    write_text(out / LOG, "".join(json.dumps(shard.to_dict()) + "\n" for shard in shards))
 
 
 def _remove_unlogged(out: Path, shards: list[Shard]) -> None:
     """Remove the files of shards that are not in the log: they are incomplete or damaged."""
     known = {shard.file for shard in shards}
-    for path in (*out.glob("shard-*.partial"), *out.glob("shard-*.npy"), *out.glob("shard-*.parquet")):
+    known |= {f"left-out-{Path(name).stem.partition('-')[2]}.jsonl" for name in known}
+    kinds = ("shard-*.partial", "shard-*.npy", "shard-*.parquet", "left-out-*.jsonl")
+    for path in (path for kind in kinds for path in out.glob(kind)):
         if path.name not in known:
             path.unlink()

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from smec_st.compressor import Compressor
+from smec_st.compressor.space import space_record
 from smec_st.data import DataError
 from smec_st.data.sources.indexes import FaissVectors, MilvusVectors
 from smec_st.evaluation.overlap import kept_neighbors, pool_for
 from smec_st.quantization.head import Head
-from smec_st.stores.job import Job, Manifest, Progress, is_parquet, transform_files
+from smec_st.stores.bad_rows import BadRow, Places, bad_rows_of
+from smec_st.stores.files import join_shards
+from smec_st.stores.job import Job, Progress, is_parquet, transform_files
 from smec_st.stores.milvus import copy_collection, finish_copy
-from smec_st.stores.space import space_record
 from smec_st.stores.swap import finish_swap, swap
 from smec_st.system.files import write_text
 from smec_st.system.optional import load_optional
@@ -47,38 +49,42 @@ class Estimate:
         bytes_after: Bytes of all vectors as they will be stored.
         seconds: Time for mapping and encoding, extrapolated from a sample; reading and writing take longer.
         kept_neighbors: Share of the ten nearest neighbours that stay among the ten nearest, on a sample.
+        bad: All rows that cannot be used.
     """
 
-    rows: int | None
-    bytes_before: int | None
-    bytes_after: int | None
+    rows: int
+    bytes_before: int
+    bytes_after: int
     seconds: float | None
     kept_neighbors: float | None
+    bad: tuple[BadRow, ...] = ()
 
 
 def estimate(plan: Plan, sample: int = 4096) -> Estimate:
-    """Estimate the cost and the loss of a migration from its first vectors. Nothing is written."""
+    """Estimate the cost and the loss of a migration on its first vectors, and look at all rows for unusable ones.
+
+    Nothing is written.
+    """
     source, _, head = plan.job.open()
-    parts = []
+    parts: list[np.ndarray] = []
+    bad: list[BadRow] = []
+    count, places = 0, Places.of(source)
     for batch in source.batches():
-        parts.append(np.asarray(batch.rows))
-        if sum(map(len, parts)) >= sample:
-            break
+        count += len(batch.rows)
+        found = bad_rows_of(batch, places)
+        if sum(map(len, parts)) < sample:
+            parts.append(np.delete(np.asarray(batch.rows), list(found), axis=0))
+        bad += found.values()
     rows = np.concatenate(parts)[:sample]
-    head.encode(rows[:64])  # warms up, so that the timing below is fair
-    began = time.perf_counter()
-    head.encode(rows)
-    seconds = (time.perf_counter() - began) / len(rows)
+    seconds = None
+    if len(rows):
+        head.encode(rows[:64])  # warms up, so that the timing below is fair
+        began = time.perf_counter()
+        head.encode(rows)
+        seconds = count * (time.perf_counter() - began) / len(rows)
     pool = pool_for(len(rows))
     kept = None if pool is None else kept_neighbors(rows[:pool], head.folded)
-    count = source.rows
-    return Estimate(
-        rows=count,
-        bytes_before=count and count * 4 * source.width,
-        bytes_after=count and count * head.bytes,
-        seconds=count and count * seconds,
-        kept_neighbors=kept,
-    )
+    return Estimate(count, count * 4 * source.width, count * head.bytes, seconds, kept, tuple(bad))
 
 
 def migrate(plan: Plan, told: Progress | None = None) -> str:
@@ -139,22 +145,13 @@ def _migrate_files_in_place(job: Job, told: Progress | None) -> str:
     space = manifest.job["space"]
     if is_npy:
         joined, record = work / "all.npy", work / "space.json"
-        join_npy(manifest, work, joined)
+        join_shards([work / shard.file for shard in manifest.shards], manifest.rows, space, joined)
         _write_json(record, space)
         swap(store, space, [(joined, store), (record, _record_of(store))], [work])
     else:
         before = store.with_name(f".{store.name}.before")
         swap(store, space, [(store, before), (work, store)], [before])
     return str(store)
-
-
-def join_npy(manifest: Manifest, folder: Path, path: Path) -> None:
-    """Join the shards of a folder into one ``.npy`` file."""
-    first = np.load(folder / manifest.shards[0].file, mmap_mode="r")
-    joined = np.lib.format.open_memmap(path, "w+", first.dtype, (manifest.rows, first.shape[1]))
-    for shard in manifest.shards:
-        joined[shard.start : shard.start + shard.rows] = np.load(folder / shard.file, mmap_mode="r")
-    joined.flush()
 
 
 def _record_of(store: Path) -> Path:

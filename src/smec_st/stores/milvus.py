@@ -12,6 +12,7 @@ import numpy as np
 
 from smec_st.data import DataError
 from smec_st.data.errors import one_line, some
+from smec_st.data.sources.batch import RECORD
 from smec_st.data.sources.indexes import MilvusVectors
 from smec_st.quantization.head import Head
 from smec_st.stores.job import Progress
@@ -55,7 +56,7 @@ def copy_collection(
             client.drop_collection(draft)  # left by an interrupted run
         is_complete = False
         try:
-            _create(client, draft, schema, description)
+            _create(source, draft, schema, description, space)
             _compare(source, description, client.describe_collection(draft))
             _fill(source, draft, description, head, told)
             client.create_index(draft, indexes)
@@ -199,12 +200,16 @@ def _check_automatic_ids(source: MilvusVectors, description: Mapping[str, Any]) 
         )
 
 
-def _create(client: Any, name: str, schema: Any, description: Mapping[str, Any]) -> None:
+def _create(
+    source: MilvusVectors, name: str, schema: Any, description: Mapping[str, Any], space: Mapping[str, Any]
+) -> None:
     properties = dict(description.get("properties") or {})
+    if "://" not in source.name:  # a server keeps the description of a collection, which Milvus Lite does not
+        properties[RECORD] = json.dumps(dict(space))
     if description.get("auto_id"):
         properties["allow_insert_auto_id"] = "true"  # so that rows keep their ids
     more = {"num_partitions": description["num_partitions"]} if _partition_key(description) else {}
-    client.create_collection(
+    source.client.create_collection(
         name,
         schema=schema,
         properties=properties,

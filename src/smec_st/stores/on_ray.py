@@ -61,7 +61,8 @@ def shards_on_ray(open_job: OpenJob, numbers: Sequence[int], output: Output) -> 
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
         )
         for row in written.iter_rows():
-            yield Shard(str(row["file"]), int(row["start"]), int(row["rows"]), str(row["sha256"]))
+            kinds = {"file": str, "start": int, "rows": int, "sha256": str, "read": int, "input": str}
+            yield Shard(**{name: kind(row[name]) for name, kind in kinds.items()})
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, DataError) else error
         raise DataError(" ".join(str(cause).split())[-300:]) from error

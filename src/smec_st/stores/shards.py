@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data import Batch, VectorSource
+from smec_st.data import Batch, DataError, VectorSource
 from smec_st.data.sources.batch import RECORD
 from smec_st.quantization.codecs import Codec
 from smec_st.quantization.head import Head
+from smec_st.stores.bad_rows import BadRow, BadRows, Places, bad_rows_of
+from smec_st.system.files import write_text, writing
 from smec_st.system.optional import load_optional
 
 FORMATS = ("npy", "parquet")
@@ -33,14 +35,19 @@ class Shard:
     Attributes:
         file: Name of the file.
         start: Number of its first row in the source.
-        rows: Number of rows.
+        rows: Number of rows in the file.
         sha256: SHA-256 of the file.
+        read: Number of rows of the source that it covers; more than ``rows`` if some were left out.
+        input: Hash of these rows and their ids. An interrupted job whose source was mended keeps the shards whose
+            rows are the same.
     """
 
     file: str
     start: int
     rows: int
     sha256: str
+    read: int
+    input: str
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary for JSON."""
@@ -49,7 +56,7 @@ class Shard:
     def is_intact(self, folder: Path) -> bool:
         """Return whether the file exists and has its checksum."""
         path = folder / self.file
-        return path.is_file() and file_hash(path) == self.sha256
+        return path.parent == folder and path.is_file() and file_hash(path) == self.sha256
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,17 @@ class Output:
         kind: Format, npy or parquet. Ids are written only to parquet.
         shard_rows: Rows per shard; the last may have fewer.
         record: Description of the vectors, which parquet shards store.
+        places: Tells the file of a row, for messages.
+        skip_bad: Whether rows that cannot be used are left out. The others are then written with ids, by default the
+            numbers of their rows, and what was left out is listed in a file next to the shard.
     """
 
     folder: Path
     kind: str
     shard_rows: int
     record: Mapping[str, Any]
+    places: Places = Places()
+    skip_bad: bool = False
 
     @property
     def batch_rows(self) -> int:
@@ -76,6 +88,10 @@ class Output:
     def path(self, number: int) -> Path:
         """Return the file of a shard; file names sort in the order of the rows."""
         return self.folder / f"shard-{number:06d}.{self.kind}"
+
+    def left_out(self, number: int) -> Path:
+        """Return the file that lists the rows that a shard leaves out."""
+        return self.folder / f"left-out-{number:06d}.jsonl"
 
 
 def write_shard(
@@ -96,19 +112,62 @@ def write_shard(
         return None
     draft = path.with_name(path.name + ".partial")
     ids: list[str] = []
+    left_out: list[BadRow] = []
+    seen, read = InputHash(), 0
 
     def compressed() -> Iterator[np.ndarray]:
+        nonlocal read
         for batch in itertools.chain([first], batches):
-            ids.extend(batch.ids or ())
-            yield head.folded.compress(batch.rows, batch.start)
+            seen.add(batch)
+            read += len(batch.rows)
+            part = without_bad(batch, output.places, left_out) if output.skip_bad else batch
+            ids.extend(part.ids or ())
+            try:
+                yield head.folded.compress(part.rows, part.start)
+            except DataError as error:
+                bad = list(bad_rows_of(part, output.places).values())
+                hint = "--dry-run lists all such rows, and --skip-bad leaves them out."
+                raise (BadRows(bad, hint) if bad else error) from error
 
-    if path.suffix == ".npy":
-        count, digest = _write_npy(draft, compressed(), head.codec, rows)
-    else:
-        parts = [head.codec.encode(part) for part in compressed()]
-        count, digest = sum(map(len, parts)), _write_parquet(draft, parts, ids, output.record)
-    os.replace(draft, path)
-    return Shard(path.name, start, count, digest)
+    with writing(path):
+        if path.suffix == ".npy":
+            count, digest = _write_npy(draft, compressed(), head.codec, rows)
+        else:
+            parts = [head.codec.encode(part) for part in compressed()]
+            count, digest = sum(map(len, parts)), _write_parquet(draft, parts, ids, output.record)
+        if left_out:
+            lines = "".join(json.dumps(row.to_dict()) + "\n" for row in left_out)
+            write_text(output.left_out(number), lines)
+        os.replace(draft, path)
+    return Shard(path.name, start, count, digest, read, seen.hexdigest())
+
+
+class InputHash:
+    """A running hash of rows and ids, which does not depend on how they are cut into batches."""
+
+    def __init__(self) -> None:
+        self._rows, self._ids = hashlib.sha256(), hashlib.sha256()
+
+    def add(self, batch: Batch) -> None:
+        """Add the rows of a batch."""
+        rows = np.ascontiguousarray(batch.rows)
+        if rows.dtype.byteorder == ">":
+            rows = rows.astype(rows.dtype.newbyteorder("<"))
+        self._rows.update(rows.view(np.uint8).data if rows.size else b"")
+        self._ids.update("".join(f"{len(key)} {key}" for key in batch.ids or ()).encode())
+
+    def hexdigest(self) -> str:
+        """Return the hash of all that was added."""
+        return hashlib.sha256(self._rows.digest() + self._ids.digest()).hexdigest()[:32]
+
+
+def without_bad(batch: Batch, places: Places, left_out: list[BadRow]) -> Batch:
+    """Return a batch without the rows that cannot be used, which are added to ``left_out``, and with ids."""
+    bad = bad_rows_of(batch, places)
+    left_out += bad.values()
+    kept = [at for at in range(len(batch.rows)) if at not in bad]
+    ids = [str(batch.start + at) if batch.ids is None else batch.ids[at] for at in kept]
+    return Batch(batch.start, batch.rows[kept] if bad else batch.rows, ids)
 
 
 def _write_npy(path: Path, parts: Iterator[np.ndarray], codec: Codec, expected: int | None) -> tuple[int, str]:
@@ -155,7 +214,7 @@ def _write_parquet(path: Path, parts: list[np.ndarray], ids: list[str], record: 
 
     codes = np.concatenate(parts)
     columns = {"vector": pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), codes.shape[1])}
-    if ids:
+    if ids or not len(codes):
         columns = {"id": pa.array(ids, pa.string()), **columns}
     table = pa.table(columns).replace_schema_metadata({RECORD: json.dumps(record, sort_keys=True)})
     pq.write_table(table, path, compression="none", use_dictionary=False, row_group_size=65536)

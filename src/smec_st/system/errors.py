@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,6 +22,51 @@ def some(items: Sequence[Any], limit: int = 3) -> str:
 def one_line(error: BaseException) -> str:
     """Return an error's message on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200]
+
+
+def parse_json(content: str | bytes, name: str) -> Any:
+    """Parse JSON.
+
+    Args:
+        content: The text; bytes are UTF-8.
+        name: What the error message calls it, for instance a file.
+
+    Raises:
+        DataError: If it is not JSON, or nested more deeply than Python can follow.
+    """
+    try:
+        return json.loads(content)
+    except ValueError as error:  # invalid UTF-8 as well
+        raise DataError(f"{name} is not JSON: {one_line(error)}") from error
+    except RecursionError as error:
+        raise DataError(f"{name} is nested too deeply.") from error
+
+
+def whole_number(value: Any, name: str, least: int = 1) -> int:
+    """Return a whole number as ``int``; numpy's integers count, floats and booleans do not.
+
+    Args:
+        value: What a caller gave.
+        name: Name of the argument, for the message.
+        least: The smallest value allowed.
+
+    Raises:
+        DataError: If it is not a whole number, or is below ``least``.
+    """
+    if not hasattr(value, "__index__") or type(value).__name__ in ("bool", "bool_"):
+        raise DataError(f"`{name}` must be a whole number, got {value!r}.")
+    number = int(value.__index__()) if getattr(value, "ndim", 0) == 0 else least - 1
+    if number < least:
+        raise DataError(f"`{name}` must be {least} or more, got {value}.")
+    return number
+
+
+def check_seed(seed: Any) -> int:
+    """Return a random seed that numpy and torch both take, 0 to 2**32 - 1; raise a :class:`DataError` for others."""
+    number = whole_number(seed, "seed", 0)
+    if number >= 1 << 32:
+        raise DataError(f"`seed` must be below 2**32, got {number}.")
+    return number
 
 
 @lru_cache(maxsize=4096)

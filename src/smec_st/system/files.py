@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Name the file in errors of the system that name none, such as a full disk.
+
+    Raises:
+        DataError: Instead of such an error.
+    """
+    try:
+        yield
+    except OSError as error:
+        from smec_st.system.errors import DataError
+
+        if isinstance(error, FileExistsError):
+            raise
+        raise DataError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -17,8 +36,13 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically, like :func:`write_text`."""
     draft = path.with_name(path.name + ".partial")
-    draft.write_bytes(content)
-    os.replace(draft, path)
+    with writing(path):
+        try:
+            draft.write_bytes(content)
+            os.replace(draft, path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -28,7 +52,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with an indent of 2."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with writing(path):
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 class new_folder:  # noqa: N801
@@ -51,13 +76,18 @@ class new_folder:  # noqa: N801
 
     def __enter__(self) -> Path:
         shutil.rmtree(self.draft, ignore_errors=True)
-        self.draft.mkdir(parents=True)
+        with writing(self.folder):
+            self.draft.mkdir(parents=True)
         return self.draft
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            if self.folder.exists():
-                self.folder.rmdir()
-            os.replace(self.draft, self.folder)
-        else:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        try:
+            with writing(self.folder):
+                if isinstance(error, OSError) and error.filename is None:
+                    raise error
+                if kind is None:
+                    if self.folder.exists():
+                        self.folder.rmdir()
+                    os.replace(self.draft, self.folder)
+        finally:
             shutil.rmtree(self.draft, ignore_errors=True)

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line, some
+from smec_st.data.errors import DataError, parse_json, some
 
 #: Metadata key under which files store a JSON record of the model that made their vectors.
 RECORD = "smec_st"
 #: Metadata keys that are read as parts of such a record.
-RECORD_KEYS = ("model", "revision", "prompt", "prompts", "fingerprint")
+RECORD_KEYS = ("model", "revision", "prompt", "prompts", "similarity", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -99,22 +99,25 @@ def metadata_record(metadata: Mapping[Any, Any] | None) -> dict[str, Any]:
     text = {_text(key): _text(value) for key, value in (metadata or {}).items()}
     found: dict[str, Any] = {name: text[name] for name in RECORD_KEYS if text.get(name)}
     if RECORD in text:
-        try:
-            found.update(json.loads(text[RECORD]))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"the metadata `{RECORD}` is not JSON: {one_line(error)}") from error
+        record = parse_json(text[RECORD], f"the metadata `{RECORD}`")
+        if not isinstance(record, dict):
+            raise DataError(f"the metadata `{RECORD}` must be an object.")
+        found.update(record)
     return found
 
 
 def sidecar_record(path: Path) -> dict[str, Any]:
-    """Read the model's record from ``PATH.json``, for formats without metadata; empty if there is no such file."""
-    note = path.with_name(path.name + ".json")
-    if not note.is_file():
+    """Read the model's record from ``PATH.json``, for formats without metadata.
+
+    A shard of ``smec-st transform`` has its record in the ``job.json`` of its folder. Empty if there is neither.
+    """
+    note, job = path.with_name(path.name + ".json"), path.with_name("job.json")
+    is_shard = not note.is_file() and path.name.startswith("shard-") and job.is_file()
+    if not is_shard and not note.is_file():
         return {}
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{note} is not JSON: {one_line(error)}") from error
+    note = job if is_shard else note
+    found = parse_json(note.read_bytes(), str(note))
+    found = found.get("space") if is_shard and isinstance(found, dict) else found
     if not isinstance(found, dict):
         raise DataError(f"{note} must hold an object.")
     return found

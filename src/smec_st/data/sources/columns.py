@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class ColumnVectors:
         state: See :class:`~smec_st.data.VectorSource`.
         codes: What the stored numbers are; see :mod:`smec_st.data.codes`.
         read: Yields record batches for (column names, batch size, first row).
+        parts: Path and number of rows of each file, in order.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ColumnVectors:
     state: str
     codes: str | None
     read: Callable[[list[str], int, int], Iterator[pa.RecordBatch]]
+    parts: tuple[tuple[str, int], ...] = ()
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
         """See :class:`~smec_st.data.VectorSource`."""
@@ -105,7 +107,9 @@ def open_parquet(path: Path, column: str | None = None, codes: str | None = None
             except (arrow.ArrowException, OSError) as error:
                 raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
 
-    return _columns(str(path), files[0].schema_arrow, column, codes, rows, file_state(*paths), read)
+    found = _columns(str(path), files[0].schema_arrow, column, codes, rows, file_state(*paths), read)
+    parts = zip(map(str, paths), (file.metadata.num_rows for file in files), strict=True)
+    return replace(found, parts=tuple(parts))
 
 
 def parquet_parts(folder: Path) -> list[Path]:

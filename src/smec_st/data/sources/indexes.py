@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.errors import DataError, one_line, some
-from smec_st.data.sources.batch import Batch, choose_column, file_state, sidecar_record
+from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
 from smec_st.system.optional import load_optional
 
 
@@ -149,8 +149,8 @@ class MilvusVectors:
         kind: Type of the vector field.
         width: Numbers per vector, ``D``.
         rows: Number of vectors according to the collection's statistics.
-        record: The collection's description, if it is JSON. Milvus Lite stores no description, so the record of a
-            file is read from ``FILE.json`` next to it.
+        record: The collection's description, if it is JSON. Milvus Lite stores no description, so the record is the
+            collection's property ``smec_st``, or ``FILE.json`` next to the file.
     """
 
     name: str
@@ -227,5 +227,6 @@ def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
     kind = pymilvus.DataType(fields[column]["type"]).name
     width = int(fields[column]["params"]["dim"])
     record = record if isinstance(record, dict) else {}
-    record |= {} if "://" in uri else sidecar_record(Path(uri))
+    if "://" not in uri:
+        record |= sidecar_record(Path(uri)) | metadata_record(description.get("properties"))
     return MilvusVectors(address, client, collection, column, key, kind, width, rows and int(rows), record)

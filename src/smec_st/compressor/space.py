@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from smec_st.compressor import Compressor
-from smec_st.data import DataError
+from smec_st.compressor.compressor import Compressor
+from smec_st.data.errors import DataError, some
 from smec_st.data.space import check_backbone
 from smec_st.quantization.head import Head
 
@@ -26,20 +26,32 @@ def space_record(compressor: Compressor, head: Head) -> dict[str, Any]:
     }
 
 
-def check_space(compressor: Compressor, width: int, record: Mapping[str, Any], name: str) -> None:
-    """Check that vectors are of the space for which a compressor was fitted.
+def check_space(
+    compressor: Compressor, width: int, record: Mapping[str, Any], name: str, sizes: Collection[int] = ()
+) -> None:
+    """Check that vectors are of the space for which a compressor was fitted. Every entrance calls this.
 
     Args:
         compressor: The compressor, which records its backbone.
         width: Width of the vectors.
         record: What their source records about the model that made them.
         name: Name of the source, for the message.
+        sizes: Sizes at which vectors may come compressed already, by this very compressor.
 
     Raises:
         DataError: If the width, the model, its revision or its prompt differs, or the vectors are compressed already.
     """
-    if record.get("fingerprint"):
-        raise DataError(f"{name} holds vectors that are compressed already (by {record['fingerprint']}).")
-    if width != compressor.width:
+    by = record.get("fingerprint")
+    if by and not (by == compressor.fingerprint and width in sizes):
+        raise DataError(
+            f"{name} holds vectors that are compressed already (by {by}); "
+            + (
+                f"expected are {compressor.fingerprint} at {some(sorted(sizes), 9)}."
+                if sizes
+                else "give the originals."
+            )
+        )
+    if width != compressor.width and width not in sizes:
         raise DataError(f"{name}: the vectors are {width} wide; this compressor reads {compressor.width}.")
-    check_backbone(compressor.info.get("backbone") or {}, record, name)
+    if not by:
+        check_backbone(compressor.info.get("backbone") or {}, record, name)
