@@ -7,6 +7,7 @@ import pytest
 
 from search_world import clustered, compressor, naive, recall
 from smec_st import Compressor
+from smec_st.cli import run
 from smec_st.data import DataError
 from smec_st.quantization.codecs import Binary
 from smec_st.quantization.head import Head
@@ -118,3 +119,15 @@ def test_what_codes_cannot_do_is_refused(coded, tmp_path):
             index.tune()
         with pytest.raises(DataError, match="narrow copy searches vectors"):
             index.narrow(tmp_path / "k", 16)
+
+
+def test_the_command_line_searches_codes_first(coded, tmp_path, capsys):
+    coded.save(tmp_path / "c")
+    np.save(tmp_path / "corpus.npy", CORPUS[:800])
+    command = ["index", str(tmp_path / "c"), "--vectors", str(tmp_path / "corpus.npy"), "--out", str(tmp_path / "i")]
+    assert run([*command, "--bytes", "4", "--head", "flat"]) == 2
+    assert "--head or --bytes, not both" in capsys.readouterr().err
+    assert run([*command, "--bytes", "5"]) == 2
+    assert "no codes of 5 bytes" in capsys.readouterr().err
+    assert run([*command, "--bytes", "4"]) == 0
+    assert "schedule 4B:" in capsys.readouterr().out
