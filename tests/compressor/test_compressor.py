@@ -123,7 +123,7 @@ def test_transform_takes_any_float_one_row_or_many_and_any_chunk(fitted, toy, dt
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_transform_gives_a_tensor_for_a_tensor(fitted, toy, dtype):
-    rows = torch.from_numpy(toy.corpus).to(dtype)
+    rows = torch.from_numpy(np.array(toy.corpus)).to(dtype)
     out = fitted.transform(rows, 4)
     assert isinstance(out, torch.Tensor)
     assert out.dtype == torch.float32

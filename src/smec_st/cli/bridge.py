@@ -33,6 +33,8 @@ def bridge(
     vectors: Path | None,
     model: str | None,
     task: str | None,
+    codes: str | None,
+    strict: bool,
     compressor: Path | None,
     new_vectors: Path | None,
     new_model: str | None,
@@ -60,8 +62,8 @@ def bridge(
         if new_vectors is None and new_model is None:
             raise DataError("give the new model's vectors: --new-vectors or --new-model.")
         loaded = None if compressor is None else Compressor.load(compressor)
-        one = load_collection(data, vectors, model, task)
-        other = load_collection(data, new_vectors, new_model, task)
+        one = load_collection(data, vectors, model, task, codes=codes, strict=strict)
+        other = load_collection(data, new_vectors, new_model, task, codes=codes, strict=strict)
     told = [qrels for split, qrels in one.qrels.items() if split != "test"]
     judged = Qrels.joined(told) if told else None
     aside = one.qrels["test"].query_rows if "test" in one.qrels else np.empty(0, dtype=np.int64)
