@@ -9,6 +9,7 @@ import pytest
 
 from smec_st import Compressor
 from smec_st.cli import run
+from smec_st.cli.fit import _budgets
 from smec_st.data import DataError, load_collection, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.research.compare import Target, choose_size, paired_interval
@@ -95,7 +96,11 @@ def test_command_names_the_size_and_says_what_was_tested(collection_dir, tmp_pat
     found = json.loads((tmp_path / "out" / "compressor.json").read_text())["target"]
     assert found["target"] == "ndcg@10 >= 0.01 original"
     assert f"{found['dim']} dims is the smallest size that holds" in said
-    assert [test["dim"] for test in found["tests"]] == [12, 6, 2][: len(found["tests"])]
+    floats = [test["dim"] for test in found["tests"] if test["precision"] == "float32"]
+    codes = [test["bytes"] for test in found["tests"] if test["precision"] != "float32"]
+    assert floats == [12, 6, 2][: len(floats)]
+    assert codes == [3, 1][: len(codes)]
+    assert found["bytes"] is None or f"{found['bytes']} bytes are the fewest" in said
 
 
 def test_command_ends_with_1_when_no_size_holds_and_2_on_a_bad_target(collection_dir, tmp_path, capsys):
@@ -104,6 +109,51 @@ def test_command_ends_with_1_when_no_size_holds_and_2_on_a_bad_target(collection
     assert (tmp_path / "none" / "compressor.json").is_file()
     assert _fit(collection_dir, tmp_path / "bad", "better") == 2
     assert not (tmp_path / "bad").exists()
+
+
+def test_codes_are_tested_from_the_most_bytes_until_one_fails(collection):
+    compressor = Compressor.fit(collection.corpus, method="pca", dims=(16, 8), bytes=(8, 4, 2, 1))
+    held_out = collection.judged("test")
+    choice = choose_size(Target("ndcg@10", 0.5), compressor, collection, held_out)
+    codes = [test for test in choice.tests if test.precision != "float32"]
+    assert [test.bytes for test in codes] == [8, 4, 2, 1][: len(codes)]
+    for test in codes:
+        head = compressor.head(bytes=test.bytes)
+        sides = head.decode(head.encode(collection.corpus)), head.queries(collection.queries)
+        scores = evaluate_retrieval(*sides, held_out, own_document=collection.own_document)["ndcg@10"]
+        assert test.score == pytest.approx(scores.mean())
+        assert (test.dim, test.precision) == (head.dim, head.precision)
+    assert choice.bytes == min((test.bytes for test in codes if test.holds), default=None)
+    assert all(test.holds for test in codes[:-1])
+
+
+@pytest.mark.parametrize(
+    ("given", "budgets"),
+    [
+        (("48,12", None, None), (48, 12)),
+        ((None, "2GB", "50M"), (40,)),
+        ((None, "1.5 GiB", "100m"), (16,)),
+        ((None, None, None), ()),
+    ],
+)
+def test_budgets_are_bytes_or_what_memory_leaves(given, budgets):
+    assert _budgets(*given) == budgets
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (("0", None, None), "1 or more"),
+        (("x", None, None), "whole numbers"),
+        ((None, "2GB", None), "go together"),
+        (("8", "2GB", "1M"), "either"),
+        ((None, "two", "1M"), "--ram takes a number"),
+        ((None, "1KB", "1M"), "less than a byte"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused(given, match):
+    with pytest.raises(DataError, match=match):
+        _budgets(*given)
 
 
 def test_queries_that_choose_the_size_train_nothing(collection_dir, tmp_path, monkeypatch):

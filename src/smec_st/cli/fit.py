@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 FAILED = 1
 KEY_LENGTH = 12
 JUDGED = ("queries", "documents", "grades")
+MEMORY = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+COUNTS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}
 SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner product rank alike
 
 
@@ -57,10 +59,14 @@ SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner 
 @click.option(
     "--bytes",
     "bytes_",
-    type=click.IntRange(min=1),
-    help="Also choose the best size and precision for vectors of this many bytes.",
+    help="Also choose the best size and precision for vectors of this many bytes, or of several: 48,24,12.",
 )
-@click.option("--target", help="Find the smallest size that holds: lossless, or 'ndcg@10 >= 0.99 original'.")
+@click.option("--ram", help="The same by memory, for instance 2GB: the bytes that --documents leave for each.")
+@click.option("--documents", help="Documents that --ram must hold, for instance 50M.")
+@click.option(
+    "--target",
+    help="Find the smallest size and the fewest bytes that hold: lossless, or 'ndcg@10 >= 0.99 original'.",
+)
 @click.option("--config", type=FOLDER, help="JSON or YAML file of settings.")
 @click.option("--report", is_flag=True, help="Also write report.html: plots, decisions, and the queries that changed.")
 def fit(
@@ -77,7 +83,9 @@ def fit(
     synthetic: Cut | None,
     seed: int | None,
     similarity: str | None,
-    bytes_: int | None,
+    bytes_: str | None,
+    ram: str | None,
+    documents: str | None,
     target: str | None,
     config: Path | None,
     report: bool,
@@ -97,6 +105,7 @@ def fit(
         # What is wrong with the input is said before torch is loaded, which takes seconds.
         settings = _settings(config, dims, seed, method)
         aim = _target(target)
+        budgets = _budgets(bytes_, ram, documents)
         from smec_st.data import add_synthetic_queries, load_collection
 
         collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
@@ -106,6 +115,7 @@ def fit(
         split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
         if report:
             _check_report(collection)
+        budgets = _bytes_to_try(budgets, ram is not None, aim is not None, settings, collection.corpus.shape[1])
         if aim is not None:
             train, kept = _keep_for_target(train, dev)
             dev = None
@@ -123,7 +133,7 @@ def fit(
         from smec_st.evaluation.target import choose_size
         from smec_st.system.files import new_folder
         from smec_st.system.locks import write_lock
-    key = _run_key(fitted_on, asking, dev, {**settings, "method": method, "bytes": bytes_, "labels": not no_labels})
+    key = _run_key(fitted_on, asking, dev, {**settings, "method": method, "bytes": budgets, "labels": not no_labels})
     with _quiet_labels(), write_lock(out), _work_dir(out, key) as work:
         refuse_existing(out)  # another process may have finished it meanwhile
         compressor = Compressor.fit(
@@ -135,7 +145,7 @@ def fit(
             unlabelled_queries=asking,
             own_document=fitted_on.own_document,
             backbone=fitted_on.backbone,
-            bytes=bytes_,
+            bytes=budgets,
             method=method,
             work_dir=work,
             progress=sys.stderr.isatty(),
@@ -155,7 +165,7 @@ def fit(
         print_similarity(collection)
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
-    _print_decisions(compressor, bytes_)
+    _print_decisions(compressor, budgets)
     if aim is not None:
         click.echo("\n".join(map(str, (*choice.tests, choice))))
     click.echo(f"{compressor}\nsaved to {out}")
@@ -187,15 +197,15 @@ def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, 
     return collection.judged("train"), collection.qrels.get("dev")
 
 
-def _print_decisions(compressor: Compressor, bytes_: int | None) -> None:
+def _print_decisions(compressor: Compressor, budgets: Sequence[int]) -> None:
     """What held-out queries chose."""
     from smec_st.fitting.choice import Decision
 
     for decision in compressor.info.get("decisions", []):
         click.echo(str(Decision(**decision)))
-    if bytes_ is not None:
-        head = compressor.head(bytes=bytes_)
-        click.echo(f"best in {bytes_} bytes: {head.precision} of {head.dim} numbers")
+    for budget in budgets:
+        head = compressor.head(bytes=budget)
+        click.echo(f"best in {budget} bytes: {head.precision} of {head.dim} numbers")
 
 
 def _check_report(collection: Collection) -> None:
@@ -236,6 +246,50 @@ def _target(text: str | None) -> Target | None:
     from smec_st.evaluation.target import Target
 
     return Target.parse(text)
+
+
+def _budgets(text: str | None, ram: str | None, documents: str | None) -> tuple[int, ...]:
+    """Bytes per document that are asked for, or what memory leaves for each document."""
+    from smec_st.data.errors import DataError
+
+    if (ram is None) != (documents is None):
+        raise DataError("--ram and --documents go together.")
+    if text is not None and ram is not None:
+        raise DataError("give either --bytes or --ram with --documents.")
+    if ram is not None and documents is not None:
+        room, count = _amount(ram, "--ram", MEMORY), _amount(documents, "--documents", COUNTS)
+        if room < count or count < 1:
+            raise DataError(f"{ram} for {documents} documents leaves less than a byte for each.")
+        return (int(room // count),)
+    budgets = () if text is None else whole_numbers(text, "--bytes")
+    if any(budget < 1 for budget in budgets):
+        raise DataError(f"--bytes must be 1 or more, got {text}.")
+    return tuple(dict.fromkeys(budgets))
+
+
+def _bytes_to_try(
+    budgets: tuple[int, ...], by_memory: bool, by_target: bool, settings: Mapping[str, Any], width: int
+) -> tuple[int, ...]:
+    """What was asked for; more than the original takes helps nobody. For a target, a byte per four numbers of a size."""
+    from smec_st.stages import default_dims
+
+    if by_memory:
+        return (min(budgets[0], 4 * width),)
+    if budgets or not by_target:
+        return budgets
+    sizes = settings.get("dims") or default_dims(width)
+    return tuple(sorted({size // 4 for size in sizes if size >= 8}, reverse=True))
+
+
+def _amount(text: str, option: str, units: Mapping[str, float]) -> float:
+    """A number with a unit, such as 2GB or 50M."""
+    from smec_st.data.errors import DataError
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if found is None or found[2] not in units:
+        known = ", ".join(name.upper() for name in units if name)
+        raise DataError(f"{option} takes a number with one of {known}, got {text!r}.")
+    return float(found[1]) * units[found[2]]
 
 
 def _settings(config: Path | None, dims: str | None, seed: int | None, method: str) -> dict[str, Any]:

@@ -297,7 +297,7 @@ class Compressor:
         unlabelled_queries: Sequence[int] | np.ndarray | None = None,
         own_document: Sequence[int] | np.ndarray | None = None,
         backbone: Mapping[str, Any] | None = None,
-        bytes: int | None = None,
+        bytes: int | Sequence[int] | None = None,
         **settings: Any,
     ) -> Compressor:
         """Fit on a corpus, better with queries, best with judgements.
@@ -323,7 +323,8 @@ class Compressor:
                 images): it counts neither as relevant nor as irrelevant.
             backbone: What is known of the model that made the vectors (``model``, ``revision``, ``prompt``), when they
                 come without it.
-            bytes: Also choose the best size and precision for documents of this many bytes; see :meth:`quantize`.
+            bytes: Also choose the best size and precision for documents of this many bytes, or for each of several
+                numbers of bytes; see :meth:`quantize`.
             **settings: Fields of :class:`~smec_st.fitting.config.FitConfig`.
 
         Raises:
@@ -342,7 +343,8 @@ class Compressor:
         table = VectorTable(corpus, queries, own_document)
         resolved = resolve_config(given, table.width)
         train, dev = _judgements(table, qrels, dev_qrels)
-        if bytes is not None and train is not None and dev is None:
+        budgets = (bytes,) if isinstance(bytes, int) else tuple(bytes or ())
+        if budgets and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
         asking = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
         if work_dir is not None:
@@ -360,14 +362,16 @@ class Compressor:
         backbone = {**(known or {"width": table.width}), **(backbone or {})}
         compressor = cls(made.maps, {"backbone": backbone, **made.info})
         compressor = compressor.calibrate(table.documents(), table.some_queries(asking))
-        if bytes is None:
+        if not budgets:
             return compressor
         from smec_st.quantization.choice import add_best
 
         labels = train if made.trains_on_labels else None
         if asking is None and train is not None:
             asking = train.query_rows
-        return add_best(compressor, table, labels, dev, bytes, resolved.seed, asking)
+        for budget in budgets:
+            compressor = add_best(compressor, table, labels, dev, budget, resolved.seed, asking)
+        return compressor
 
     def calibrate(self, corpus: np.ndarray, queries: np.ndarray | None = None) -> Compressor:
         """Ranges for int8 and rotations for binary codes at every size; what is there already stays.

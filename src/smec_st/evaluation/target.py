@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -46,42 +47,49 @@ class Target:
 
 @dataclass(frozen=True)
 class SizeTest:
-    """The test of one size against the target.
+    """The test of one way to store documents against the target.
 
     Attributes:
         dim: The size.
-        score: Mean of the metric at this size.
+        precision: What its numbers are stored as.
+        bytes: Bytes per document.
+        score: Mean of the metric, with float queries.
         wanted: The original's mean, times the share.
         low: Lower end of the 95 % interval, over queries, of the mean of ``score - wanted``.
         holds: Whether ``low`` is at least 0.
     """
 
     dim: int
+    precision: str
+    bytes: int
     score: float
     wanted: float
     low: float
     holds: bool
 
     def __str__(self) -> str:
+        what = f"{self.dim} dims" if self.precision == "float32" else f"{self.bytes} bytes"
         verdict = "holds" if self.holds else "does not hold"
-        return f"{self.dim} dims: {self.score:.3f}, wanted {self.wanted:.3f}, at worst {self.low:+.3f}: {verdict}"
+        return f"{what}: {self.score:.3f}, wanted {self.wanted:.3f}, at worst {self.low:+.3f}: {verdict}"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The size that was chosen for a target.
+    """The size, and the number of bytes, that were chosen for a target.
 
     Attributes:
         target: The target.
         queries: Number of held-out queries.
-        tests: Tests in descending order of size, up to and including the first that fails.
+        tests: Tests of sizes in descending order, up to and including the first that fails; then the same of codes.
         dim: The smallest size that holds; None when none does.
+        bytes: The fewest bytes of codes that hold; None when none do.
     """
 
     target: Target
     queries: int
     tests: tuple[SizeTest, ...]
     dim: int | None
+    bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -90,15 +98,49 @@ class Choice:
             "queries": self.queries,
             "tests": [asdict(test) for test in self.tests],
             "dim": self.dim,
+            "bytes": self.bytes,
         }
 
     def __str__(self) -> str:
         found = "no size holds" if self.dim is None else f"{self.dim} dims is the smallest size that holds"
+        if self.bytes is not None:
+            found += f", {self.bytes} bytes are the fewest"
         return f"{self.target}, 95 % confidence, {self.queries} held-out queries: {found}"
 
 
+class Stored(Protocol):
+    """A way to store documents in few bytes, as :class:`~smec_st.quantization.head.Head` is."""
+
+    info: dict[str, Any]
+
+    @property
+    def dim(self) -> int:
+        """Numbers that a document stands for."""
+
+    @property
+    def precision(self) -> str:
+        """What they are stored as."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes per document."""
+
+    def encode(self, vectors: np.ndarray) -> np.ndarray:
+        """Encode documents."""
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Decode them to vectors of length 1."""
+
+    def queries(self, vectors: np.ndarray) -> np.ndarray:
+        """Map queries, which stay floats."""
+
+
 class Sizes(Protocol):
-    """What a compressor offers to the choice: its sizes, and vectors of each."""
+    """What a compressor offers to the choice: its sizes with vectors of each, and its ways to store documents."""
+
+    @property
+    def heads(self) -> Sequence[Any]:
+        """Ways to store documents, each a :class:`Stored`."""
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -109,10 +151,10 @@ class Sizes(Protocol):
 
 
 def choose_size(target: Target, compressor: Sizes, collection: Collection, held_out: Qrels, seed: int = 0) -> Choice:
-    """Test sizes from the widest down, and stop at the first that does not hold.
+    """Test sizes from the widest down, and stop at the first that does not hold; then codes of chosen bytes likewise.
 
     The order is fixed in advance, so the probability of choosing a size that does not hold is at most that of a single
-    test, whatever the number of sizes (fixed-sequence testing, Maurer et al., 1995).
+    test, whatever the number of sizes (fixed-sequence testing, Maurer et al., 1995). The same is true of the codes.
 
     Args:
         target: The target.
@@ -129,12 +171,34 @@ def choose_size(target: Target, compressor: Sizes, collection: Collection, held_
     as_model = untrained.with_lengths if collection.similarity == "dot" else untrained.original
     width = collection.corpus.shape[1]
     original = values(as_model(collection.corpus, width), as_model(collection.queries, width))
-    tests: list[SizeTest] = []
-    for dim in compressor.dims:
-        scores = values(compressor.transform(collection.corpus, dim), compressor.transform(collection.queries, dim))
-        interval = paired_interval(scores, target.share * original, seed)
-        wanted = target.share * float(original.mean())
-        tests.append(SizeTest(dim, float(scores.mean()), wanted, interval.low, interval.low >= 0))
-        if not tests[-1].holds:
-            break
-    return Choice(target, len(original), tuple(tests), min((test.dim for test in tests if test.holds), default=None))
+
+    def until_one_fails(stored: Iterable[tuple[int, str, int, np.ndarray, np.ndarray]]) -> Iterator[SizeTest]:
+        for dim, precision, size, documents, queries in stored:
+            scores = values(documents, queries)
+            low = paired_interval(scores, target.share * original, seed).low
+            wanted = target.share * float(original.mean())
+            yield SizeTest(dim, precision, size, float(scores.mean()), wanted, low, low >= 0)
+            if low < 0:
+                return
+
+    corpus, queries = collection.corpus, collection.queries
+    floats = list(
+        until_one_fails(
+            (dim, "float32", 4 * dim, compressor.transform(corpus, dim), compressor.transform(queries, dim))
+            for dim in compressor.dims
+        )
+    )
+    chosen: list[Stored] = [head for head in compressor.heads if "for_bytes" in head.info]
+    codes = list(
+        until_one_fails(
+            (head.dim, head.precision, head.bytes, head.decode(head.encode(corpus)), head.queries(queries))
+            for head in sorted(chosen, key=lambda head: -head.bytes)
+        )
+    )
+    return Choice(
+        target,
+        len(original),
+        (*floats, *codes),
+        min((test.dim for test in floats if test.holds), default=None),
+        min((test.bytes for test in codes if test.holds), default=None),
+    )
