@@ -128,7 +128,7 @@ def engines(options: argparse.Namespace, folder: str) -> dict[str, Any]:
             compressor = compressor.quantize(sample, bytes=codes_of(head))
     for head in options.heads:
         start = time.perf_counter()
-        index = FunnelIndex.build(Path(folder) / head, compressor, corpus, queries=seen, target=TARGET, k=K, head=head)
+        index = FunnelIndex.build(Path(folder) / head, compressor, corpus, queries=seen, recall=TARGET, k=K, head=head)
         name = f"funnel, {head}"
         report = index.bytes()
         methods[name], ram[name], disk[name] = funnel_search(index), report["ram"]["total"], report["disk"]["total"]
@@ -209,7 +209,7 @@ def milvus(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     for head in options.heads:
         uri = f"{folder}/{head}.db"
         start = time.perf_counter()
-        index = FunnelIndex.build(uri, compressor, corpus, queries=seen, target=TARGET, k=K, head=head)
+        index = FunnelIndex.build(uri, compressor, corpus, queries=seen, recall=TARGET, k=K, head=head)
         result[f"{head}_build_seconds"] = time.perf_counter() - start
         result[f"{head}_schedule"] = index.schedule.to_dict()
         result[f"{head}_bytes"] = index.bytes()
@@ -267,7 +267,7 @@ def quality(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         for head in options.heads:
             with FunnelIndex.build(
                 Path(folder) / f"{data.name}-{head}", compressor, collection.corpus, head=head,
-                queries=collection.queries[train], target=TARGET,
+                queries=collection.queries[train], recall=TARGET,
             ) as index:  # fmt: skip
                 found = leave_out(index.search(collection.queries[rows], more).ids, own)[:, :K]
                 result[data.name]["funnels"][head] = {

@@ -27,7 +27,7 @@ def start(work, *arguments):
 def add(pipe, uri):
     """Add batches of 25 rows, and report after each."""
     corpus = clustered(4000)
-    with FunnelIndex.create(uri, compressor(), head="flat", sizes=(4,)) as index:
+    with FunnelIndex.create(uri, compressor(), head="flat", dims=(4,)) as index:
         for first in range(0, 4000, 25):
             index.add(corpus[first : first + 25], range(first, first + 25))
             pipe.send(first + 25)
@@ -41,7 +41,7 @@ def build_and_die(pipe, uri, stage, done):
         if current == stage and rows >= done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    build.build(uri, compressor(), clustered(4000)[:120], sizes=(4,), progress=kill_at_stage)
+    build.build(uri, compressor(), clustered(4000)[:120], build.BuildOptions(dims=(4,)), progress=kill_at_stage)
 
 
 def hold(pipe, uri):

@@ -63,7 +63,7 @@ def test_index_then_search_finds_the_nearest(here, capsys, uri):
 
 
 def test_index_goes_to_a_local_milvus_file_by_default(here, capsys):
-    assert run(["index", "small", "--vectors", "vectors.safetensors", "--sizes", "8"]) == 0
+    assert run(["index", "small", "--vectors", "vectors.safetensors", "--dims", "8"]) == 0
     assert (here / "index.db").exists()
     assert "index.db: 300 rows" in capsys.readouterr().out
 
@@ -107,7 +107,7 @@ def test_text_queries_are_embedded_by_the_model(here, capsys):
         ([*INDEX[:4], "--out", "x", "--rows", "more.csv"], "has 40 rows for 300 vectors"),
         ([*INDEX[:4], "--out", "x", "--field", "year"], "which is missing"),
         ([*INDEX[:6], "--out", "x", "--field", "shop"], "has no column shop; it has _id, year, text"),
-        ([*INDEX[:6], "--out", "x", "--sizes", "a"], "--sizes takes whole numbers"),
+        ([*INDEX[:6], "--out", "x", "--dims", "a"], "--dims takes whole numbers"),
         ([*INDEX[:6], "--out", "x", "--recall", "1.5"], "a recall target"),
     ],
 )

@@ -108,10 +108,10 @@ def test_codes_that_are_not_there_are_refused(coded, head, match, tmp_path):
 
 def test_what_codes_cannot_do_is_refused(coded, tmp_path):
     with pytest.raises(DataError, match="rescored by larger vectors"):
-        FunnelIndex.create(tmp_path / "i", coded, head="codes:4", sizes=(4, 16))
+        FunnelIndex.create(tmp_path / "i", coded, head="codes:4", dims=(4, 16))
     with pytest.raises(DataError, match="Milvus has no head"):
         FunnelIndex.create(tmp_path / "i.db", coded, head="codes:4")
-    with FunnelIndex.create(tmp_path / "j", coded, head="codes:4", sizes=(16,), originals=None) as index:
+    with FunnelIndex.create(tmp_path / "j", coded, head="codes:4", dims=(16,), originals=None) as index:
         index.add(CORPUS[:50])
         with pytest.raises(DataError, match="query vectors are 16 wide; this index takes 32"):
             index.search(coded.transform(QUERIES, dim=16))

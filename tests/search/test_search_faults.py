@@ -69,8 +69,8 @@ def test_a_killed_build_is_not_opened_and_continues(uri, stage, done):
     with pytest.raises(DataError, match="was interrupted while it was built"):
         FunnelIndex.open(uri)
     with pytest.raises(DataError, match="unfinished index of other vectors"):
-        FunnelIndex.build(uri, compressor(), clustered(120, seed=9), sizes=(4,))
-    FunnelIndex.build(uri, compressor(), clustered(4000)[:120], sizes=(4,)).close()
+        FunnelIndex.build(uri, compressor(), clustered(120, seed=9), dims=(4,))
+    FunnelIndex.build(uri, compressor(), clustered(4000)[:120], dims=(4,)).close()
     holds(uri, 120)
 
 
@@ -105,7 +105,7 @@ def fill(index: FunnelIndex) -> int:
 
 def test_a_full_disk_is_an_error_and_costs_nothing_that_was_there(small_disk):
     uri = str(small_disk / "index")
-    with FunnelIndex.create(uri, compressor(), head="flat", sizes=(4,)) as index:
+    with FunnelIndex.create(uri, compressor(), head="flat", dims=(4,)) as index:
         rows = fill(index)
         assert rows >= 2000
         assert len(index) == rows
@@ -127,7 +127,7 @@ def test_a_full_disk_is_an_error_and_costs_nothing_that_was_there(small_disk):
 )  # for files that the engine could not flush
 def test_a_full_disk_under_milvus_lite_is_an_error(small_disk):
     uri = str(small_disk / "index.db")
-    with FunnelIndex.create(uri, compressor(), head="flat", sizes=(4,)) as index:
+    with FunnelIndex.create(uri, compressor(), head="flat", dims=(4,)) as index:
         rows = fill(index)
     assert rows >= 2000
     subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
@@ -138,7 +138,7 @@ def test_a_full_disk_under_milvus_lite_is_an_error(small_disk):
 
 def test_a_file_that_may_not_grow_is_an_error(tmp_path):
     uri = str(tmp_path / "index")
-    with FunnelIndex.create(uri, compressor(), head="flat", sizes=(4,)) as index:
+    with FunnelIndex.create(uri, compressor(), head="flat", dims=(4,)) as index:
         index.add(clustered(4000)[:50])
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -158,7 +158,7 @@ def test_a_file_that_may_not_grow_is_an_error(tmp_path):
 
 def test_a_second_writer_is_refused_and_goes_on_when_the_first_is_gone(tmp_path):
     uri = str(tmp_path / "index")
-    with FunnelIndex.create(uri, compressor(), head="flat", sizes=(4,)) as index:
+    with FunnelIndex.create(uri, compressor(), head="flat", dims=(4,)) as index:
         index.add(clustered(4000)[:50])
     first, pipe = search_children.start(search_children.hold, uri)
     with FunnelIndex.open(uri) as reader:
@@ -179,7 +179,7 @@ def test_a_second_writer_is_refused_and_goes_on_when_the_first_is_gone(tmp_path)
 @pytest.mark.slow
 def test_a_local_milvus_file_belongs_to_one_process(tmp_path):
     uri = str(tmp_path / "index.db")
-    with FunnelIndex.create(uri, compressor(), head="flat", sizes=(4,)) as index:
+    with FunnelIndex.create(uri, compressor(), head="flat", dims=(4,)) as index:
         index.add(clustered(4000)[:50])
         _, pipe = search_children.start(search_children.open_only, uri)
         assert "another process has it open" in pipe.recv()
@@ -201,7 +201,7 @@ def flip(path: Path) -> None:
 
 def test_damage_to_any_file_is_found(tmp_path):
     uri = tmp_path / "index"
-    with FunnelIndex.create(uri, compressor(), sizes=(4, 8), fields={"lang": "str"}) as index:
+    with FunnelIndex.create(uri, compressor(), dims=(4, 8), fields={"lang": "str"}) as index:
         index.add(clustered(4500)[:4400], fields={"lang": ["en"] * 4400})
         index.delete([3])
         index.flush()
@@ -224,7 +224,7 @@ def test_damage_to_any_file_is_found(tmp_path):
 def test_a_search_never_returns_what_it_read_from_a_damaged_block(tmp_path):
     uri = tmp_path / "index"
     corpus = clustered(4000)
-    with FunnelIndex.create(uri, compressor(), head="flat", sizes=(4,)) as index:
+    with FunnelIndex.create(uri, compressor(), head="flat", dims=(4,)) as index:
         index.add(corpus)
     flip(uri / "segments" / "000001" / "32.npy")
     with FunnelIndex.open(uri) as index:
@@ -234,7 +234,7 @@ def test_a_search_never_returns_what_it_read_from_a_damaged_block(tmp_path):
 
 def test_a_damaged_milvus_file_is_an_error(tmp_path):
     uri = tmp_path / "index.db"
-    with FunnelIndex.create(uri, compressor(), sizes=(4,)) as index:
+    with FunnelIndex.create(uri, compressor(), dims=(4,)) as index:
         index.add(clustered(200))
         index.flush()
     (rows,) = [path for path in uri.rglob("*.parquet") if "settings" not in str(path)]

@@ -55,7 +55,7 @@ def exact(index, k):
 
 def test_build_reaches_its_target_on_unseen_queries(uri):
     corpus, queries = clustered(600), clustered(80, seed=2)
-    with FunnelIndex.build(uri, compressor(), corpus, queries=clustered(80, seed=1), target=0.95) as index:
+    with FunnelIndex.build(uri, compressor(), corpus, queries=clustered(80, seed=1), recall=0.95) as index:
         assert index.schedule.recall_low >= 0.95
         assert index.schedule.steps[0].keep < 300
         assert index.schedule.sizes[-1] == WIDTH
@@ -68,7 +68,7 @@ def test_build_reaches_its_target_on_unseen_queries(uri):
 
 def test_a_funnel_that_rescores_all_rows_is_exact_search(uri):
     corpus, queries = clustered(300), clustered(40, seed=1)
-    with FunnelIndex.create(uri, compressor(), sizes=(4, 8), head="flat") as index:
+    with FunnelIndex.create(uri, compressor(), dims=(4, 8), head="flat") as index:
         index.add(corpus)
         hits = index.search(queries, 7, schedule=exact(index, 7))
         assert np.array_equal(hits.ids, naive(corpus, queries, 7))
@@ -102,7 +102,7 @@ def test_without_originals_the_widest_size_ranks(uri):
 
 def test_narrow_queries_stop_at_their_own_size(uri):
     corpus, queries = clustered(300), clustered(20, seed=1)
-    with FunnelIndex.create(uri, compressor(), sizes=(4, 8, 16), head="flat") as index:
+    with FunnelIndex.create(uri, compressor(), dims=(4, 8, 16), head="flat") as index:
         index.add(corpus)
         for size in (4, 8):
             narrow = compressor().transform(queries, dim=size)
@@ -118,7 +118,7 @@ def test_tuning_works_for_an_index_that_was_filled_by_hand(uri):
     with FunnelIndex.create(uri, compressor()) as index:
         index.add(corpus)
         assert index.schedule.recall is None
-        chosen = index.tune(queries, target=0.9, k=5)
+        chosen = index.tune(queries, recall=0.9, k=5)
         assert chosen.recall_low >= 0.9
         assert (chosen.k, chosen.rows, chosen.target) == (5, 400, 0.9)
     with FunnelIndex.open(uri) as index:
@@ -133,9 +133,9 @@ def test_held_out_queries_must_reach_the_target_too(uri):
     mixed[::CONFIRM] = hard
     with FunnelIndex.create(uri, compressor()) as index:
         index.add(corpus)
-        lenient = index.tune(np.delete(easy, np.s_[::CONFIRM], axis=0)[: ENOUGH - 1], target=0.97)
+        lenient = index.tune(np.delete(easy, np.s_[::CONFIRM], axis=0)[: ENOUGH - 1], recall=0.97)
         assert recall(index.search(hard).ids, truth) < 0.97
-        careful = index.tune(mixed, target=0.97)
+        careful = index.tune(mixed, recall=0.97)
         assert recall(index.search(hard).ids, truth) >= 0.97
         assert careful.recall_low >= 0.97
         assert (lenient.queries, careful.queries) == (ENOUGH - 1, 120)
@@ -143,7 +143,7 @@ def test_held_out_queries_must_reach_the_target_too(uri):
 
 def test_a_narrow_copy_ranks_by_its_widest_size(uri, tmp_path):
     corpus, queries = clustered(300), clustered(20, seed=1)
-    with FunnelIndex.create(uri, compressor(), sizes=(4, 8, 16), head="flat", fields={"n": "int"}) as wide:
+    with FunnelIndex.create(uri, compressor(), dims=(4, 8, 16), head="flat", fields={"n": "int"}) as wide:
         wide.add(corpus, fields={"n": range(300)})
         wide.delete([0, 1])
         with wide.narrow(tmp_path / "narrow", 8) as narrow:
@@ -208,7 +208,7 @@ def test_existing_ids_are_refused_and_nothing_is_added(uri):
 def test_one_thread_searches_while_another_adds(uri):
     corpus, queries = clustered(1500), clustered(10, seed=1)
     first = naive(corpus[:500], queries, 1)[:, 0]
-    with FunnelIndex.create(uri, compressor(), head="flat", sizes=(8,)) as index:
+    with FunnelIndex.create(uri, compressor(), head="flat", dims=(8,)) as index:
         index.add(corpus[:500])
         stop, failures, searches = threading.Event(), [], []
 
@@ -290,7 +290,7 @@ def test_vectors_of_another_width_fingerprint_or_not_finite_are_refused(uri):
 
 def test_bad_options_and_missing_indexes_are_one_line_errors(uri, tmp_path):
     for options, match in (
-        ({"sizes": (64,)}, "sizes must be among 4, 8, 16"),
+        ({"dims": (64,)}, "sizes must be among 4, 8, 16"),
         ({"head": "tree"}, "unknown head 'tree'"),
         ({"id_type": "float"}, "ids are int or str"),
         ({"originals": "int8"}, "originals are kept as float32 or float16"),

@@ -24,7 +24,7 @@ def test_every_kind_finds_filters_and_comes_back(kind, tmp_path):
     even = np.arange(ROWS) % 2 == 0
     few = np.arange(ROWS) % 100 == 0
     with FunnelIndex.create(
-        tmp_path / "index", compressor(), sizes=(size,), head=kind, fields={"even": "bool", "few": "bool"}
+        tmp_path / "index", compressor(), dims=(size,), head=kind, fields={"even": "bool", "few": "bool"}
     ) as index:
         index.add(corpus, fields={"even": even, "few": few})
         assert recall(index.search(queries, schedule=wide).ids, naive(corpus, queries, 10)) >= 0.95
@@ -48,7 +48,7 @@ def test_every_kind_finds_filters_and_comes_back(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "hnsw-int8", "ivf", "ivf-int8"])
 def test_every_kind_that_milvus_has(kind, tmp_path):
     corpus, queries = clustered(600), clustered(10, seed=1)
-    with FunnelIndex.create(tmp_path / "index.db", compressor(), sizes=(16,), head=kind) as index:
+    with FunnelIndex.create(tmp_path / "index.db", compressor(), dims=(16,), head=kind) as index:
         index.add(corpus)
         found = index.search(queries, schedule=Schedule((Step(16, 200), Step(32, 10)), effort=200)).ids
     assert recall(found, naive(corpus, queries, 10)) >= 0.95
@@ -61,7 +61,7 @@ def test_a_kind_that_milvus_lacks_is_refused(tmp_path):
 
 def test_a_head_is_exact_while_it_is_small_and_grows_into_its_kind(tmp_path):
     corpus, queries = clustered(ROWS), clustered(10, seed=1)
-    with FunnelIndex.create(tmp_path / "index", compressor(), sizes=(4,), head="ivf-int8") as index:
+    with FunnelIndex.create(tmp_path / "index", compressor(), dims=(4,), head="ivf-int8") as index:
         index.add(corpus[:1000])
         assert index._backend.reader().faiss_head.is_exact
         index.add(corpus[1000:], range(1000, ROWS))

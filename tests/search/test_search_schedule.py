@@ -119,7 +119,7 @@ def test_equal_rows_do_not_lengthen_the_search(with_queries, tmp_path):
     kept = []
     for name, rows in (("distinct", corpus), ("equal", equal)):
         asked = queries if with_queries else None
-        with FunnelIndex.build(tmp_path / name, compressor(), rows, sizes=(16,), head="flat", queries=asked) as index:
+        with FunnelIndex.build(tmp_path / name, compressor(), rows, dims=(16,), head="flat", queries=asked) as index:
             kept.append(index.schedule.steps[0].keep)
             assert index.schedule.recall_low >= 0.99
     assert kept[1] <= 1.5 * kept[0]
@@ -127,9 +127,9 @@ def test_equal_rows_do_not_lengthen_the_search(with_queries, tmp_path):
 
 def test_a_missed_target_is_said(tmp_path, caplog):
     corpus = clustered(40)
-    with FunnelIndex.create(tmp_path / "index", compressor(), sizes=(4,)) as index:
+    with FunnelIndex.create(tmp_path / "index", compressor(), dims=(4,)) as index:
         index.add(corpus)
-        schedule = index.tune(target=1.0)
+        schedule = index.tune(recall=1.0)
         assert (schedule.recall_low < 1.0) == ("recall target 1.0 is missed" in caplog.text)
         lost = replace(schedule, steps=(Step(4, 10), Step(32, 10)), recall=0.5, recall_low=0.4, target=0.99)
         assert lost.misses_target

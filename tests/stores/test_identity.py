@@ -373,7 +373,7 @@ def test_every_entrance_refuses_vectors_of_another_space(folder, source, tmp_pat
     good = tmp_path / "good.npy"
     shutil.copy(source, good)
     if entrance in ("search", "index --add"):
-        assert run(["index", str(folder), "--vectors", str(good), "--out", str(tmp_path / "i"), "--sizes", "4"]) == 0
+        assert run(["index", str(folder), "--vectors", str(good), "--out", str(tmp_path / "i"), "--dims", "4"]) == 0
         capsys.readouterr()
     spoil(source)
     commands = {
@@ -414,7 +414,7 @@ def test_queries_given_as_text_are_not_embedded_by_another_model(tmp_path, vecto
 
 
 def test_queries_that_this_compressor_compressed_are_searched_with(folder, source, vectors, tmp_path, capsys):
-    assert run(["index", str(folder), "--vectors", str(source), "--out", str(tmp_path / "i"), "--sizes", "4,8"]) == 0
+    assert run(["index", str(folder), "--vectors", str(source), "--out", str(tmp_path / "i"), "--dims", "4,8"]) == 0
     transform_files(Job(str(folder), str(source)), tmp_path / "q.npy")
     capsys.readouterr()
     assert run(["search", str(tmp_path / "i"), "--queries", str(tmp_path / "q.npy"), "--k", "1"]) == 0

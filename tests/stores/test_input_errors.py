@@ -98,7 +98,7 @@ BAD_NUMBERS = {
     "--k 0": ["index", "c", "--vectors", "x.npy", "--out", "i", "--k", "0"],
     "--k 2.5": ["index", "c", "--vectors", "x.npy", "--out", "i", "--k", "2.5"],
     "--recall nan": ["index", "c", "--vectors", "x.npy", "--out", "i", "--recall", "nan"],
-    "--sizes 99": ["index", "c", "--vectors", "x.npy", "--out", "i", "--sizes", "99"],
+    "--dims 99": ["index", "c", "--vectors", "x.npy", "--out", "i", "--dims", "99"],
     "--seed -1": ["fit", "--data", "x", "--out", "m", "--seed", "-1"],
     "--seed 2**32": ["fit", "--data", "x", "--out", "m", "--seed", str(1 << 32)],
     "--seeds -1": ["analyze", "importance", "--data", "x", "--out", "m", "--seeds", "0,-1"],
@@ -114,8 +114,8 @@ def test_a_number_that_cannot_be_is_one_line(here, capsys, name):
 def test_k_is_a_whole_number_of_1_or_more(here, vectors, k):
     loaded = Compressor.load("c")
     with pytest.raises(DataError, match="`k` must be"):
-        FunnelIndex.build("built", loaded, vectors, sizes=(4,), k=k)
-    with FunnelIndex.create("index", loaded, sizes=(4,)) as index:
+        FunnelIndex.build("built", loaded, vectors, dims=(4,), k=k)
+    with FunnelIndex.create("index", loaded, dims=(4,)) as index:
         index.add(vectors[:50])
         with pytest.raises(DataError, match="`k` must be"):
             index.search(vectors[:2], k)

@@ -270,7 +270,7 @@ def _budgets(text: str | None, ram: str | None, documents: str | None) -> tuple[
 def _bytes_to_try(
     budgets: tuple[int, ...], by_memory: bool, by_target: bool, settings: Mapping[str, Any], width: int
 ) -> tuple[int, ...]:
-    """What was asked for; more than the original takes helps nobody. For a target, a byte per four numbers of a size."""
+    """What was asked for, or, to reach a target, a byte per four numbers of each size. At most what floats take."""
     from smec_st.stages import default_dims
 
     if by_memory:

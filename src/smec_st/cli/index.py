@@ -11,12 +11,13 @@ from typing import Any
 
 import click
 
-from smec_st.cli.options import CODES, FOLDER, load_table, thinking, whole_numbers
+from smec_st.cli.options import CODES, COLUMN, FOLDER, load_table, thinking, whole_numbers
 
 
 @click.command()
 @click.argument("compressor", type=FOLDER)
 @click.option("--vectors", type=FOLDER, required=True, help="Documents, in any format; their ids are kept.")
+@COLUMN
 @CODES
 @click.option("--out", "uri", default="index.db", show_default=True, metavar="URI", help="NAME.db (Milvus Lite), "
               "http://HOST:19530 (Milvus), or a folder (FAISS in this process).")  # fmt: skip
@@ -26,7 +27,7 @@ from smec_st.cli.options import CODES, FOLDER, load_table, thinking, whole_numbe
 @click.option("--queries", type=FOLDER, help="Typical queries, to choose the schedule on.")
 @click.option("--recall", default=0.99, show_default=True, help="Share of exact full-width search to reach.")
 @click.option("--k", default=10, show_default=True, help="Results per query to choose the schedule for.")
-@click.option("--sizes", help="Sizes to store, for instance 48,96; by default chosen from the data.")
+@click.option("--dims", help="Sizes to store, for instance 48,96; by default chosen from the data.")
 @click.option("--head", help="flat, hnsw or ivf; each also with -int8, or -codes:BYTES.  [default: hnsw-int8]")
 @click.option(
     "--bytes", "bytes_", type=int, help="Search codes of this many bytes first; the compressor must have them."
@@ -45,7 +46,8 @@ def index(
     queries: Path | None,
     recall: float,
     k: int,
-    sizes: str | None,
+    column: str | None,
+    dims: str | None,
     head: str | None,
     bytes_: int | None,
     originals: str,
@@ -65,12 +67,12 @@ def index(
             raise DataError("give --head or --bytes, not both.")
         head = head or ("hnsw-int8" if bytes_ is None else f"codes:{bytes_}")
         loaded = Compressor.load(compressor)
-        source = load_table(vectors, "corpus", codes)
+        source = load_table(vectors, "corpus", codes, column)
         table = source.array
         if not add:
             check_space(loaded, source.width, source.record, source.name)
         ids, fields = read_rows(rows, names, len(table), source.ids)
-        query_source = None if queries is None else load_table(queries, "queries", codes)
+        query_source = None if queries is None else load_table(queries, "queries", codes, column)
         if query_source is not None:
             check_space(loaded, query_source.width, query_source.record, query_source.name)
     with _progress_bars() as report_progress:
@@ -90,9 +92,9 @@ def index(
                 ids=ids,
                 fields=fields,
                 queries=None if query_source is None else query_source.array,
-                target=recall,
+                recall=recall,
                 k=k,
-                sizes=None if sizes is None else whole_numbers(sizes, "--sizes"),
+                dims=None if dims is None else whole_numbers(dims, "--dims"),
                 head=head,
                 originals=None if originals == "none" else originals,
                 progress=report_progress,

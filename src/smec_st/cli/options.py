@@ -92,15 +92,17 @@ def print_similarity(collection: Collection) -> None:
         click.echo(f"original: by cosine, although its model scores by {collection.similarity} distance")
 
 
-def load_table(path: Path, name: str, codes: str | None = None) -> ArrayVectors:
-    """Read the vectors of a file with ids; ``name`` is the table to read from a file that holds several."""
+def load_table(path: Path, name: str, codes: str | None = None, column: str | None = None) -> ArrayVectors:
+    """Read the vectors of a file with ids; ``name`` is the table of a file with several, unless a column is named."""
     from smec_st.data import DataError, open_vectors
     from smec_st.data.sources import TABLES, read_all
     from smec_st.data.sources.tables import ArrayVectors
 
     try:
-        source = open_vectors(path, name if path.suffix in TABLES else None, codes)
+        source = open_vectors(path, column or (name if path.suffix in TABLES else None), codes)
     except DataError:
+        if column is not None:
+            raise
         source = open_vectors(path, None, codes)
     rows, ids = read_all(source)
     return ArrayVectors(source.name, rows, source.record, source.state, ids)

@@ -151,7 +151,12 @@ class Compressor:
         return max(found, key=lambda head: (bytes is not None and "for_bytes" in head.info, head.dim))
 
     def transform(
-        self, vectors: Vectors, dim: int | None = None, chunk: int = 65536, precision: str = "float32"
+        self,
+        vectors: Vectors,
+        dim: int | None = None,
+        chunk: int = 65536,
+        precision: str | None = None,
+        bytes: int | None = None,
     ) -> Vectors:
         """Compress vectors.
 
@@ -160,7 +165,8 @@ class Compressor:
                 matter.
             dim: Size wanted: one of :attr:`dims`, or any prefix of a nested compressor. The widest by default.
             chunk: Rows mapped at a time, to bound memory.
-            precision: How documents are stored, see :meth:`head`. Queries stay float32.
+            precision: How documents are stored, see :meth:`head`; float32 by default. Queries stay float32.
+            bytes: Bytes per document, instead of ``dim`` and ``precision``.
 
         Returns:
             ``(n, dim)`` or ``(dim,)`` float32 of length 1, or codes; a tensor for a tensor, otherwise numpy.
@@ -171,9 +177,9 @@ class Compressor:
         if hasattr(vectors, "detach"):
             import torch
 
-            compressed: Any = torch.from_numpy(self.transform(as_numpy(vectors), dim, chunk, precision))
+            compressed: Any = torch.from_numpy(self.transform(as_numpy(vectors), dim, chunk, precision, bytes))
             return compressed.to(vectors.device)  # type: ignore[no-any-return]
-        codes: Any = self.head(dim, precision).encode(np.asarray(vectors), chunk)
+        codes: Any = self.head(dim, precision, bytes).encode(np.asarray(vectors), chunk)
         return codes  # type: ignore[no-any-return]
 
     def attach(self, model: SentenceTransformer | str, dim: int | None = None) -> SentenceTransformer:

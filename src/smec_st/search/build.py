@@ -37,40 +37,30 @@ BuildProgress = Callable[[str, int, int], object]
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options of a build.
+    """Options of a build; see :meth:`smec_st.search.FunnelIndex.build`."""
 
-    Args:
-        target: Recall@k of exact full-width search that the schedule must reach.
-        k: Number of results per query that the schedule is chosen for.
-        sizes: Sizes to store; by default those of the cheapest schedule on a sample.
-        head: See :meth:`smec_st.search.FunnelIndex.create`.
-        originals: See :meth:`smec_st.search.FunnelIndex.create`.
-        most_ram: Bytes of memory per row that the head may take when sizes are chosen; by default a quarter of what
-            HNSW over float32 vectors of full width takes.
-    """
-
-    target: float = 0.99
+    recall: float = 0.99
     k: int = 10
-    sizes: Sequence[int] | None = None
+    dims: Sequence[int] | None = None
     head: str = "hnsw-int8"
     originals: str | None = "float32"
     most_ram: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", whole_number(self.k, "k"))
-        check_target(self.target)
+        check_target(self.recall)
 
 
 def build(
     uri: str | Path,
     compressor: Compressor,
     vectors: ArrayLike,
+    chosen: BuildOptions,
     *,
     ids: Ids | None = None,
     fields: Columns | None = None,
     queries: ArrayLike | None = None,
     progress: BuildProgress | None = None,
-    **options: Any,
 ) -> Backend:
     """Build an index of these vectors; see :meth:`smec_st.search.FunnelIndex.build`."""
     table = check_vectors(vectors, "document")
@@ -78,7 +68,6 @@ def build(
         raise DataError(f"document vectors are {table.shape[1]} wide; this compressor reads {compressor.width}.")
     if len(table) < 2:
         raise DataError("an index is built from at least 2 vectors; create an empty one and add to it.")
-    chosen = BuildOptions(**options)
     if queries is not None:
         queries = check_vectors(queries, "query")
         check_widths(table, queries)
@@ -90,7 +79,7 @@ def build(
     source = _input_hash(documents, queries, chosen)
     backend = _open_unfinished(uri, compressor, source)
     if backend is None:
-        sizes = choose_sizes(compressor, table, queries, chosen) if chosen.sizes is None else chosen.sizes
+        sizes = choose_sizes(compressor, table, queries, chosen) if chosen.dims is None else chosen.dims
         settings = new_settings(
             compressor, sizes, chosen.originals, None,
             head=chosen.head, id_type=id_type, fields=field_types, building=len(table), source=source,
@@ -129,7 +118,7 @@ def _fill(
         seen += rows
         report("choosing the schedule", seen, 2 * len(documents))
 
-    schedule = tune(backend, compressor, queries, target=options.target, k=options.k, progress=count)
+    schedule = tune(backend, compressor, queries, target=options.recall, k=options.k, progress=count)
     backend.save_settings(replace(backend.settings, schedule=schedule, building=0, source=""))
     backend.flush()
 
@@ -202,7 +191,7 @@ def choose_sizes(
     heads = [size for size in below if row_bytes(options.head, size) <= max_bytes] or below[:1]
     heads = [codes] if codes else heads
     cost, growth = head_cost(options.head, len(vectors)), len(vectors) / len(sample)
-    schedule = choose_schedule(ranks, full, len(vectors), cost, target=options.target, growth=growth, heads=heads)
+    schedule = choose_schedule(ranks, full, len(vectors), cost, target=options.recall, growth=growth, heads=heads)
     return tuple(s for s in (schedule.sizes[:-1] if keeps_originals else schedule.sizes) if s != codes)
 
 
@@ -220,7 +209,7 @@ def kind_of(name: str, column: Sequence[Any] | np.ndarray) -> str:
 
 def _input_hash(documents: Documents, queries: np.ndarray | None, options: BuildOptions) -> str:
     """Hash all that a build depends on: an interrupted build is only continued with the very same input."""
-    sizes = None if options.sizes is None else sorted(map(int, options.sizes))
+    sizes = None if options.dims is None else sorted(map(int, options.dims))
     settings = {**dataclasses.asdict(options), "sizes": sizes}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=float).encode())
     for table in (documents.vectors, *([] if queries is None else [queries])):

@@ -15,7 +15,7 @@ from smec_st.compressor.space import check_space
 from smec_st.data import DataError, VectorSource, check_vectors
 from smec_st.data.errors import some, whole_number
 from smec_st.search.backend import Backend, Columns, Ids, Settings
-from smec_st.search.build import build
+from smec_st.search.build import BuildOptions, BuildProgress, build
 from smec_st.search.checks import ADD_ROWS, Documents, as_ids, new_settings
 from smec_st.search.encoding import document_widths, encode_documents, encode_queries, steps_for, wrong_width
 from smec_st.search.engines import create_backend, open_backend
@@ -62,7 +62,7 @@ class FunnelIndex:
         uri: str | Path,
         compressor: Compressor,
         *,
-        sizes: Sequence[int] | None = None,
+        dims: Sequence[int] | None = None,
         head: str = "hnsw-int8",
         originals: str | None = "float32",
         id_type: str = "int",
@@ -77,7 +77,7 @@ class FunnelIndex:
         Args:
             uri: Folder, file or server, see the class.
             compressor: Maps vectors to the sizes.
-            sizes: Sizes of the compressor to store; by default all that are smaller than full width.
+            dims: Sizes of the compressor to store; by default all that are smaller than full width.
             head: ``flat``, ``hnsw`` or ``ivf``, each also with ``-float16``, ``-int8``, ``-int4`` or ``-pq`` vectors;
                 or ``codes:12``, the codes of 12 bytes that ``Compressor.quantize`` made.
             originals: ``float32`` or ``float16`` to keep the originals on disk, memory-mapped; None to keep none.
@@ -92,7 +92,7 @@ class FunnelIndex:
             DataError: If an option is unknown, or an index of the same compressor exists at the URI.
         """
         settings = new_settings(
-            compressor, sizes, originals, schedule,
+            compressor, dims, originals, schedule,
             head=head, id_type=id_type, fields=dict(fields or {}), building=building, source=source,
         )  # fmt: skip
         return cls(create_backend(str(uri), settings, compressor), compressor, model)
@@ -143,8 +143,17 @@ class FunnelIndex:
         compressor: Compressor,
         vectors: ArrayLike,
         *,
+        ids: Ids | None = None,
+        fields: Columns | None = None,
+        queries: ArrayLike | None = None,
+        recall: float = 0.99,
+        k: int = 10,
+        dims: Sequence[int] | None = None,
+        head: str = "hnsw-int8",
+        originals: str | None = "float32",
+        most_ram: float | None = None,
         model: SentenceTransformer | str | None = None,
-        **options: Any,
+        progress: BuildProgress | None = None,
     ) -> FunnelIndex:
         """Create an index, add all vectors, and choose its schedule from them.
 
@@ -154,17 +163,24 @@ class FunnelIndex:
             uri: Folder, file or server, see the class.
             compressor: Maps vectors to the sizes.
             vectors: ``(N, D)`` originals; a memory map is read in pieces.
+            ids: As in :meth:`add`.
+            fields: As in :meth:`add`; their types are inferred from their values.
+            queries: ``(Q, D)`` queries to choose the schedule on; by default documents.
+            recall: Recall@k of exact full-width search that the schedule must reach.
+            k: Number of results per query that the schedule is chosen for.
+            dims: Sizes to store; by default those of the cheapest schedule on a sample.
+            head: See :meth:`create`.
+            originals: See :meth:`create`.
+            most_ram: Bytes of memory per row that the head may take when sizes are chosen; by default a quarter of
+                what HNSW over float32 vectors of full width takes.
             model: Embeds queries given as text.
-            options: ``ids`` and ``fields`` as in :meth:`add` (the types of fields are inferred from their values);
-                ``queries`` ``(Q, D)`` to choose the schedule on, by default documents; ``progress``, called with the
-                name of a stage, rows done and rows in total; and those of
-                :class:`~smec_st.search.build.BuildOptions`: ``target``, ``k``, ``sizes``, ``head``, ``originals`` and
-                ``most_ram``.
+            progress: Called with the name of a stage, rows done and rows in total.
 
         Raises:
             DataError: If the input cannot be used, or another index exists at the URI.
         """
-        backend = build(uri, compressor, vectors, **options)
+        options = BuildOptions(recall, k, dims, head, originals, most_ram)
+        backend = build(uri, compressor, vectors, options, ids=ids, fields=fields, queries=queries, progress=progress)
         return cls(backend, backend.compressor() if backend.settings.codes else compressor, model)
 
     def check(self, source: VectorSource, sizes: Sequence[int] = ()) -> None:
@@ -283,7 +299,7 @@ class FunnelIndex:
         self,
         queries: ArrayLike | None = None,
         *,
-        target: float = 0.99,
+        recall: float = 0.99,
         k: int = 10,
         most_queries: int = MAX_QUERIES,
         progress: Progress | None = None,
@@ -292,13 +308,13 @@ class FunnelIndex:
 
         Args:
             queries: ``(Q, D)`` queries like those to come. By default documents serve as queries, which may be easier.
-            target: Recall@k of exact full-width search; the lower end of a 95 % interval must reach it.
+            recall: Recall@k of exact full-width search; the lower end of a 95 % interval must reach it.
             k: Number of results per query.
             most_queries: Of more queries than this, an evenly spaced subset is used.
             progress: Called with the number of rows read, in two passes over all rows.
         """
         schedule = tune(
-            self._backend, self._compressor, queries, target=target, k=k, max_queries=most_queries, progress=progress
+            self._backend, self._compressor, queries, target=recall, k=k, max_queries=most_queries, progress=progress
         )
         self._backend.save_settings(dataclasses.replace(self.settings, schedule=schedule))
         return schedule
@@ -322,7 +338,7 @@ class FunnelIndex:
         copy = FunnelIndex.create(
             uri,
             self._compressor,
-            sizes=[each for each in settings.sizes if each <= size],
+            dims=[each for each in settings.sizes if each <= size],
             head=head or settings.head,
             originals=None,
             id_type=settings.id_type,
