@@ -263,6 +263,10 @@ def desk(tmp_path_factory):
     np.save(desk / "corpus.npy", vectors["corpus"])
     np.save(desk / "queries.npy", vectors["queries"])
     np.save(desk / "relevant.npy", np.stack([np.arange(200), source], axis=1))
+    words = "river stone bird cloud lamp road glass tree wind salt".split()
+    texts = [f"the {one} and the {other} are near" for one in words for other in words]
+    (desk / "documents.txt").write_text("\n".join(texts))
+    (desk / "questions.txt").write_text("\n".join(f"where is the {word}" for word in words))
     return desk
 
 
