@@ -147,8 +147,11 @@ def test_load_collection_rejects_spoilt_files(small_collection, spoil, match):
 @pytest.mark.parametrize(
     ("source", "match"),
     [
-        ({}, "give either a file of vectors or a model that makes them"),
-        ({"vectors": "v.safetensors", "model": "m"}, "give either a file of vectors or a model that makes them"),
+        ({}, r"give either a file of vectors \(--vectors\) or a model"),
+        (
+            {"vectors": "v.safetensors", "model": "m"},
+            r"give either a file of vectors \(--vectors\) or a model",
+        ),
         ({"vectors": "corpus.jsonl"}, "a collection's vectors are one file ending in .safetensors, .npz, .h5"),
         ({"vectors": "qrels"}, "no such file: .*corpus.npy"),
     ],

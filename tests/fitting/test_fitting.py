@@ -244,6 +244,14 @@ def test_one_candidate_leaves_nothing_to_choose(world):
     assert start.info["stages"] == []
 
 
+@pytest.mark.parametrize("candidate", CANDIDATES)
+def test_every_candidate_trains_a_size_that_may_have_a_hidden_layer(world, candidate):
+    corpus, queries, qrels = world
+    made = Compressor.fit(corpus, queries, qrels, (8, 1), candidates=(candidate,), **{**QUICK, "narrow_hidden": 1.0})
+    has_hidden_layer = len(made.maps[0][0].layers) > 1
+    assert has_hidden_layer == (candidate in ("ranked", "adapted and ranked", "labels alone"))
+
+
 def test_decisions_are_kept_as_json(learned, tmp_path):
     (decision,) = learned.info["decisions"]
     means = decision["means"]

@@ -28,7 +28,11 @@ from smec_st.cli.options import CODES, COLUMN, FOLDER, load_table, thinking, who
 @click.option("--recall", default=0.99, show_default=True, help="Share of exact full-width search to reach.")
 @click.option("--k", default=10, show_default=True, help="Results per query to choose the schedule for.")
 @click.option("--dims", help="Sizes to store, for instance 48,96; by default chosen from the data.")
-@click.option("--head", help="flat, hnsw or ivf; each also with -int8, or -codes:BYTES.  [default: hnsw-int8]")
+@click.option(
+    "--head",
+    help="flat, hnsw or ivf, each also with -float16, -int8, -int4, -pq or "
+    "-codes:BYTES; codes:BYTES alone is ivf-codes:BYTES.  [default: hnsw-int8]",
+)
 @click.option(
     "--bytes", "bytes_", type=int, help="Search codes of this many bytes first; the compressor must have them."
 )
@@ -101,7 +105,8 @@ def index(
             )
     with FunnelIndex.open(uri, loaded) if add else built as opened:
         report = {"schedule": opened.schedule.to_dict(), **opened.bytes()}
-        _print_report(opened.uri, str(opened.schedule), report)
+        truth = "full-width search" if opened.settings.originals else f"search at {opened.settings.full} numbers"
+        _print_report(opened.uri, str(opened.schedule), report, truth)
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -136,12 +141,12 @@ def _count_added(report: Callable[[str, int, int], None], total: int) -> Callabl
     return count
 
 
-def _print_report(uri: str, schedule: str, report: dict[str, Any]) -> None:
+def _print_report(uri: str, schedule: str, report: dict[str, Any], truth: str) -> None:
     choice = report["schedule"]
     click.echo(f"{uri}: {report['rows']} rows, schedule {schedule}")
     if choice["recall"] is not None:
         click.echo(
-            f"recall@{choice['k']} {choice['recall']:.4f} of exact full-width search "
+            f"recall@{choice['k']} {choice['recall']:.4f} of exact {truth} "
             f"(at least {choice['recall_low']:.4f}, {choice['queries']} queries)"
         )
     for kind in ("ram", "disk"):

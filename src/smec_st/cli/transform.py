@@ -68,6 +68,7 @@ def transform(
     click.echo(f"{manifest.rows:,} vectors of {space['dim']} numbers ({stored}) in {where}")
     left_out = sum(shard.read - shard.rows for shard in manifest.shards)
     if left_out:
-        click.echo(f"{left_out:,} rows left out, listed in {out if out.is_dir() else f'{out}.'}left-out*.jsonl")
+        lists = f"{out}/left-out*.jsonl" if out.is_dir() else f"{out}.left-out.jsonl"
+        click.echo(f"{left_out:,} rows left out, listed in {lists}")
     if manifest.job["ids"] is False:
         click.echo("the ids of the rows were not written; .parquet keeps them")

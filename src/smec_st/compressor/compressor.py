@@ -292,7 +292,7 @@ class Compressor:
         corpus: Any,
         queries: Any | None = None,
         qrels: Any | None = None,
-        dims: Sequence[int] | None = None,
+        dims: int | Sequence[int] | None = None,
         *,
         dev_qrels: Any | None = None,
         model: SentenceTransformer | str | None = None,
@@ -344,7 +344,7 @@ class Compressor:
             raise DataError(f"these vectors are compressed already (by {backbone['fingerprint']}); fit the originals.")
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
         if dims is not None:
-            given["dims"] = tuple(dims)
+            given["dims"] = (dims,) if isinstance(dims, int) else tuple(dims)
         corpus, queries, known = embed_if_texts(corpus, queries, model, progress)
         table = VectorTable(corpus, queries, own_document)
         resolved = resolve_config(given, table.width)
@@ -404,7 +404,7 @@ class Compressor:
         queries: Any | None = None,
         qrels: Any | None = None,
         *,
-        bytes: int,
+        bytes: int | Sequence[int],
         dev_qrels: Any | None = None,
         own_document: Sequence[int] | np.ndarray | None = None,
         seed: int = 0,
@@ -419,7 +419,7 @@ class Compressor:
             corpus: As for :meth:`fit`.
             queries: As for :meth:`fit`.
             qrels: As for :meth:`fit`.
-            bytes: Bytes per document.
+            bytes: Bytes per document; of several numbers, each gets its best way.
             dev_qrels: As for :meth:`fit`.
             own_document: As for :meth:`fit`.
             seed: Random seed.
@@ -435,7 +435,10 @@ class Compressor:
         train, dev = _judgements(table, qrels, dev_qrels)
         if train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, seed)
-        return add_best(self, table, train, dev, bytes, seed, None)
+        made = self
+        for budget in (bytes,) if isinstance(bytes, int) else bytes:
+            made = add_best(made, table, train, dev, budget, seed, None)
+        return made
 
     def extend(
         self,

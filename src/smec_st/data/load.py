@@ -68,7 +68,7 @@ def load_collection(
         found = load_vector_folder(path, None, None, strict, codes)
         return _described(with_backbone(found, Tables(path, codes)), None, similarity)
     if (vectors is None) == (model is None):
-        raise DataError("give either a file of vectors or a model that makes them.")
+        raise DataError("give either a file of vectors (--vectors) or a model that makes them (--model).")
     if vectors is not None and not Path(vectors).exists():
         raise DataError(f"no such file: {vectors}")  # before the texts are read
     if read is load_fashion200k:

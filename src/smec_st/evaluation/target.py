@@ -70,7 +70,8 @@ class SizeTest:
     def __str__(self) -> str:
         what = f"{self.dim} dims" if self.precision == "float32" else f"{self.bytes} bytes"
         verdict = "holds" if self.holds else "does not hold"
-        return f"{what}: {self.score:.3f}, wanted {self.wanted:.3f}, at worst {self.low:+.3f}: {verdict}"
+        wanted = f"wanted {self.wanted:.3f}, the difference is at least {self.low:+.3f}"
+        return f"{what}: {self.score:.3f}, {wanted}: {verdict}"
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,11 @@ class SMECLoss(nn.Module):
         """Whether the running stage learns from judgements."""
         return self.relevance is not None and self._active.rank_weight > 0
 
+    @property
+    def will_rank(self) -> bool:
+        """Whether the stages after an adapt stage, which always learns from judgements, learn from them."""
+        return self.relevance is not None and self.settings.rank_weight > 0
+
     def _new_scales(self, sizes: int) -> None:
         """One learned factor of the temperature per size, 1 at first."""
         device = next(self.model.parameters(), torch.zeros(())).device

@@ -309,7 +309,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 self.args,
                 self.table,
                 finished,
-                ranks=self.loss.ranks,
+                ranks=self.loss.will_rank,
                 adapter=self._first_adapter if stage.index == 0 else None,
             ):
                 self.model.append(module.to(self.model.device))
