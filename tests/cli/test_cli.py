@@ -202,6 +202,14 @@ def append(folder: Path, line: str) -> None:
         file.write(line)
 
 
+def test_fit_says_that_test_judgements_are_trained_on(small_collection, tmp_path, caplog):
+    folder = small_collection()
+    (folder / "qrels" / "test.tsv").write_text((folder / "qrels" / "train.tsv").read_text())
+    assert run(["fit", "--data", str(folder), "--vectors", str(folder / "vectors.safetensors"), "--method", "pca",
+                "--dims", "8", "--out", str(tmp_path / "out")]) == 0  # fmt: skip
+    assert "judgements of the test split of toy are in its train split as well" in caplog.text
+
+
 def empty_train(folder: Path) -> None:
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n")
 
@@ -238,7 +246,7 @@ def test_fit_refuses_a_broken_collection(small_collection, tmp_path, quick, caps
         (("--dims", "8,-4"), "must be 1 or more, got -4"),
         (("--dims", "8,four"), "whole numbers and commas"),
         (("--method", "magic"), "unknown method 'magic'; known are smec"),
-        (("--model", "some/model"), "either a file of vectors or a model"),
+        (("--model", "some/model"), r"either a file of vectors \(--vectors\) or a model"),
         (("--seed", "x"), "--seed"),
         (("--no-such-option",), "--no-such-option"),
     ],

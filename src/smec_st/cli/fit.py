@@ -192,9 +192,31 @@ def _refuse_lengths(collection: Collection) -> None:
 
 def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, Qrels | None]:
     """Training and dev judgements; without labels neither need be there."""
+    from smec_st.data.errors import DataError
+
+    train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
     if no_labels:
-        return collection.qrels.get("train"), collection.qrels.get("dev")
-    return collection.judged("train"), collection.qrels.get("dev")
+        return train, dev
+    if train is None:
+        raise DataError(f"{collection.name} has no train split to learn from. Use --no-labels to fit without one.")
+    _tell_what_is_shared(collection, train)
+    return collection.judged("train"), dev
+
+
+def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
+    """Say how many judgements of another split are trained on, as its figures are no test then."""
+    import numpy as np
+
+    from smec_st.data.errors import tell
+
+    def numbers(qrels: Qrels) -> np.ndarray:
+        found: np.ndarray = qrels.pairs[:, 0] * len(collection.corpus) + qrels.pairs[:, 1]
+        return found
+
+    for split, qrels in collection.qrels.items():
+        shared = 0 if split == "train" else len(np.intersect1d(numbers(train), numbers(qrels)))
+        if shared:
+            tell(f"{shared} judgements of the {split} split of {collection.name} are in its train split as well.")
 
 
 def _print_decisions(compressor: Compressor, budgets: Sequence[int]) -> None:
