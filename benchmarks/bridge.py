@@ -3,7 +3,7 @@
     python benchmarks/bridge.py DATA/xquad_r_en DATA/xquad_r_en_e5 --json benchmarks/results/bridge.json
 
 Both folders hold the same texts and judgements, with vectors of one model each. A bridge learns from training and dev
-queries and from documents; test queries are only reported on. Two samples are told apart:
+queries and from documents; test queries are only reported on. There are two kinds of samples:
 
 - store: the sample holds every document of the store, also those that test queries ask for. Nobody needs a bridge
   then, except while the index is rebuilt.

@@ -70,7 +70,7 @@ def joined(out: Path) -> np.ndarray:
 def test_transform_equals_the_compressor_in_memory(folder, vectors, tmp_path, write, precision):
     job = Job(str(folder), write(tmp_path, vectors), dim=8, precision=precision, shard_rows=128)
     seen = []
-    manifest = transform_files(job, tmp_path / "out", told=lambda done, total: seen.append((done, total)))
+    manifest = transform_files(job, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
     expected = Compressor.load(folder).transform(vectors, 8, precision=precision)
     found = joined(tmp_path / "out")
     assert found.dtype == expected.dtype

@@ -80,7 +80,7 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, _Interrupted, click.Abort):
         return _print_error("interrupted; the same command continues where it stopped.", INTERRUPTED)
     except Exception as error:
-        from smec_st.data.errors import DataError
+        from smec_st.system.errors import DataError
         from smec_st.system.optional import how_to_install
 
         if isinstance(error, RecursionError):

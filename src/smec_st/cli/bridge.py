@@ -64,8 +64,8 @@ def bridge(
         loaded = None if compressor is None else Compressor.load(compressor)
         one = load_collection(data, vectors, model, task, codes=codes, strict=strict)
         other = load_collection(data, new_vectors, new_model, task, codes=codes, strict=strict)
-    told = [qrels for split, qrels in one.qrels.items() if split != "test"]
-    judged = Qrels.joined(told) if told else None
+    known = [qrels for split, qrels in one.qrels.items() if split != "test"]
+    judged = Qrels.joined(known) if known else None
     aside = one.qrels["test"].query_rows if "test" in one.qrels else np.empty(0, dtype=np.int64)
     rows = np.setdiff1d(np.arange(len(one.queries)), aside)
     if judged is not None:

@@ -35,7 +35,7 @@ def check(
 ) -> None:
     """Check new DOCUMENTS and --queries for drift: are fewer neighbours kept than at the fit?
 
-    Exit code 0: no. Exit code 1: yes, of one or both. Exit code 2: it could not be told, and a line says why.
+    Exit code 0: no. Exit code 1: yes, of one or both. Exit code 2: the check was not possible, and a message says why.
     """
     with thinking("reading"):
         import json

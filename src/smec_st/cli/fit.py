@@ -98,11 +98,11 @@ def fit(
     keep_freed_memory()
     refuse_existing(out)
     if synthetic is not None and model is None:
-        from smec_st.data.errors import DataError
+        from smec_st.system.errors import DataError
 
         raise DataError("--synthetic makes queries from texts: give the --model that embeds them.")
     with thinking("reading"):
-        # What is wrong with the input is said before torch is loaded, which takes seconds.
+        # Errors in the input appear before torch is loaded, which takes seconds.
         settings = _settings(config, dims, seed, method)
         aim = _target(target)
         budgets = _budgets(bytes_, ram, documents)
@@ -179,8 +179,8 @@ def fit(
 
 def _refuse_lengths(collection: Collection) -> None:
     """Refuse to fit to inner products where lengths count."""
-    from smec_st.data.errors import DataError
     from smec_st.data.vectors import length_range
+    from smec_st.system.errors import DataError
 
     shortest, longest = length_range(collection.corpus)
     if longest > shortest * SAME_LENGTH:
@@ -192,7 +192,7 @@ def _refuse_lengths(collection: Collection) -> None:
 
 def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, Qrels | None]:
     """Training and dev judgements; without labels neither need be there."""
-    from smec_st.data.errors import DataError
+    from smec_st.system.errors import DataError
 
     train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
     if no_labels:
@@ -207,7 +207,7 @@ def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
     """Say how many judgements of another split are trained on, as its figures are no test then."""
     import numpy as np
 
-    from smec_st.data.errors import tell
+    from smec_st.system.errors import tell
 
     def numbers(qrels: Qrels) -> np.ndarray:
         found: np.ndarray = qrels.pairs[:, 0] * len(collection.corpus) + qrels.pairs[:, 1]
@@ -272,7 +272,7 @@ def _target(text: str | None) -> Target | None:
 
 def _budgets(text: str | None, ram: str | None, documents: str | None) -> tuple[int, ...]:
     """Bytes per document that are asked for, or what memory leaves for each document."""
-    from smec_st.data.errors import DataError
+    from smec_st.system.errors import DataError
 
     if (ram is None) != (documents is None):
         raise DataError("--ram and --documents go together.")
@@ -305,7 +305,7 @@ def _bytes_to_try(
 
 def _amount(text: str, option: str, units: Mapping[str, float]) -> float:
     """A number with a unit, such as 2GB or 50M."""
-    from smec_st.data.errors import DataError
+    from smec_st.system.errors import DataError
 
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if found is None or found[2] not in units:
@@ -315,8 +315,8 @@ def _amount(text: str, option: str, units: Mapping[str, float]) -> float:
 
 
 def _settings(config: Path | None, dims: str | None, seed: int | None, method: str) -> dict[str, Any]:
-    from smec_st.data.errors import DataError
     from smec_st.fitting.config import METHODS, FitConfig, read_settings
+    from smec_st.system.errors import DataError
 
     settings = read_settings(config) if config is not None else {}
     if dims is not None:
@@ -369,7 +369,7 @@ def _work_dir(out: Path, key: str) -> Iterator[Path]:
         if not _has_progress(work):
             shutil.rmtree(work, ignore_errors=True)
         if type(error).__name__ == "SafetensorError":  # a checkpoint, on a full disk
-            from smec_st.data.errors import DataError, one_line
+            from smec_st.system.errors import DataError, one_line
 
             raise DataError(f"cannot write {work}: {one_line(error)}") from error
         raise

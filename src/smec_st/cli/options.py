@@ -71,14 +71,14 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
 
 def whole_seeds(text: str) -> tuple[int, ...]:
     """Parse the seeds of ``--seeds``."""
-    from smec_st.data.errors import check_seed
+    from smec_st.system.errors import check_seed
 
     return tuple(map(check_seed, whole_numbers(text, "--seeds")))
 
 
 def refuse_existing(folder: Path) -> None:
     """Raise a DataError if an output folder exists and is not empty."""
-    from smec_st.data.errors import DataError
+    from smec_st.system.errors import DataError
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists already; choose another --out or remove it.")

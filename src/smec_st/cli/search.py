@@ -78,7 +78,7 @@ def search(
 
 def parse_where(text: str | None) -> dict[str, Any] | None:
     """Parse a filter given as JSON."""
-    from smec_st.data.errors import DataError, parse_json
+    from smec_st.system.errors import DataError, parse_json
 
     if text is None:
         return None

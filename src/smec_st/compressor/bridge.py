@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st import __version__
-from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.own import as_own_document
 from smec_st.data.qrels import Qrels, as_qrels
 from smec_st.data.safetensors import read_safetensors
@@ -19,6 +18,7 @@ from smec_st.data.space import check_backbone
 from smec_st.data.vectors import check_vectors, unit_rows
 from smec_st.maps import ACTIVATIONS, FoldedMap, Layer
 from smec_st.quantization.head import check_table
+from smec_st.system.errors import DataError, one_line, some
 from smec_st.system.files import new_folder
 
 if TYPE_CHECKING:

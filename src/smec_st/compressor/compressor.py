@@ -12,11 +12,11 @@ import numpy as np
 from smec_st.compressor.files import fingerprint, read_files, write_files
 from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
 from smec_st.data.embedding import backbone_record, embed_if_texts
-from smec_st.data.errors import check_seed, some, whole_number
 from smec_st.data.space import check_backbone
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
+from smec_st.system.errors import check_seed, some, whole_number
 from smec_st.system.files import new_folder
 from smec_st.system.optional import load_optional
 

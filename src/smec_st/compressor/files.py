@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from smec_st import __version__
-from smec_st.data.errors import DataError, one_line, parse_json, some
 from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.maps import FoldedMap, Layer
 from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.storage import head_entries, head_tensors, read_heads
+from smec_st.system.errors import DataError, one_line, parse_json, some
 from smec_st.system.files import write_text
 
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from smec_st.compressor.compressor import Compressor
-from smec_st.data.errors import DataError, some
 from smec_st.data.space import check_backbone
 from smec_st.quantization.head import Head
+from smec_st.system.errors import DataError, some
 
 
 def space_record(compressor: Compressor, head: Head) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from smec_st.data.collection import SPLITS, Collection
 from smec_st.data.encoded_table import EncodedTable
-from smec_st.data.errors import DataError
 from smec_st.data.join import join_collections
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.load import load_collection
@@ -15,6 +14,7 @@ from smec_st.data.sources import Batch, VectorSource, load_vectors, open_vectors
 from smec_st.data.synthetic import add_synthetic_queries
 from smec_st.data.table import Table, VectorTable
 from smec_st.data.vectors import as_numpy, check_vectors, unit_rows
+from smec_st.system.errors import DataError
 
 __all__ = [
     "SPLITS",

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.collection import SPLIT_NAMES, Collection
-from smec_st.data.errors import DataError, some, tell
 from smec_st.data.ids import find_id, id_text
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.judgements import Triple, read_splits, tidy
@@ -19,6 +18,7 @@ from smec_st.data.own import find_own_documents
 from smec_st.data.qrels import Qrels
 from smec_st.data.source import Tables, vectors_of
 from smec_st.data.vectors import unit_rows
+from smec_st.system.errors import DataError, some, tell
 
 SAME_VECTOR = 1e-3  # unit vectors up to this distance apart count as the same item
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from smec_st.data.beir import beir_collection
 from smec_st.data.collection import Collection
-from smec_st.data.errors import DataError, tell
 from smec_st.data.judgements import read_splits
 from smec_st.data.safetensors import Safetensors
 from smec_st.data.source import Tables
 from smec_st.data.sources import find_table, open_vectors
 from smec_st.data.sources.batch import metadata_record, sidecar_record
+from smec_st.system.errors import DataError, tell
 
 SIDES = ("corpus", "queries")
 

@@ -1,6 +1,6 @@
 """Turn numbers, codes, bytes and texts into vectors; every reader uses this module, so all formats agree.
 
-Whole numbers are read only when told what they are, because scaled and packed codes look the same:
+Whole numbers are read only if `codes` says what they are, because scaled and packed codes look the same:
 
 - ``float32``: plain numbers, whatever they look like;
 - ``int8``: scaled to -128..127; the direction is that of the numbers;
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line
+from smec_st.system.errors import DataError, one_line
 
 #: Codes and the type of their bytes.
 CODES: Mapping[str, str] = {"float32": "<f4", "int8": "i1", "uint8": "u1", "binary": "i1", "ubinary": "u1"}

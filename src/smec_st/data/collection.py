@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, some
 from smec_st.data.own import as_own_document
 from smec_st.data.qrels import Qrels
+from smec_st.system.errors import DataError, some
 
 SPLITS = ("train", "dev", "test")
 SPLIT_NAMES = {"train": "train", "dev": "dev", "val": "dev", "validation": "dev", "test": "test"}  # names in sources

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line, parse_json
 from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.data.vectors import as_numpy, unit_rows
+from smec_st.system.errors import DataError, one_line, parse_json
 from smec_st.system.optional import load_optional
 from smec_st.system.quiet import quiet_libraries
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError
 from smec_st.data.own import as_own_document
 from smec_st.data.table import Table
 from smec_st.data.vectors import as_numpy, unit_rows
+from smec_st.system.errors import DataError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

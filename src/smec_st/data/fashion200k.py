@@ -8,9 +8,9 @@ import numpy as np
 
 from smec_st.data.collection import Collection
 from smec_st.data.embedding import Items
-from smec_st.data.errors import DataError
 from smec_st.data.qrels import Qrels
 from smec_st.data.source import Tables, vectors_of
+from smec_st.system.errors import DataError
 
 LABELS = "labels/*_detect_all.txt"
 TASKS = ("text-to-image", "image-to-text")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from smec_st.data.beir import beir_collection
 from smec_st.data.collection import Collection
-from smec_st.data.errors import DataError, one_line
 from smec_st.data.judgements import triples_of
 from smec_st.data.source import Tables
+from smec_st.system.errors import DataError, one_line
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, some, tell
+from smec_st.system.errors import DataError, some, tell
 
 #: Names of a column or field of ids, without case, `-`, `_` and spaces. An earlier name wins over a later one.
 ID_NAMES = (
@@ -60,7 +60,8 @@ def id_text(value: Any, where: str) -> str:
 def join_by_id(wanted: Sequence[str], given: Sequence[str], what: str) -> np.ndarray:
     """Return the row in ``given`` of each wanted id, ``(len(wanted),)`` int64.
 
-    Equal order is the common case. Another order, and ids that nobody wants, are told.
+    The ids are usually in the same order already. Otherwise a message says that rows were joined by id, and how many
+    rows were left out because no wanted id belongs to them.
 
     Args:
         wanted: Distinct ids.
@@ -85,7 +86,7 @@ def join_by_id(wanted: Sequence[str], given: Sequence[str], what: str) -> np.nda
     extra = len(given) - len(wanted)
     tell(
         f"{what} are joined by id"
-        + (f"; {extra} of {len(given)} belong to nothing and are left out." if extra else ".")
+        + (f"; {extra} of {len(given)} have ids that are not wanted and are left out." if extra else ".")
     )
     return rows
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from smec_st.data.beir import Side
 from smec_st.data.collection import SPLIT_NAMES, SPLITS, Collection
-from smec_st.data.errors import DataError
 from smec_st.data.jsonl import read_jsonl
 from smec_st.data.qrels import Qrels
 from smec_st.data.source import Tables, vectors_of
+from smec_st.system.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

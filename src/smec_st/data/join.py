@@ -8,9 +8,9 @@ from itertools import accumulate, combinations
 import numpy as np
 
 from smec_st.data.collection import SPLITS, Collection
-from smec_st.data.errors import DataError
 from smec_st.data.qrels import Qrels
 from smec_st.data.space import check_backbone
+from smec_st.system.errors import DataError
 
 
 def join_collections(collections: Sequence[Collection], name: str | None = None) -> Collection:

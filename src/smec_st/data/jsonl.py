@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from smec_st.data.errors import DataError, one_line
+from smec_st.system.errors import DataError, one_line
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

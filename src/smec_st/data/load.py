@@ -13,7 +13,6 @@ from smec_st.data.beir import load_beir, texts_file
 from smec_st.data.blackbox import is_vector_folder, load_vector_folder, with_backbone
 from smec_st.data.collection import Collection
 from smec_st.data.embedding import model_record
-from smec_st.data.errors import DataError
 from smec_st.data.fashion200k import LABELS, TASKS, load_fashion200k
 from smec_st.data.hub import hub_records, load_hub
 from smec_st.data.images import image_files, load_image_folder, load_image_list
@@ -21,6 +20,7 @@ from smec_st.data.jsonl import read_jsonl
 from smec_st.data.products10k import load_products10k
 from smec_st.data.source import Tables
 from smec_st.data.sources import find_table, open_vectors
+from smec_st.system.errors import DataError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

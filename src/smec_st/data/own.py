@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smec_st.data.errors import DataError
+from smec_st.system.errors import DataError
 
 if TYPE_CHECKING:
     from smec_st.data.vectors import ArrayLike

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError
 from smec_st.data.qrels import Qrels
+from smec_st.system.errors import DataError
 
 GRADES = ("label", "labels", "score", "scores")  # column names that grade a pair
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from smec_st.data.collection import Collection
-from smec_st.data.errors import DataError
 from smec_st.data.images import class_collection
 from smec_st.data.source import Tables, vectors_of
+from smec_st.system.errors import DataError
 
 TEST_TABLES = ("test_kaggletest.csv", "test.csv")
 

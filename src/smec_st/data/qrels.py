@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, some
 from smec_st.data.vectors import as_numpy
+from smec_st.system.errors import DataError, some
 
 if TYPE_CHECKING:
     from smec_st.data.vectors import ArrayLike

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smec_st.data.errors import DataError, one_line, some, tell
 from smec_st.data.ids import find_id, id_text, join_by_id
 from smec_st.data.jsonl import open_binary, parse_json, plain_suffix, read_jsonl
+from smec_st.system.errors import DataError, one_line, some, tell
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")

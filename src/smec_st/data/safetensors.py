@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line, some
+from smec_st.system.errors import DataError, one_line, some
 
 HEADER_LIMIT = 100_000_000
 DTYPES = {

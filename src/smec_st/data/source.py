@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from smec_st.data.embedding import Items, embed_tables
-from smec_st.data.errors import DataError
 from smec_st.data.ids import join_by_id
 from smec_st.data.sources import load_tables
 from smec_st.data.vectors import check_vectors, check_widths
+from smec_st.system.errors import DataError
 
 SINGULAR = {"corpus": "corpus", "queries": "query", "images": "image"}
 

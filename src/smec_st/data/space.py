@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smec_st.data.errors import DataError
+from smec_st.system.errors import DataError
 
 KEYS = ("model", "revision", "prompt")
 PROBE = 0.02  # difference of a probe's numbers, see `backbone_record`; rounding in half precision stays well below

@@ -16,9 +16,9 @@ import numpy as np
 
 from smec_st.data.collection import Collection
 from smec_st.data.embedding import embed_tables
-from smec_st.data.errors import DataError
 from smec_st.data.qrels import Qrels
 from smec_st.data.vectors import check_vectors, check_widths
+from smec_st.system.errors import DataError
 
 Cut = Literal["auto", "title", "sentence", "halves"]
 CUTS: tuple[str, ...] = get_args(Cut)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, some
+from smec_st.system.errors import DataError, some
 
 if TYPE_CHECKING:
     from typing import TypeAlias

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from smec_st.data.errors import check_seed
 from smec_st.data.vectors import unit_rows
 from smec_st.evaluation.metrics import exact_search, leave_out, neighbour_overlap
 from smec_st.maps import FoldedMap
+from smec_st.system.errors import check_seed
 
 #: Sizes of samples. The share of neighbours kept depends on the size, so only equal sizes can be compared.
 POOLS = (200, 500, 1000, 2000)

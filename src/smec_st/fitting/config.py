@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smec_st.data.errors import DataError, whole_number
 from smec_st.losses.settings import FORMS, LossSettings
+from smec_st.system.errors import DataError, whole_number
 
 #: What learning from neighbourhoods alone needs: the nearest documents of each query in its pool (without them 24
 #: dims lose .05 on SciFact), and counterfactual queries, as documents are asked for that no query is near.

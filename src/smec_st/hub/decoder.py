@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line
+from smec_st.system.errors import one_line
 from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line
+from smec_st.system.errors import one_line
 
 LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass a token"
 

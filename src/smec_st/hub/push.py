@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line
 from smec_st.data.space import check_backbone
 from smec_st.hub.card import REPO_ID, write_card
 from smec_st.hub.errors import LOG_IN, explain, hub_errors
 from smec_st.quantization.interface import CompressorLike
+from smec_st.system.errors import one_line
 from smec_st.system.files import read_json
 
 if TYPE_CHECKING:

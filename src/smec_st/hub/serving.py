@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data import DataError, read_safetensors, unit_rows
-from smec_st.data.errors import one_line
+from smec_st.system.errors import one_line
 from smec_st.system.files import read_json
 from smec_st.system.optional import load_optional
 

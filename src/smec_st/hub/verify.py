@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from smec_st.data import DataError, unit_rows
-from smec_st.data.errors import one_line
 from smec_st.hub.load import local_folder
 from smec_st.hub.onnx import FILE
 from smec_st.hub.serving import as_onnx, as_onnx_backend, as_tei, as_tei_onnx, as_vllm, onnx_outputs, token_vectors
+from smec_st.system.errors import one_line
 from smec_st.system.files import read_json
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from smec_st.data.errors import DataError, check_seed
+from smec_st.system.errors import DataError, check_seed
 
 FORMS = {"rank": ("contrastive", "pairwise"), "alignment": ("kl", "l1")}
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smec_st.data.errors import DataError
 from smec_st.data.vectors import unit_rows
+from smec_st.system.errors import DataError
 
 LEAST_WORK = 1 << 20  # multiplications of a matrix product below which BLAS libraries take other kernels
 

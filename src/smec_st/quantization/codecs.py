@@ -13,9 +13,9 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from smec_st.data.errors import DataError
 from smec_st.data.vectors import unit_rows
 from smec_st.maps.folded import product
+from smec_st.system.errors import DataError
 
 PRECISIONS = ("float32", "float16", "int8", "binary", "pq")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError
 from smec_st.data.vectors import unit_rows
 from smec_st.quantization.codecs import Binary, Codec, Int8, Plain, Product
+from smec_st.system.errors import DataError
 from smec_st.system.optional import load_optional
 
 KINDS = ("flat", "ivf", "hnsw")

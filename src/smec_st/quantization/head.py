@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Codec
+from smec_st.system.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError
 from smec_st.maps import FoldedMap, Layer
 from smec_st.quantization.codecs import make_codec
 from smec_st.quantization.head import Head
+from smec_st.system.errors import DataError
 
 
 def head_entries(heads: Sequence[Head]) -> list[dict[str, Any]]:

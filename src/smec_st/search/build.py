@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from smec_st.data import DataError, check_vectors
-from smec_st.data.errors import whole_number
 from smec_st.data.vectors import check_widths, hash_rows
 from smec_st.search.backend import CODES, FULL, Backend, Columns, Ids
 from smec_st.search.calibration import exact_neighbours, neighbour_ranks
@@ -25,6 +24,7 @@ from smec_st.search.filters import FIELD_TYPES
 from smec_st.search.heads import codes_of, row_bytes
 from smec_st.search.schedule import choose_schedule, head_cost
 from smec_st.search.tuning import check_target, tune
+from smec_st.system.errors import whole_number
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor

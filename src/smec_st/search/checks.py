@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data import DataError
-from smec_st.data.errors import some
 from smec_st.search.backend import Columns, Ids, Settings
 from smec_st.search.filters import FIELD_TYPES, check_value
 from smec_st.search.heads import check_kind, codes_of
 from smec_st.search.schedule import Schedule, default_schedule
+from smec_st.system.errors import some
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line
+from smec_st.system.errors import one_line
 from smec_st.system.optional import load_optional
 
 CONNECT_SECONDS = 10.0

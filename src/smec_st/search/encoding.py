@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors, unit_rows
-from smec_st.data.errors import some
 from smec_st.search.backend import CODES, FULL, Batch, Reader, Settings, Tables
 from smec_st.search.checks import Documents
 from smec_st.search.schedule import Schedule, Step
+from smec_st.system.errors import some
 
 
 def document_widths(settings: Settings) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line, some
 from smec_st.search.backend import Batch, Settings
 from smec_st.search.heads import TRAIN_ROWS, Head
 from smec_st.search.reader import FaissReader
@@ -27,6 +26,7 @@ from smec_st.search.storage import (
     write_segment,
 )
 from smec_st.search.tables import check_file, damaged, file_crc, sync
+from smec_st.system.errors import one_line, some
 from smec_st.system.files import new_folder
 from smec_st.system.optional import load_optional
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data import DataError
-from smec_st.data.errors import some
+from smec_st.system.errors import some
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 from smec_st.compressor import Compressor
 from smec_st.compressor.space import check_space
 from smec_st.data import DataError, VectorSource, check_vectors
-from smec_st.data.errors import some, whole_number
 from smec_st.search.backend import Backend, Columns, Ids, Settings
 from smec_st.search.build import BuildOptions, BuildProgress, build
 from smec_st.search.checks import ADD_ROWS, Documents, as_ids, new_settings
@@ -24,6 +23,7 @@ from smec_st.search.heads import codes_of
 from smec_st.search.schedule import Schedule
 from smec_st.search.steps import Hits, run_in_blocks
 from smec_st.search.tuning import MAX_QUERIES, tune
+from smec_st.system.errors import some, whole_number
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

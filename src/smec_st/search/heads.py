@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line
 from smec_st.data.vectors import unit_rows
 from smec_st.quantization.codecs import Codec
 from smec_st.quantization.engines import faiss_codes, faiss_index
+from smec_st.system.errors import one_line
 from smec_st.system.optional import load_optional
 
 KINDS = ("flat", "hnsw", "ivf")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
-from smec_st.data.errors import some
 from smec_st.search.backend import Batch, Settings
 from smec_st.search.connection import calls, connect, disconnect, is_local
 from smec_st.search.milvus_reader import IDS_PER_REQUEST, REQUEST_BYTES, MilvusReader
@@ -33,6 +32,7 @@ from smec_st.search.milvus_schema import (
     write_compressor,
     write_text,
 )
+from smec_st.system.errors import some
 
 if TYPE_CHECKING:
     from smec_st.compressor import Compressor

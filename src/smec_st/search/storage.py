@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line
 from smec_st.search.backend import CODES
 from smec_st.search.tables import Table, TableWriter, check_file, damaged, file_crc, sync
+from smec_st.system.errors import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

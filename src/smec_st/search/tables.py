@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line
+from smec_st.system.errors import one_line
 
 BLOCK_BYTES = 1 << 16
 

@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, check_vectors
-from smec_st.data.errors import whole_number
 from smec_st.search.backend import CODES, FULL, Backend
 from smec_st.search.calibration import Truth, exact_neighbours, neighbour_ranks, recall
 from smec_st.search.encoding import encode_originals, steps_for
 from smec_st.search.schedule import JUMP, Schedule, Step, choose_schedule, head_cost, lower_bound
 from smec_st.search.steps import run
+from smec_st.system.errors import whole_number
 
 logger = logging.getLogger(__name__)
 

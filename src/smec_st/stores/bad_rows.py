@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data import Batch, DataError, VectorSource
-from smec_st.data.errors import some
+from smec_st.system.errors import some
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from typing import Any
 from smec_st.compressor import Compressor
 from smec_st.compressor.space import check_space, space_record
 from smec_st.data import DataError, VectorSource, open_vectors
-from smec_st.data.errors import one_line, parse_json
 from smec_st.data.sources.columns import parquet_parts
 from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import Places
 from smec_st.stores.files import FILE_FORMATS, join_shards
 from smec_st.stores.on_ray import shards_on_ray
 from smec_st.stores.shards import BATCH_ROWS, FORMATS, Cutter, InputHash, Output, Shard, write_shard
+from smec_st.system.errors import one_line, parse_json
 from smec_st.system.files import write_text
 from smec_st.system.locks import write_lock
 
@@ -110,7 +110,7 @@ class Job:
         return source, compressor, compressor.head(self.dim, self.precision, self.bytes)
 
 
-def transform_files(job: Job, out: Path, engine: str = "local", told: Progress | None = None) -> Manifest:
+def transform_files(job: Job, out: Path, engine: str = "local", progress: Progress | None = None) -> Manifest:
     """Compress a source into a folder of shards or one file, or continue an interrupted run.
 
     The source of an interrupted run may have been mended: shards whose rows are the same are kept.
@@ -120,7 +120,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", told: Progress |
         out: A name that ends in ``.npy``, ``.parquet`` or ``.safetensors`` becomes one file, and is new. Any other
             becomes a folder of shards, and is new, empty, or was begun by the same job.
         engine: "local", or "ray" for Ray Data on the cluster that Ray is connected to, which must share the paths.
-        told: Called with the number of finished rows and the total, or None if it is not known.
+        progress: Called with the number of finished rows and the total, or None if it is not known.
 
     Returns:
         What was written. In a single file all shards are one.
@@ -131,7 +131,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", told: Progress |
     if engine not in ENGINES or job.kind not in (None, *FORMATS):
         raise DataError(f"engines are {' and '.join(ENGINES)}, formats {' and '.join(FORMATS)}.")
     if out.suffix not in FILE_FORMATS:
-        return _into_folder(job, out, engine, told)
+        return _into_folder(job, out, engine, progress)
     if job.kind not in (None, FILE_FORMATS[out.suffix]):
         raise DataError(f"{out} is a {out.suffix} file; leave the format {job.kind} out.")
     work, sidecar = out.with_name(f".{out.name}.unfinished"), out.with_name(out.name + ".json")
@@ -140,7 +140,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", told: Progress |
         taken = [path for path in targets if path.exists()]
         if taken and not (work / PLACING).exists():
             raise DataError(f"{taken[0]} exists already; choose another name or remove it.")
-        manifest = _into_folder(replace(job, kind=FILE_FORMATS[out.suffix]), work, engine, told)
+        manifest = _into_folder(replace(job, kind=FILE_FORMATS[out.suffix]), work, engine, progress)
         joined = work / f"joined{out.suffix}"
         join_shards([work / shard.file for shard in manifest.shards], manifest.rows, manifest.job["space"], joined)
         left_out = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("left-out-*.jsonl")))
@@ -179,7 +179,7 @@ def _description(job: Job, source: VectorSource, record: Mapping[str, Any]) -> d
     }
 
 
-def _into_folder(job: Job, out: Path, engine: str, told: Progress | None) -> Manifest:
+def _into_folder(job: Job, out: Path, engine: str, progress: Progress | None) -> Manifest:
     source, compressor, head = job.open()
     record = space_record(compressor, head)
     description = _description(job, source, record)
@@ -202,8 +202,8 @@ def _into_folder(job: Job, out: Path, engine: str, told: Progress | None) -> Man
             new = _ray_shards(job, source, output, finished)
         for shard in _logged(new, out / LOG):
             shards.append(shard)
-            if told is not None:
-                told(sum(part.read for part in shards), source.rows)
+            if progress is not None:
+                progress(sum(part.read for part in shards), source.rows)
         shards.sort(key=lambda shard: shard.start)
         manifest = Manifest(description, sum(shard.rows for shard in shards), tuple(shards))
         read = sum(shard.read for shard in shards)

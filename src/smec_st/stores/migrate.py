@@ -87,7 +87,7 @@ def estimate(plan: Plan, sample: int = 4096) -> Estimate:
     return Estimate(count, count * 4 * source.width, count * head.bytes, seconds, kept, tuple(bad))
 
 
-def migrate(plan: Plan, told: Progress | None = None) -> str:
+def migrate(plan: Plan, progress: Progress | None = None) -> str:
     """Rewrite a store. The old store is kept, or in place removed once the new one is complete.
 
     Running an interrupted migration in place again finishes it.
@@ -98,7 +98,7 @@ def migrate(plan: Plan, told: Progress | None = None) -> str:
 
     Args:
         plan: What to migrate and where to.
-        told: Called with the number of finished rows and the total, or None if it is not known.
+        progress: Called with the number of finished rows and the total, or None if it is not known.
 
     Returns:
         Path or address of the new store.
@@ -112,12 +112,12 @@ def migrate(plan: Plan, told: Progress | None = None) -> str:
     if isinstance(source, FaissVectors):
         return _migrate_faiss(plan, source, compressor, head)
     if isinstance(source, MilvusVectors):
-        name = copy_collection(source, plan.out, head, space_record(compressor, head), told)
+        name = copy_collection(source, plan.out, head, space_record(compressor, head), progress)
         return f"{plan.job.source.rpartition('#')[0]}#{name}"
     if plan.out is not None:
-        transform_files(plan.job, Path(plan.out), told=told)
+        transform_files(plan.job, Path(plan.out), progress=progress)
         return plan.out
-    return _migrate_files_in_place(plan.job, told)
+    return _migrate_files_in_place(plan.job, progress)
 
 
 def _finish_interrupted(job: Job) -> bool:
@@ -135,13 +135,13 @@ def _finish_interrupted(job: Job) -> bool:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _migrate_files_in_place(job: Job, told: Progress | None) -> str:
+def _migrate_files_in_place(job: Job, progress: Progress | None) -> str:
     store = Path(job.source)
     is_npy = store.suffix == ".npy"
     if not is_npy and not is_parquet(job.source):
         raise DataError(f"{store} cannot be rewritten in place; name a folder to write beside it.")
     work = store.with_name(f".{store.name}.migrating")
-    manifest = transform_files(replace(job, kind="npy" if is_npy else "parquet"), work, told=told)
+    manifest = transform_files(replace(job, kind="npy" if is_npy else "parquet"), work, progress=progress)
     space = manifest.job["space"]
     if is_npy:
         joined, record = work / "all.npy", work / "space.json"

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from smec_st.data import DataError
-from smec_st.data.errors import one_line, some
 from smec_st.data.sources.batch import RECORD
 from smec_st.data.sources.indexes import MilvusVectors
 from smec_st.quantization.head import Head
 from smec_st.stores.job import Progress
+from smec_st.system.errors import one_line, some
 
 MIGRATING = "_migrating"
 PAGE = 1000
@@ -26,7 +26,7 @@ VECTOR_BYTES = ("BINARY_VECTOR", "FLOAT16_VECTOR", "BFLOAT16_VECTOR", "INT8_VECT
 
 
 def copy_collection(
-    source: MilvusVectors, out: str | None, head: Head, space: Mapping[str, Any], told: Progress | None = None
+    source: MilvusVectors, out: str | None, head: Head, space: Mapping[str, Any], progress: Progress | None = None
 ) -> str:
     """Copy a collection with one field of vectors replaced by codes, and return the name of the copy.
 
@@ -38,7 +38,7 @@ def copy_collection(
         out: Name of the copy; None replaces the collection, and moves its aliases to the copy.
         head: Encodes the vectors.
         space: Description of the codes, stored as the description of the collection.
-        told: Called with the number of finished rows and the total.
+        progress: Called with the number of finished rows and the total.
 
     Raises:
         DataError: If something cannot be copied, or rows change meanwhile. The old collection is left as it is.
@@ -58,7 +58,7 @@ def copy_collection(
         try:
             _create(source, draft, schema, description, space)
             _compare(source, description, client.describe_collection(draft))
-            _fill(source, draft, description, head, told)
+            _fill(source, draft, description, head, progress)
             client.create_index(draft, indexes)
             is_complete = True
         finally:
@@ -85,7 +85,7 @@ def _one_line_errors(source: MilvusVectors) -> Iterator[None]:
 
 
 def _fill(
-    source: MilvusVectors, draft: str, description: Mapping[str, Any], head: Head, told: Progress | None
+    source: MilvusVectors, draft: str, description: Mapping[str, Any], head: Head, progress: Progress | None
 ) -> None:
     """Copy all partitions and rows, and count them."""
     client, old = source.client, source.collection
@@ -97,8 +97,8 @@ def _fill(
         for rows in _pages(source, description, head, partition):
             client.insert(draft, rows, **({} if partition is None else {"partition_name": partition}))
             done += len(rows)
-            if told is not None:
-                told(done, source.rows)
+            if progress is not None:
+                progress(done, source.rows)
     client.flush(draft)
     count = client.query(old, filter="", output_fields=["count(*)"])[0]["count(*)"]
     if count != done:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smec_st.data.errors import DataError, parse_json
+from smec_st.system.errors import DataError, parse_json
 from smec_st.system.files import write_text
 
 

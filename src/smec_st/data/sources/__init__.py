@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from smec_st.data.codes import check_codes
-from smec_st.data.errors import DataError, some
 from smec_st.data.jsonl import plain_suffix
 from smec_st.data.sources.batch import Batch, VectorSource
 from smec_st.data.sources.columns import of_dataset, open_dataset, open_parquet, parquet_parts
@@ -23,6 +22,7 @@ from smec_st.data.sources.tables import (
     open_safetensors,
     open_vecs,
 )
+from smec_st.system.errors import DataError, some
 
 __all__ = [
     "Batch",

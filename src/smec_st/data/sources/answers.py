@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from smec_st.data.codes import CODES
-from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.ids import find_id, id_text
+from smec_st.system.errors import DataError, one_line, some
 
 #: Fields of a record that hold a vector when no other is named.
 VECTOR_NAMES = ("embedding", "vector", "embeddings", "values", "vectors")
@@ -102,7 +102,7 @@ def find_vectors(value: Any, column: str | None, where: str) -> Iterator[Item]:
         where: File and line, for error messages.
 
     Raises:
-        DataError: If the vectors cannot be told from other content, or the answer is incomplete or an error.
+        DataError: If it is not clear which content is the vectors, or the answer is incomplete or an error.
     """
     if isinstance(value, list):
         yield Item(value, None, None, where)

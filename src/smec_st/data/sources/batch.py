@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from smec_st.data.errors import DataError, parse_json, some
+from smec_st.system.errors import DataError, parse_json, some
 
 #: Metadata key under which files store a JSON record of the model that made their vectors.
 RECORD = "smec_st"

@@ -9,7 +9,7 @@ Recognised are:
 - one column of vectors as text, such as ``[0.1, 0.2]`` of pgvector or pandas. Without a header and with two columns,
   as pgvector's ``COPY`` writes them, the other column is the id.
 
-A file that looks otherwise is refused: an id or a label among numbers cannot be told from a dimension.
+A file that looks otherwise is refused: an id or a label among numbers looks like a dimension.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from smec_st.data.errors import DataError, some, tell
 from smec_st.data.ids import find_id, id_text, plain_name
 from smec_st.data.jsonl import open_binary, plain_suffix
 from smec_st.data.sources.answers import VECTOR_NAMES, Item
 from smec_st.data.sources.batch import choose_column
+from smec_st.system.errors import DataError, some, tell
 
 SAMPLE = 1000  # rows that are looked at before the first is given
 NUMBERED = re.compile(r"(.*?)[-_. ]*(\d+)")

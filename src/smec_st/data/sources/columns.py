@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data.codes import decode, parse_vector
-from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.ids import find_id, id_text
 from smec_st.data.sources.answers import VECTOR_NAMES
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record
+from smec_st.system.errors import DataError, one_line, some
 from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.data.errors import DataError, one_line, some
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
+from smec_st.system.errors import DataError, one_line, some
 from smec_st.system.optional import load_optional
 
 

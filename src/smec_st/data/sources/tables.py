@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.codes import decode, decoded_width
-from smec_st.data.errors import DataError, one_line
 from smec_st.data.ids import find_id, id_text
 from smec_st.data.safetensors import Safetensors
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
+from smec_st.system.errors import DataError, one_line
 from smec_st.system.optional import load_optional
 
 

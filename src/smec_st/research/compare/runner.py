@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from smec_st.data import Collection, DataError, VectorTable
-from smec_st.data.errors import one_line
 from smec_st.fitting.config import HELD_OUT
 from smec_st.research.baselines import TrainingData
 from smec_st.research.compare.cells import Cell, Result, SizeScores, Source, fingerprint
 from smec_st.research.compare.scoring import Yardstick, test_split
+from smec_st.system.errors import one_line
 from smec_st.system.matmul import fast_matmul
 from smec_st.system.optional import load_optional
 
