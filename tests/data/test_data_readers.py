@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from smec_st.data import DataError, load_collection, open_vectors
-from smec_st.data import errors as notices
 from smec_st.data.rows import read_rows
 from smec_st.data.sources import read_all
+from smec_st.system import errors as notices
 
 ROWS = [[0.5, -0.25, 0.125, 1.5], [1.0, 2.5, -3.0, 0.75], [-0.5, 0.0, 0.25, 2.0]]
 V = np.array(ROWS, dtype=np.float32)
@@ -703,7 +703,7 @@ def test_vectors_with_ids_are_joined_to_texts_by_id(tmp_path, told):
     assert any("the corpus vectors of c are joined by id." in each for each in told())
     more = vectors_with_ids(tmp_path / "w", [2, 0, 1, 3], [*DOCUMENTS, "d9"])
     np.testing.assert_array_equal(load_collection(folder, more).corpus, V)
-    assert any("1 of 4 belong to nothing and are left out" in each for each in told())
+    assert any("1 of 4 have ids that are not wanted and are left out" in each for each in told())
     with pytest.raises(DataError, match="lack 1 of 3 ids: 7; theirs are d0, d1"):
         load_collection(folder, vectors_with_ids(tmp_path / "x", [0, 1]))
     with pytest.raises(DataError, match="repeat the id d1"):
@@ -744,7 +744,7 @@ def test_rows_keep_ids_and_dates_as_they_are_written(tmp_path):
 def test_rows_are_joined_to_vectors_by_id(tmp_path, told):
     path = write(tmp_path, "r.csv", "id,year\nb,2\na,1\nc,3\n")
     assert read_rows(path, ["year"], 2, ["a", "b"]) == (["a", "b"], {"year": [1, 2]})
-    assert any("1 of 3 belong to nothing" in each for each in told())
+    assert any("1 of 3 have ids that are not wanted" in each for each in told())
     with pytest.raises(DataError, match="lack 1 of 2 ids: z"):
         read_rows(path, [], 2, ["a", "z"])
     assert read_rows(None, [], 2, ["1", "2"]) == ([1, 2], {})

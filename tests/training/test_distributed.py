@@ -18,6 +18,17 @@ from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, same_on_a
 # What two processes may differ by from one: sums in another order, after up to 12 steps of Adam at a rate of 1e-2.
 TOLERANCE = 1e-5
 
+# How each script ends. Threads of gloo may outlive the group, and then the interpreter's own end is an abort.
+END = textwrap.dedent(
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)
+    """
+)
+
 TRAIN = textwrap.dedent(
     """
     import dataclasses, json, os, sys, torch
@@ -68,9 +79,6 @@ TRAIN = textwrap.dedent(
             trainer = make_trainer(folder, loss, **settings)
             trainer.train(resume_from_checkpoint=True)
         torch.save(ends, Path.cwd() / f"{{name}}-{{trainer.args.process_index}}.pt")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # a rank that is left alone while it ends may abort
-        torch.distributed.destroy_process_group()
     """
 )
 
@@ -110,7 +118,7 @@ def runs(tmp_path_factory):
     found = {}
     for processes, settings in ((1, SETTINGS), (2, SETTINGS | CUT)):
         script = tmp_path_factory.mktemp(f"ranks-{processes}") / "train.py"
-        script.write_text(TRAIN.format(tests=str(HELPERS)))
+        script.write_text(TRAIN.format(tests=str(HELPERS)) + END)
         quick = {"save_strategy": "no", "selection_steps": 4, "max_steps": 10}
         given = {n: {**quick, **s, "per_device_train_batch_size": 16 // processes} for n, s in settings.items()}
         launch(script, processes, json.dumps(given))
@@ -149,7 +157,7 @@ def test_two_processes_resume_to_the_bit(runs):
 
 RANKS = textwrap.dedent(
     """
-    import sys, torch, torch.distributed as dist
+    import os, sys, torch, torch.distributed as dist
     from smec_st.losses.ranks import any_rank, gather_rows, mean_gradient, same_on_all_ranks, share_of_mean
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -168,21 +176,20 @@ RANKS = textwrap.dedent(
     assert abs(float(gather_rows(mean.view(1))[0].mean()) - 7 / 3) < 1e-6
     assert float(mean_gradient(torch.tensor(float(rank)))) == 0.5
     assert same_on_all_ranks((rank, "a")) == (0, "a")
-    dist.destroy_process_group()
     """
 )
 
 
 def test_ranks_put_rows_counts_and_choices_together(tmp_path):
     script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
+    script.write_text(RANKS + END)
     launch(script, 2)
 
 
 FSDP = textwrap.dedent(
     """
     import warnings; warnings.simplefilter("ignore")
-    import copy, os, torch, torch.distributed as dist
+    import copy, os, sys, torch, torch.distributed as dist
     from sentence_transformers import SentenceTransformer
     from torch import nn
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -231,8 +238,6 @@ FSDP = textwrap.dedent(
         if not name.startswith("3."):
             assert torch.equal(state[name], before.state_dict()[name]), name
     assert not torch.allclose(state["3.residual.weight"], before[3].residual.weight, atol=1e-3)
-    dist.barrier()
-    os._exit(0)  # threads of the wrapper may outlive the group, and then the interpreter's end is an abort
     """
 )
 
@@ -241,7 +246,7 @@ FSDP = textwrap.dedent(
 def test_frozen_parts_and_loss_are_safe_under_fsdp(tmp_path):
     """The trainer itself runs DDP; accelerate starts FSDP on accelerators only (1.15)."""
     script = tmp_path / "fsdp.py"
-    script.write_text(FSDP)
+    script.write_text(FSDP + END)
     launch(script, 2)
 
 
