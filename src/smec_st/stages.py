@@ -161,6 +161,7 @@ class StageReport:
         loss: Mean training loss.
         selected: Positions that ADS kept, of the directions it could choose from.
         decision: Whether held-out queries kept what the stage learned; None when none were asked.
+        rounding: Precision, size and bytes that the stage trained through; None when it trained on floats alone.
     """
 
     stage: str
@@ -170,6 +171,7 @@ class StageReport:
     loss: float
     selected: list[int] = field(default_factory=list)
     decision: dict[str, Any] | None = None
+    rounding: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields."""

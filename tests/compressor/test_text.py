@@ -8,9 +8,10 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from smec_st import DataError
+from smec_st import Compressor, DataError
 from smec_st.compressor.text import trained_compressor
 from smec_st.data import EncodedTable, number_pairs
+from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.modules import EmbeddingInput
 from text_world import make_pairs, make_trainer
 from tiny_models import tiny_clip, tiny_model, tiny_router
@@ -202,6 +203,65 @@ def test_the_sweep_sees_a_training_backbone_as_it_is(tmp_path):
     assert evaluator(trainer.model) == pytest.approx(served, abs=1e-3)
 
 
+# -- through the rounding ---------------------------------------------------------------------------------------------
+
+
+def of_bytes(trainer, backbone, bytes):
+    """nDCG@10 of all queries that were trained on, with codes that are fitted after training; and the codes."""
+    compressor = trained_compressor(trainer, backbone)
+    table, qrels = trainer.table, number_pairs(make_pairs()).qrels
+    rows = table[torch.arange(len(table))].numpy()
+    corpus, queries = rows[: table.corpus_size], rows[table.corpus_size :]
+    if trainer.codes is None:
+        compressor = compressor.quantize(corpus, queries, qrels, dev_qrels=qrels, bytes=bytes)
+    head = compressor.head(bytes=bytes)
+    found = evaluate_retrieval(head.decode(head.encode(corpus)), head.queries(queries), qrels, ("ndcg@10",))
+    return found["ndcg@10"].mean(), compressor
+
+
+def test_training_through_the_rounding_is_better_at_that_many_bytes(tmp_path):
+    scores, settings = {}, {"train_backbone": True, "backbone_learning_rate": 3e-3, "memory": 48, "max_steps": 40}
+    for bytes in (None, 2):
+        backbone = tiny_model(tmp_path / "bert")
+        trainer = make_trainer(backbone, tmp_path / "out", bytes=bytes, **settings)
+        trainer.train()
+        scores[bytes], compressor = of_bytes(trainer, backbone, 2)
+    assert scores[2] >= scores[None]
+    compressor.save(tmp_path / "saved")
+    head = Compressor.load(tmp_path / "saved").head(bytes=2)
+    codes = head.encode(backbone.encode_document(make_pairs()["positive"]))
+    cosines = head.scores(head.queries(backbone.encode_query(make_pairs()["anchor"])), codes)
+    assert codes.shape == (48, 2)
+    assert cosines.diagonal().mean() > cosines.mean() + 0.2
+    assert compressor.info["stages"][0]["rounding"]["bytes"] == 2
+    assert compressor.head(4, "float32").dim == 4  # floats are there as before
+
+
+@pytest.mark.parametrize("order", ["grow", "shrink"])
+def test_every_stage_that_can_be_stored_so_trains_through_the_rounding(tmp_path, order):
+    trainer = make_trainer(tiny_model(tmp_path / "bert"), tmp_path / "out", order=order, bytes=4)
+    reports = trainer.train()
+    named = [None if report.rounding is None else report.rounding["bytes"] for report in reports]
+    assert named == ([None, 4] if order == "grow" else [4, 4])  # the adapt stage has none
+    assert {"rounded_rank", "rounded_alignment"} <= set(trainer.state.log_history[0]) or order == "grow"
+
+
+def test_without_bytes_nothing_changes(tmp_path):
+    runs = []
+    for bytes in (None, None, 2):
+        trainer = make_trainer(tiny_model(tmp_path / "bert"), tmp_path / "out", bytes=bytes)
+        trainer.train()
+        assert (trainer.loss.rounding is None) == (bytes is None)
+        runs.append(state(trainer.model))
+    assert changed(runs[0], runs[1]) == set()
+    assert changed(runs[0], runs[2])
+
+
+def test_bytes_that_fit_no_size_are_refused_before_training(tmp_path):
+    with pytest.raises(DataError, match="no size of 8, 4 .* of 24 bytes"):
+        make_trainer(tiny_model(tmp_path / "bert"), tmp_path / "out", bytes=24)
+
+
 # -- resume -----------------------------------------------------------------------------------------------------------
 
 
@@ -210,12 +270,15 @@ class CutOff(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("order", "stage", "step"), [("grow", 0, 4), ("shrink", 0, 4), ("shrink", 1, 2)])
-def test_resume_with_a_training_backbone_ends_bit_identical(tmp_path, order, stage, step):
+@pytest.mark.parametrize(
+    ("order", "stage", "step", "bytes"),
+    [("grow", 0, 4, None), ("grow", 0, 4, 2), ("shrink", 0, 4, None), ("shrink", 1, 2, None), ("shrink", 1, 2, 2)],
+)
+def test_resume_with_a_training_backbone_ends_bit_identical(tmp_path, order, stage, step, bytes):
     runs = {}
     for name in ("whole", "cut"):
         settings = {"train_backbone": True, "backbone_learning_rate": 1e-3, "memory": 32, "held_out_share": 0.5}
-        settings |= {"save_strategy": "steps", "save_steps": 2, "order": order}
+        settings |= {"save_strategy": "steps", "save_steps": 2, "order": order, "bytes": bytes}
         backbone = tiny_model(tmp_path / name)
         trainer = make_trainer(backbone, tmp_path / f"{name}-out", **settings)
         if name == "cut":

@@ -24,7 +24,8 @@ def make_pairs(count: int = 48) -> Dataset:
 
 
 def make_trainer(backbone, folder, dataset=None, *, order="grow", loss=None, **settings):
-    options = {name: settings.pop(name) for name in ("train_backbone", "held_out_share", "memory") if name in settings}
+    own = ("train_backbone", "held_out_share", "memory", "bytes")
+    options = {name: settings.pop(name) for name in own if name in settings}
     args = SequentialTrainingArguments(
         output_dir=str(folder),
         **{

@@ -18,6 +18,7 @@ from smec_st.losses.relevance import Relevance
 from smec_st.losses.settings import LossSettings
 from smec_st.losses.smec import SMECLoss
 from smec_st.modules import EmbeddingInput, LiveBackbone
+from smec_st.quantization.choice import CodesWanted, add_best
 from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.trainer import SequentialTrainer
 
@@ -35,6 +36,7 @@ def text_trainer(
     held_out_share: float = 0.1,
     memory: int = 8192,
     loss: LossSettings | None = None,
+    bytes: int | None = None,
     **kwargs: Any,
 ) -> SequentialTrainer:
     """A :class:`~smec_st.training.trainer.SequentialTrainer` over pairs of texts or images.
@@ -54,7 +56,13 @@ def text_trainer(
             start does; 0 for none.
         memory: Rows that S-XBM holds, at most; 0 for none.
         loss: Settings of :class:`~smec_st.losses.smec.SMECLoss`.
+        bytes: Bytes per document that codes will take. Then the map, and a backbone that trains, train through the
+            rounding as well: both terms of the loss apply once more to documents as they would be stored, with a
+            straight-through gradient; queries stay floats. :func:`trained_compressor` then adds the codes.
         **kwargs: As for the trainer: ``evaluator``, ``callbacks``, ``stages``.
+
+    Raises:
+        DataError: If no relevant pair is left, or no size can be stored in this many ``bytes``.
     """
     pairs = number_pairs(train_dataset)
     known = set(pairs.corpus) if corpus and isinstance(pairs.corpus[0], str) else set()
@@ -84,6 +92,7 @@ def text_trainer(
         table=table,
         loss=objective,
         train_dataset=Dataset.from_dict(rows),
+        codes=None if bytes is None else CodesWanted(bytes, table, train, held),
         distinct=can_be_distinct({name: np.asarray(column) for name, column in rows.items()}, batch),
         **kwargs,
     )
@@ -91,6 +100,9 @@ def text_trainer(
 
 def trained_compressor(trainer: SequentialTrainer, backbone: SentenceTransformer) -> Compressor:
     """What a trainer's stages folded into; ``attach`` it to the backbone to serve it.
+
+    After ``text_trainer(..., bytes=24)`` it has codes of 24 bytes as well, fitted on what was trained, as
+    :meth:`~smec_st.Compressor.quantize` does: ``compressor.head(bytes=24)``. Held-out queries choose them.
 
     Args:
         trainer: After :meth:`~smec_st.training.trainer.SequentialTrainer.train`.
@@ -106,4 +118,9 @@ def trained_compressor(trainer: SequentialTrainer, backbone: SentenceTransformer
         "data": {"documents": trainer.table.corpus_size, "training_pairs": len(trainer.train_dataset)},
         "stages": [report.to_dict() for report in trainer.reports],
     }
-    return Compressor(folded_maps(list(trainer.model), trainer.plan, ()), info)
+    compressor = Compressor(folded_maps(list(trainer.model), trainer.plan, ()), info)
+    if trainer.codes is None:
+        return compressor
+    wanted = trainer.codes
+    asking = wanted.train.query_rows
+    return add_best(compressor, wanted.table, wanted.train, wanted.held_out, wanted.bytes, trainer.args.seed, asking)

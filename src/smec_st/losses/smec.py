@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from smec_st.modules.weights import FINISHED
 from smec_st.stages import Stage
 
 NARROW = 1 / 16  # of the width: sizes up to here have a temperature of their own
+ROUNDED = "rounded_"  # how terms of documents as they are stored are named
 USUAL_SPREAD = 0.8  # of the vectors that temperatures were chosen on
 
 
@@ -63,6 +64,15 @@ class Target:
     teacher: Table
 
 
+class Rounding(Protocol):
+    """Rows as they are stored, with a gradient; see :class:`smec_st.quantization.rounding.Rounding`."""
+
+    dim: int
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """``(n, at least dim) -> (n, dim)``."""
+
+
 class SMECLoss(nn.Module):
     """``L = L_rank + alpha L_align`` over the batch and what S-XBM adds to it, summed over the sizes of a stage.
 
@@ -89,6 +99,9 @@ class SMECLoss(nn.Module):
 
     With a ``target`` the model maps anchors alone. Candidates are rows of the target's memory, which no map moves, and
     the neighbourhoods to keep are those of its teacher. Counterfactual queries are for maps of both sides.
+
+    With a ``rounding`` both terms apply once more, to the pool as it is stored, for queries and documents as floats:
+    all columns that are stored learn from it together.
 
     Args:
         model: Starts with :class:`~smec_st.modules.EmbeddingInput`; must give ``sentence_embedding``.
@@ -123,6 +136,7 @@ class SMECLoss(nn.Module):
         self.relevance = relevance
         self.memory = memory
         self.target = target
+        self.rounding: Rounding | None = None  # of the pool; the trainer sets it for each stage
         self.settings = self._active = settings
         self._sizes: tuple[int, ...] = ()
         self._step = (0, 0)
@@ -221,8 +235,7 @@ class SMECLoss(nn.Module):
             documents = self._documents(len(pool), anchor_ids)
             step = self._step_of(anchors, anchor_ids, pool, pool_ids, documents, moved_to)
         rows = torch.cat([anchors, pool]) if self.target is None else anchors
-        known = {FINISHED: rows} if self._is_prepared else {}
-        features = self.model({"sentence_embedding": rows, **known})
+        features = self.mapped(rows)
         terms: dict[str, Tensor] = {}
         if len(pool) == 0:  # the memory holds nothing yet
             terms["alignment"] = 0.0 * features["sentence_embedding"].sum()
@@ -231,11 +244,18 @@ class SMECLoss(nn.Module):
                 queries = embedding[: len(anchors)]
                 candidates = embedding[len(anchors) :] if self.target is None else pool
                 left = torch.cat([queries, candidates[documents]])
-                for term, value in self._compare(left, candidates, sizes, step, name).items():
+                right = self.rounding(candidates) if name == ROUNDED and self.rounding else candidates
+                for term, value in self._compare(left[:, : right.shape[1]], right, sizes, step, name).items():
                     terms[name + term] = weight * value
         if self.training:
             self._pool.push_batch(columns, labels)
         return terms
+
+    def mapped(self, rows: Tensor) -> dict[str, Tensor]:
+        """What the model gives for rows that the table, or the backbone, gave: its features, by name."""
+        known = {FINISHED: rows} if self._is_prepared else {}
+        features: dict[str, Tensor] = self.model({"sentence_embedding": rows, **known})
+        return features
 
     def _source(self, column: dict[str, Tensor]) -> Tensor:
         """A column's full-width vectors, ``(B, D)`` float32, unit norm: as they are, or through the backbone."""
@@ -249,6 +269,8 @@ class SMECLoss(nn.Module):
         """What is compared: name, all rows mapped ``(n, d)``, weight, and the sizes within ``d``."""
         embedding = features["sentence_embedding"].float()
         yield "", embedding, 1.0, self._sizes or (embedding.shape[1],)
+        if self.rounding is not None:
+            yield ROUNDED, embedding, 1.0, (self.rounding.dim,)
         if self._active.wide_weight > 0:
             wide = features["candidate_embedding"].float()
             yield "wide_", wide, self._active.wide_weight, (wide.shape[1],)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from smec_st.data import DataError, Qrels, VectorTable, places_among
+from smec_st.data import DataError, Qrels, Table, places_among, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Binary, Codec, Plain
@@ -53,7 +53,7 @@ class Judge:
     near: np.ndarray
 
     @classmethod
-    def of(cls, table: VectorTable, dev: Qrels | None, seed: int, folded: FoldedMap) -> Judge:
+    def of(cls, table: Table, dev: Qrels | None, seed: int, folded: FoldedMap) -> Judge:
         """At most :data:`JUDGED_ROWS` documents beside the relevant ones; queries ask, or documents where none are."""
         rows = sample_rows(table.corpus_size, seed, JUDGED_ROWS)
         local, own, ids = None, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -91,6 +91,23 @@ class Judge:
         return int(np.where(behind.mean(axis=1) <= error, kept, -1).argmax())
 
 
+@dataclass(frozen=True)
+class CodesWanted:
+    """What documents will be stored as, and the judgements that codes are trained on and chosen by.
+
+    Attributes:
+        bytes: Bytes per document.
+        table: The backbone's vectors.
+        train: Training judgements.
+        held_out: Judgements of other queries; None where there are none, and neighbours choose alone.
+    """
+
+    bytes: int
+    table: Table
+    train: Qrels
+    held_out: Qrels | None = None
+
+
 def candidates(compressor: CompressorLike, corpus: np.ndarray, bytes: int, seed: int) -> Iterator[Head]:
     """Untrained ways to store a document in this many bytes, each with a size that the compressor serves.
 
@@ -100,29 +117,95 @@ def candidates(compressor: CompressorLike, corpus: np.ndarray, bytes: int, seed:
         bytes: Bytes per document.
         seed: Random seed.
     """
-    nested = compressor.nested_dims
 
     def serves(dim: int) -> bool:
-        return dim in compressor.dims or (len(nested) > 1 and nested[-1] // 4 <= dim <= nested[0])
+        return _serves(compressor.dims, compressor.nested_dims, dim)
 
     for precision, dim in (("float32", bytes // 4), ("float16", bytes // 2)):
         plain = Plain(dim, precision)
         if plain.bytes == bytes and serves(dim):
             yield Head(compressor.map_for(dim), plain)
-    if serves(bytes):
-        folded = compressor.map_for(bytes)
-        yield Head(folded, calibrate_int8(folded.compress(corpus)))
-    if serves(8 * bytes):
-        folded = compressor.map_for(8 * bytes)
-        yield _rotated(folded, itq_rotation(folded.compress(corpus), seed), Binary(None, 8 * bytes))
-    whole = {dim - dim % bytes for dim in compressor.dims}  # a prefix, where the bytes do not divide a size
-    for dim in sorted(whole):
-        if 1 < dim // bytes <= WIDEST_GROUP and serves(dim):
-            folded = compressor.map_for(dim)
-            rows = folded.compress(corpus)
+    sizes = _sizes_of_codes(compressor.dims, compressor.nested_dims, bytes)
+    for dim, rotation, codec in _codes(lambda dim: compressor.map_for(dim).compress(corpus), sizes, bytes, seed):
+        folded = compressor.map_for(dim)
+        yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
+
+
+def _serves(dims: Sequence[int], nested: Sequence[int], dim: int) -> bool:
+    """Whether a compressor of these sizes, descending, has vectors of ``dim`` numbers worth storing."""
+    return dim in dims or (len(nested) > 1 and nested[-1] // 4 <= dim <= nested[0])
+
+
+def _sizes_of_codes(dims: Sequence[int], nested: Sequence[int], bytes: int) -> list[tuple[str, int]]:
+    """Precisions below float16, and the sizes that each stores in this many bytes."""
+    whole = {dim - dim % bytes for dim in dims}  # a prefix, where the bytes do not divide a size
+    found = [("int8", bytes), ("binary", 8 * bytes)]
+    found += [("pq", dim) for dim in sorted(whole) if 1 < dim // bytes <= WIDEST_GROUP]
+    return [(precision, dim) for precision, dim in found if _serves(dims, nested, dim)]
+
+
+def _codes(
+    rows_of: Callable[[int], np.ndarray], sizes: Sequence[tuple[str, int]], bytes: int, seed: int
+) -> Iterator[tuple[int, np.ndarray | None, Codec]]:
+    """Size, rotation of the rows or None, and codec, fitted to the rows that ``rows_of`` returns for a size."""
+    for precision, dim in sizes:
+        rows = rows_of(dim)
+        if precision == "int8":
+            yield dim, None, calibrate_int8(rows)
+        elif precision == "binary":
+            yield dim, itq_rotation(rows, seed), Binary(None, dim)
+        else:
             for rotate in (False, True) if bytes <= MOST_ROTATED else (False,):
-                rotation, codec = product_codes(rows, bytes, seed, rotate)
-                yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
+                yield dim, *product_codes(rows, bytes, seed, rotate)
+
+
+def check_storable(sizes: Sequence[int], bytes: int) -> None:
+    """Raise if no prefix of nested vectors of these sizes has codes of this many bytes.
+
+    Args:
+        sizes: Sizes, in any order.
+        bytes: Bytes per document.
+
+    Raises:
+        DataError: If nothing fits into so many bytes.
+    """
+    dims = sorted(sizes, reverse=True)
+    if bytes < 1:
+        raise DataError(f"a document needs at least 1 byte, got {bytes}.")
+    if not _sizes_of_codes(dims, dims, bytes):
+        sizes_named = ", ".join(map(str, dims))
+        raise DataError(f"no size of {sizes_named} has int8, binary or product codes of {bytes} bytes; name another.")
+
+
+def start_of_rounding(
+    rows: np.ndarray, sizes: Sequence[int], bytes: int, seed: int
+) -> tuple[np.ndarray | None, Codec] | None:
+    """Choose the codes of this many bytes that keep most of the ten nearest neighbours of the widest floats.
+
+    Args:
+        rows: Documents as the widest size stores them, ``(n, d)``; at most :data:`FIT_ROWS` are needed.
+        sizes: Sizes that are prefixes of ``d``, in any order.
+        bytes: Bytes per document.
+        seed: Random seed.
+
+    Returns:
+        The rotation of the rows or None, and the codec; or None where no codes fit.
+    """
+    dims = sorted(sizes, reverse=True)
+    asking = sample_rows(len(rows), seed, ASKING_ROWS)
+
+    def rows_of(dim: int) -> np.ndarray:
+        return unit_rows(rows[:, :dim])
+
+    near, _ = exact_search(rows_of(dims[0]), rows_of(dims[0])[asking], NEIGHBORS)
+    best, most = None, -1.0
+    for dim, rotation, codec in _codes(rows_of, _sizes_of_codes(dims, dims, bytes), bytes, seed):
+        turned = rows_of(dim) if rotation is None else rows_of(dim) @ rotation
+        found, _ = exact_search(codec.decode(codec.encode(turned)), turned[asking], NEIGHBORS)
+        kept = float(neighbour_overlap(found, near).mean())
+        if kept > most:
+            best, most = (rotation, codec), kept
+    return best
 
 
 def _rotated(folded: FoldedMap, rotation: np.ndarray, codec: Codec) -> Head:
@@ -132,7 +215,7 @@ def _rotated(folded: FoldedMap, rotation: np.ndarray, codec: Codec) -> Head:
 
 def add_best(
     compressor: Like,
-    table: VectorTable,
+    table: Table,
     train: Qrels | None,
     dev: Qrels | None,
     bytes: int,

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smec_st.data import DataError, Qrels, VectorTable
+from smec_st.data import DataError, Qrels, Table
 from smec_st.functional import alignment_kl, contrastive_loss, unit
 from smec_st.losses.relevance import Relevance
 from smec_st.maps import FoldedMap
-from smec_st.quantization.codecs import Binary, Codec, Int8, Product
+from smec_st.quantization.codecs import Codec
+from smec_st.quantization.rounding import Rounding
 from smec_st.system.matmul import fast_matmul
 
 
@@ -56,65 +57,9 @@ class LastStage:
             raise DataError("`steps` must be 0 or more, `batch_size` and `candidates` 1 or more.")
 
 
-class _Straight(torch.autograd.Function):
-    """The rounded value, with the gradient of the unrounded one."""
-
-    @staticmethod
-    def forward(ctx: object, exact: Tensor, rounded: Tensor) -> Tensor:
-        return rounded
-
-    @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-class _Codes:
-    """A codec as trainable tensors: ``decoded`` gives what a row is stored as, with a gradient."""
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-        self.trained = {
-            name: torch.nn.Parameter(torch.from_numpy(np.array(tensor)))
-            for name, tensor in codec.tensors().items()
-            if name != "rotation"
-        }
-
-    def decoded(self, rows: Tensor) -> Tensor:
-        """``(n, d) -> (n, d)``."""
-        if isinstance(self.codec, Binary):
-            signs = torch.where(rows > 0, 1.0, -1.0) / rows.shape[1] ** 0.5
-            return _straight(rows, signs)
-        if isinstance(self.codec, Int8):
-            low, step = self.trained["low"], self.trained["step"]
-            place = ((rows - low) / step).clamp(0, 255)
-            return low + _straight(place, place.detach().round()) * step
-        centroids = self.trained["centroids"]  # (m, c, s)
-        parts = rows.view(len(rows), *centroids.shape[::2]).transpose(0, 1)  # (m, n, s)
-        with torch.no_grad():
-            near = torch.baddbmm(-centroids.square().sum(2).unsqueeze(1) / 2, parts, centroids.transpose(1, 2))
-            codes = near.argmax(dim=2)  # (m, n)
-        chosen = centroids[torch.arange(len(centroids)).unsqueeze(1), codes]  # (m, n, s)
-        return chosen.transpose(0, 1).reshape_as(rows) + rows - rows.detach()
-
-    def finished(self, share: float) -> Codec:
-        """The codec, this far from its start to what was learned."""
-        if isinstance(self.codec, Binary):
-            return self.codec
-        mixed = {
-            name: ((1 - share) * start + share * self.trained[name].detach().numpy()).astype(np.float32)
-            for name, start in self.codec.tensors().items()
-        }
-        return Int8(mixed["low"], np.maximum(mixed["step"], 1e-9)) if "low" in mixed else Product(mixed["centroids"])
-
-
-def _straight(exact: Tensor, rounded: Tensor) -> Tensor:
-    result: Tensor = _Straight.apply(exact, rounded)
-    return result
-
-
 @fast_matmul()
 def train_codes(
-    table: VectorTable,
+    table: Table,
     folded: FoldedMap,
     codec: Codec,
     qrels: Qrels | None,
@@ -140,10 +85,10 @@ def train_codes(
     start = torch.from_numpy(folded.layers[-1].weight)
     weight = torch.nn.Parameter(start.clone())
     scale = torch.nn.Parameter(torch.zeros(()))
-    codes = _Codes(codec)
+    codes = Rounding(codec)
     relevance = None if qrels is None else Relevance(qrels, table)
     of_map = {"params": [weight], "lr": config.learning_rate}
-    of_codes = {"params": [*codes.trained.values(), scale], "lr": config.code_learning_rate}
+    of_codes = {"params": [*codes.parameters(), scale], "lr": config.code_learning_rate}
     optimizer = torch.optim.Adam([of_map, of_codes])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.steps, 1))
     before = folded.ending(np.eye(folded.layers[-1].weight.shape[1]))
@@ -185,7 +130,7 @@ def _alignment(student: Tensor, teacher: Tensor, allowed: Tensor, config: LastSt
 
 
 def _batch(
-    table: VectorTable, qrels: Qrels | None, queries: np.ndarray, config: LastStage, rng: np.random.Generator
+    table: Table, qrels: Qrels | None, queries: np.ndarray, config: LastStage, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row ids of anchors ``(B,)`` and of distinct documents ``(C,)``, and where each anchor's document stands."""
     if qrels is not None:

@@ -22,6 +22,9 @@ from smec_st.fitting.choice import first_unbeaten
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
 from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, LiveBackbone, ResidualAdapter
+from smec_st.quantization.choice import FIT_ROWS, CodesWanted, check_storable, start_of_rounding
+from smec_st.quantization.rounding import Rounding
+from smec_st.quantization.starts import sample_rows
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
 from smec_st.system.matmul import fast_matmul
 from smec_st.training import run_folder
@@ -60,6 +63,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
         unlabelled_dataset: Dataset of the stages that learn from neighbourhoods alone, with the column ``anchor``;
             None for ``train_dataset``.
         adapter: What the first stage trains, with whatever weights it begins from; None to make one from ``args``.
+        codes: How many bytes documents will be stored in: every stage but ``adapt``, if one of its sizes can be stored
+            so, trains through the rounding as well. None to train on floats alone.
         guard: Scores a model at some sizes on each held-out query, ``(q, sizes)``, higher is better; see
             :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
@@ -82,6 +87,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         stages: tuple[Stage, ...] | None = None,
         distinct: bool = True,
         unlabelled_dataset: Any | None = None,
+        codes: CodesWanted | None = None,
         guard: Guard | None = None,
         adapter: ResidualAdapter | None = None,
         **kwargs: Any,
@@ -97,6 +103,11 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.table = table
         self.distinct = distinct
         self.guard = guard
+        self.codes = codes
+        if codes is not None:
+            check_storable(
+                [size for stage in self.plan if stage.phase != "adapt" for size in stage.sizes], codes.bytes
+            )
         self._first_adapter = adapter
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
@@ -206,6 +217,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         for module in list(self.model)[1:-2]:
             module.is_finished = True
         self.loss.begin_stage(stage, live=is_live, prepared=self._is_prepared)
+        self.loss.rounding = self._rounding(stage)
         learns_from_labels = self.loss.ranks or self._unlabelled_dataset is None
         self.train_dataset = self._labelled_dataset if learns_from_labels else self._unlabelled_dataset
         self.args.output_dir, self.args.max_steps = str(root / stage.name), self.steps_of(stage)
@@ -214,6 +226,19 @@ class SequentialTrainer(SentenceTransformerTrainer):
             self.args.adapt_rate / self.table.width if is_adapt else self._of_run["learning_rate"]
         )
         self.args.lr_scheduler_type = "constant" if is_adapt else self._of_run["lr_scheduler_type"]
+
+    @torch.no_grad()
+    def _rounding(self, stage: Stage) -> Rounding | None:
+        """The codes that this stage trains through, fitted to what its modules give before they train."""
+        if self.codes is None or stage.phase == "adapt":
+            return None
+        rows = self.table[torch.from_numpy(sample_rows(self.table.corpus_size, self.args.seed, FIT_ROWS))]
+        embedding = self.loss.mapped(rows.to(self.model.device))["sentence_embedding"].float().cpu().numpy()
+        start = same_on_all_ranks(start_of_rounding(embedding, stage.sizes, self.codes.bytes, self.args.seed))
+        if start is None:
+            return None
+        rotation, codec = start
+        return Rounding(codec, rotation).requires_grad_(False).to(self.model.device)
 
     def _end_stage(self, stage: Stage, loss: float, steps: int, seconds: float) -> StageReport:
         adapter, selection = self.last_pair()
@@ -224,6 +249,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
         loss = float(total(torch.tensor(loss, device=self.args.device))) / world_size()  # each knows its own rows'
         self._freeze_backbone()
         report = StageReport(stage=stage.name, dim=stage.out_dim, steps=steps, seconds=seconds, loss=loss)
+        if isinstance(self.loss.rounding, Rounding):
+            codec = self.loss.rounding.codec
+            report.rounding = {"precision": codec.precision, "dim": codec.dim, "bytes": codec.bytes}
         chosen = selection.freeze()
         if stage.phase in ("select", "joint"):
             report.selected = chosen.tolist()
@@ -404,6 +432,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
             "memory": None if self.loss.memory is None else self.loss.memory.capacity,
             "loss": self.loss.get_config_dict(),
             "trains_backbone": self.trained_backbone,
+            "bytes": None if self.codes is None else self.codes.bytes,
             **self._of_run,
             **{name: getattr(args, name) for name in names},
         }
