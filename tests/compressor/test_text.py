@@ -13,6 +13,7 @@ from smec_st.compressor.text import trained_compressor
 from smec_st.data import EncodedTable, number_pairs
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.modules import EmbeddingInput
+from smec_st.quantization.choice import CodesWanted
 from text_world import make_pairs, make_trainer
 from tiny_models import tiny_clip, tiny_model, tiny_router
 
@@ -207,13 +208,12 @@ def test_the_sweep_sees_a_training_backbone_as_it_is(tmp_path):
 
 
 def of_bytes(trainer, backbone, bytes):
-    """nDCG@10 of all queries that were trained on, with codes that are fitted after training; and the codes."""
-    compressor = trained_compressor(trainer, backbone)
+    """nDCG@10 of the queries that were trained on, with codes that are fitted after training; and the compressor."""
     table, qrels = trainer.table, number_pairs(make_pairs()).qrels
+    trainer.codes = CodesWanted(bytes, table, qrels)  # also for what was trained on floats alone
+    compressor = trained_compressor(trainer, backbone)
     rows = table[torch.arange(len(table))].numpy()
     corpus, queries = rows[: table.corpus_size], rows[table.corpus_size :]
-    if trainer.codes is None:
-        compressor = compressor.quantize(corpus, queries, qrels, dev_qrels=qrels, bytes=bytes)
     head = compressor.head(bytes=bytes)
     found = evaluate_retrieval(head.decode(head.encode(corpus)), head.queries(queries), qrels, ("ndcg@10",))
     return found["ndcg@10"].mean(), compressor
@@ -243,7 +243,6 @@ def test_every_stage_that_can_be_stored_so_trains_through_the_rounding(tmp_path,
     reports = trainer.train()
     named = [None if report.rounding is None else report.rounding["bytes"] for report in reports]
     assert named == ([None, 4] if order == "grow" else [4, 4])  # the adapt stage has none
-    assert {"rounded_rank", "rounded_alignment"} <= set(trainer.state.log_history[0]) or order == "grow"
 
 
 def test_without_bytes_nothing_changes(tmp_path):
