@@ -8,8 +8,8 @@ all numbers of `f`, as LeanVec (arXiv 2312.16335) has it. `B` comes from
 
 * least squares: `B f . a` is nearest to `f . e` over the documents, where `e` is a document of the widest size. In
   closed form `B = E[a a^T]^-1 E[a e^T]`: each query is told how the numbers that are not stored follow from the rest;
-* training: from the symmetric map, with the loss that trains our codes (neighbourhoods of the widest size; with
-  labels the contrastive term as well), while documents stay as they are.
+* training: from the symmetric map, for 40 steps, with the loss that trains our codes (neighbourhoods of the widest
+  size; with labels the contrastive term as well), while documents stay as they are.
 
 How far to go from the symmetric query, 0, to the asymmetric one, 1, is chosen on the dev split with labels. Without
 labels, training queries choose, by how many of the ten nearest documents of the widest size they find again. Test
@@ -99,7 +99,7 @@ def trained(
     data: Collection, start: np.ndarray, documents: np.ndarray, wide: np.ndarray, asked: np.ndarray, has_labels: bool
 ) -> np.ndarray:
     """``B``, ``(d, w)``, trained on the training queries from its start, with the settings of the last stage."""
-    config, judged = LastStage(), data.judged("train")
+    config, judged = LastStage(steps=40, candidates=1024), data.judged("train")
     rng = np.random.default_rng([config.seed, len(start)])
     weight = torch.nn.Parameter(torch.from_numpy(start.copy()))
     scale = torch.nn.Parameter(torch.zeros(()))
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--fitted", type=Path, required=True)
     parser.add_argument("--kinds", default="labels,none", help="labels, none, general")
+    parser.add_argument("--parts", default="asymmetric,sparse")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
@@ -264,17 +265,17 @@ def main() -> None:
         data = load_collection(folder, next(folder.glob("*.safetensors")))
         for kind in options.kinds.split(","):
             for seed in options.seeds.split(","):
-                part = record["collections"].setdefault(folder.name, {}).setdefault(kind, {})
-                if seed in part:
+                part = record["collections"].setdefault(folder.name, {}).setdefault(kind, {}).setdefault(seed, {})
+                missing = [name for name in options.parts.split(",") if name not in part]
+                if not missing:
                     continue
                 print(f"{folder.name}, {kind}, seed {seed}", flush=True)
                 saved = options.fitted / f"{folder.name}-{kind}-{seed}"
                 compressor = fitted(data, saved, kind, int(seed))
-                part[seed] = {
-                    "asymmetric": measure(data, compressor, kind != "none"),
-                    "sparse": sparse(data, compressor),
-                }
-                write_text(options.json, json.dumps(record, indent=1) + "\n")
+                for name in missing:
+                    rows = sparse(data, compressor) if name == "sparse" else measure(data, compressor, kind != "none")
+                    part[name] = rows
+                    write_text(options.json, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
