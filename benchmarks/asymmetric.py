@@ -185,7 +185,7 @@ def measure(data: Collection, compressor: Compressor, has_labels: bool) -> list[
             interval = paired_interval(values, plain) if share else None
             row[name] = {
                 "strength": share, "ndcg@10": float(values.mean()),
-                "difference": interval.mean if interval else 0.0,
+                "difference": interval.difference if interval else 0.0,
                 "interval": [interval.low, interval.high] if interval else [0.0, 0.0],
                 "whole": float(score(data, "test", documents, whole).mean()),
             }  # fmt: skip
@@ -235,7 +235,7 @@ def sparse(data: Collection, compressor: Compressor) -> list[dict]:
             values = score(data, "test", pursued(wide, atoms, kept), asked)
             interval = paired_interval(values, ours)
             row[name] = {
-                "kept": kept, "ndcg@10": float(values.mean()), "difference": interval.mean,
+                "kept": kept, "ndcg@10": float(values.mean()), "difference": interval.difference,
                 "interval": [interval.low, interval.high],
             }  # fmt: skip
         found.append(row)

@@ -28,6 +28,7 @@ class Rounding(nn.Module):
     """
 
     rotation: Tensor | None
+    shares: Tensor  # of the rows that chose each centroid, (m, c); of product codes alone
 
     def __init__(self, codec: Codec, rotation: np.ndarray | None = None) -> None:
         super().__init__()
@@ -37,8 +38,7 @@ class Rounding(nn.Module):
         self.trained = nn.ParameterDict(own)
         self.register_buffer("rotation", None if rotation is None else torch.from_numpy(np.array(rotation)))
         if isinstance(codec, Product):
-            shares = torch.full(codec.centroids.shape[:2], 1 / codec.centroids.shape[1])
-            self.register_buffer("shares", shares)  # of the rows that chose each centroid, (m, c)
+            self.register_buffer("shares", torch.full(codec.centroids.shape[:2], 1 / codec.centroids.shape[1]))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Decode what the first ``d`` numbers of each row are stored as. ``(n, at least d) -> (n, d)``.
@@ -60,10 +60,11 @@ class Rounding(nn.Module):
         if isinstance(self.codec, Int8):
             low, step = self.trained["low"], self.trained["step"]
             place = ((rows - low) / step).clamp(0, 255)
-            return low + _straight(place, place.detach().round()) * step
+            values: Tensor = low + _straight(place, place.detach().round()) * step
+            return values
         centroids = self.trained["centroids"]  # (m, c, s)
         groups = torch.arange(len(centroids), device=rows.device).unsqueeze(1)
-        chosen = centroids[groups, self._nearest(rows)]  # (m, n, s)
+        chosen: Tensor = centroids[groups, self._nearest(rows)]  # (m, n, s)
         return chosen.transpose(0, 1).reshape_as(rows) + rows - rows.detach()
 
     @torch.no_grad()
