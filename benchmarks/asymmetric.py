@@ -38,11 +38,12 @@ import faiss
 import numpy as np
 import torch
 
-from smec_st import Collection, Compressor, load_collection
+from smec_st import Collection, Compressor, VectorTable, load_collection
 from smec_st.data import unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.evaluation.statistics import paired_interval
 from smec_st.functional import alignment_kl, contrastive_loss, unit
+from smec_st.quantization.choice import add_best
 from smec_st.quantization.codecs import Binary
 from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, sample_rows
 from smec_st.quantization.training import LastStage
@@ -51,6 +52,7 @@ from smec_st.system.matmul import fast_matmul
 
 GENERAL = Path(__file__).parent.parent / "model_cards" / "all-MiniLM-L6-v2-smec-general"
 SIZES = (96, 48, 24)
+Way = tuple[str, int, int, np.ndarray, np.ndarray]
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 FIT_ROWS, RIDGE = 8000, 1e-3
 SPARSE_BYTES, EXPANSION = (96, 48), 4
@@ -70,22 +72,35 @@ def fitted(data: Collection, folder: Path, kind: str, seed: int) -> Compressor:
     return Compressor.load(folder)
 
 
-def stored(rows: np.ndarray, widest: int) -> Iterator[tuple[str, int, int, np.ndarray, np.ndarray | None]]:
-    """Ways to store documents: name, size, bytes, decoded documents, and the rotation that queries need, or None."""
+def stored(rows: np.ndarray, widest: int) -> Iterator[Way]:
+    """Ways to store documents: name, size, bytes, decoded documents, and the symmetric ``B``, ``(d, w)``."""
     sample = sample_rows(len(rows), 0, FIT_ROWS)
     for size in SIZES:
         floats = unit_rows(rows[:, :size])
-        yield "float32", size, 4 * size, floats, None
+        yield "float32", size, 4 * size, floats, np.eye(size, widest)
         codec = calibrate_int8(floats[sample])
-        yield "int8", size, size, codec.decode(codec.encode(floats)), None
+        yield "int8", size, size, codec.decode(codec.encode(floats)), np.eye(size, widest)
     rotation = itq_rotation(rows[sample], 0)
     signs = Binary(None, widest)
-    yield "binary", widest, widest // 8, signs.decode(signs.encode(rows @ rotation)), rotation
+    yield "binary", widest, widest // 8, signs.decode(signs.encode(rows @ rotation)), rotation.T
     half = unit_rows(rows[:, : widest // 2])
     for budget in (48, 24):
         if (widest // 2) % budget == 0:
             _, product = product_codes(half[sample], budget, 0, rotate=False)
-            yield "pq", widest // 2, budget, product.decode(product.encode(half)), None
+            yield "pq", widest // 2, budget, product.decode(product.encode(half)), np.eye(widest // 2, widest)
+
+
+def heads(data: Collection, compressor: Compressor, has_labels: bool) -> Iterator[Way]:
+    """The same of what ``fit --bytes`` stores: codes that were trained together with the map of both sides."""
+    table = VectorTable(data.corpus, data.queries, data.own_document)
+    judged = data.judged("train")
+    train, dev = (judged, data.qrels["dev"]) if has_labels else (None, None)
+    (widest,) = compressor.map_for().layers
+    for budget in (48, 24):
+        head = add_best(compressor, table, train, dev, budget, 0, judged.query_rows).head(bytes=budget)
+        (own,) = head.folded.layers
+        basis = own.weight @ np.linalg.pinv(widest.weight)
+        yield f"{head.precision}, trained", head.dim, budget, head.decode(head.encode(data.corpus)), basis
 
 
 def least_squares(documents: np.ndarray, wide: np.ndarray) -> np.ndarray:
@@ -160,14 +175,16 @@ def chooser(data: Collection, wide: np.ndarray, asked: np.ndarray, has_labels: b
 
 
 @fast_matmul()
-def measure(data: Collection, compressor: Compressor, has_labels: bool) -> list[dict]:
+def measure(
+    data: Collection, compressor: Compressor, has_labels: bool, ways: Iterator[Way] | None = None
+) -> list[dict]:
     """Every way to store documents, searched with symmetric and asymmetric queries."""
     widest = compressor.nested_dims[0]
     wide, asked = (compressor.transform(part, dim=widest) for part in (data.corpus, data.queries))
     choose = chooser(data, wide, asked, has_labels)
     found = []
-    for precision, size, bytes, documents, rotation in stored(wide, widest):
-        basis = np.eye(size, widest, dtype=np.float32) if rotation is None else rotation.T
+    for precision, size, bytes, documents, basis in ways or stored(wide, widest):
+        basis = basis.astype(np.float32)
         symmetric = unit_rows(asked @ basis.T)
         plain = score(data, "test", documents, symmetric)
         row = {"precision": precision, "dim": size, "bytes": bytes, "symmetric": float(plain.mean())}
@@ -243,12 +260,15 @@ def sparse(data: Collection, compressor: Compressor) -> list[dict]:
     return found
 
 
+PARTS = {"asymmetric": lambda *given: None, "heads": heads}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--fitted", type=Path, required=True)
     parser.add_argument("--kinds", default="labels,none", help="labels, none, general")
-    parser.add_argument("--parts", default="asymmetric,sparse")
+    parser.add_argument("--parts", default="asymmetric,heads,sparse")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
@@ -273,8 +293,8 @@ def main() -> None:
                 saved = options.fitted / f"{folder.name}-{kind}-{seed}"
                 compressor = fitted(data, saved, kind, int(seed))
                 for name in missing:
-                    rows = sparse(data, compressor) if name == "sparse" else measure(data, compressor, kind != "none")
-                    part[name] = rows
+                    given = data, compressor, kind != "none"
+                    part[name] = sparse(*given[:2]) if name == "sparse" else measure(*given, PARTS[name](*given))
                     write_text(options.json, json.dumps(record, indent=1) + "\n")
 
 
