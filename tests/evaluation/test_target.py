@@ -154,7 +154,9 @@ def test_cost_is_the_difference_to_the_original_with_its_interval(collection):
     sides = head.decode(head.encode(collection.corpus)), head.queries(collection.queries)
     own = {"own_document": collection.own_document}
     ours = evaluate_retrieval(*sides, held_out, **own)["ndcg@10"]
-    before = evaluate_retrieval(unit_rows(collection.corpus), unit_rows(collection.queries), held_out, **own)["ndcg@10"]
+    before = evaluate_retrieval(unit_rows(collection.corpus), unit_rows(collection.queries), held_out, **own)[
+        "ndcg@10"
+    ]
     interval = paired_interval(ours, before)
     assert (cost.score, cost.original) == pytest.approx((ours.mean(), before.mean()))
     assert (cost.low, cost.high, cost.queries) == (interval.low, interval.high, len(ours))
@@ -164,7 +166,9 @@ def test_cost_is_the_difference_to_the_original_with_its_interval(collection):
 @pytest.mark.parametrize("asked", [True, False])
 def test_without_judgements_cost_is_told_in_neighbours(collection, asked):
     if not asked:
-        collection = dataclasses.replace(collection, queries=collection.queries[:0], own_document=None, qrels={})
+        collection = dataclasses.replace(
+            collection, queries=collection.queries[:0], own_document=np.empty(0, dtype=np.int64), qrels={}
+        )
     width = collection.corpus.shape[1]
     same = Compressor.fit(collection.corpus, method="truncate", dims=(width, 2))
     whole = measure_cost(same.head(width), collection)
@@ -190,7 +194,7 @@ def _run_fit(folder, out, *options):
 @pytest.mark.parametrize(
     ("options", "begins", "allowed"),
     [
-        (["--fits", "pinecone"], "best that fits pinecone: float32 of 16 numbers, 64 bytes instead of 64; ", Limit("pinecone")),
+        (["--fits", "pinecone"], "best that fits pinecone: float32 of 16 numbers, 64 bytes", Limit("pinecone")),
         (["--ram", "100KB", "--documents", "10k"], "best that fits 10 bytes a document: ", Limit(None, 10)),
         (
             ["--fits", "pgvector", "--ram", "100KB", "--documents", "50k"],

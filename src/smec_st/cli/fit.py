@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,20 +119,11 @@ def fit(
         collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
         if similarity == "dot":
             _refuse_lengths(collection)
-        train, dev = _judgements(collection, no_labels)
         split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
         if report:
             _check_report(collection)
         budgets = _bytes_to_try(budgets, limit, aim is not None, settings, collection.corpus.shape[1])
-        unread = collection.qrels.get("test")
-        if aim is not None or (limit is not None and unread is None):
-            train, kept = _keep_aside(train, dev)
-            if aim is not None and kept is None:
-                judged = 0 if train is None else len(train.query_rows)
-                raise DataError(f"--target needs more than {judged} judged queries to choose a size by.")
-            dev, unread = None, unread or kept
-        if no_labels and split is not None:
-            unread = unread or collection.qrels[split]
+        train, dev, kept = _judgements(collection, no_labels, aim is not None, limit is not None)
         asking = _may_be_read(collection, train)
         labels = None if no_labels else train
         fitted_on = dataclasses.replace(collection, qrels={} if labels is None else {"train": labels})
@@ -143,9 +134,8 @@ def fit(
     with thinking("loading"):
         from smec_st.compressor import Compressor
         from smec_st.compressor.scoring import score_compressor
-        from smec_st.evaluation.limits import Pair
         from smec_st.evaluation.report import print_rows, write_report
-        from smec_st.evaluation.target import choose_size, measure_cost
+        from smec_st.evaluation.target import choose_size
         from smec_st.system.files import new_folder
         from smec_st.system.locks import write_lock
     given = {**settings, "method": method, "bytes": budgets, "limit": limit, "labels": not no_labels}
@@ -174,12 +164,7 @@ def fit(
             assert kept is not None
             choice = choose_size(aim, compressor, collection, kept, limit=limit)
             compressor.info["target"] = choice.to_dict()
-        chosen = [head for head in compressor.heads if "for_bytes" in head.info]
-        # Of a map that labels have trained, judgements alone can tell: it moves neighbours on purpose.
-        is_told = no_labels or unread is not None
-        costs = [measure_cost(head, collection, unread) for head in chosen] if is_told else []
-        if costs:
-            compressor.info["costs"] = [cost.to_dict() for cost in costs]
+        _measure_costs(compressor, collection, collection.qrels.get("test", kept), no_labels)
         with new_folder(out) as draft:
             compressor.write_into(draft)
             if rows:
@@ -189,10 +174,7 @@ def fit(
         print_similarity(collection)
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
-    _print_decisions(compressor)
-    for place, head in enumerate(chosen):
-        wanted = f"in {head.bytes} bytes" if budgets else f"that fits {limit}"
-        click.echo(f"best {wanted}: {costs[place] if costs else Pair(head.dim, head.precision, head.bytes)}")
+    _print_decisions(compressor, None if budgets else limit)
     if aim is not None:
         click.echo("\n".join(map(str, (*choice.tests, choice))))
     click.echo(f"{compressor}\nsaved to {out}")
@@ -217,17 +199,32 @@ def _refuse_lengths(collection: Collection) -> None:
         )
 
 
-def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, Qrels | None]:
-    """Training and dev judgements; without labels neither need be there."""
+def _judgements(
+    collection: Collection, no_labels: bool, by_target: bool, by_limit: bool
+) -> tuple[Qrels | None, Qrels | None, Qrels | None]:
+    """Judgements that train, that choose (dev), and that neither train nor choose, so that they can tell the outcome.
+
+    Without labels none need be there, and those that are there tell. A target, or a limit without a test split, keeps
+    the dev queries for telling, or else a fifth of the training queries.
+    """
     from smec_st.system.errors import DataError
 
     train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
-    if no_labels:
-        return train, dev
-    if train is None:
-        raise DataError(f"{collection.name} has no train split to learn from. Use --no-labels to fit without one.")
-    _tell_what_is_shared(collection, train)
-    return collection.judged("train"), dev
+    if not no_labels:
+        if train is None:
+            raise DataError(f"{collection.name} has no train split to learn from. Use --no-labels to fit without one.")
+        _tell_what_is_shared(collection, train)
+        train = collection.judged("train")
+    if not by_target and not (by_limit and "test" not in collection.qrels):
+        return train, dev, (dev or train) if no_labels else None
+    kept = dev
+    if dev is None and train is not None:
+        rest, kept = train.hold_out(0.2, seed=0)
+        train = train if kept is None else rest
+    if kept is None and by_target:
+        judged = 0 if train is None else len(train.query_rows)
+        raise DataError(f"--target needs more than {judged} judged queries to choose a size by.")
+    return train, None, kept
 
 
 def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
@@ -246,12 +243,30 @@ def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
             tell(f"{shared} judgements of the {split} split of {collection.name} are in its train split as well.")
 
 
-def _print_decisions(compressor: Compressor) -> None:
-    """What held-out queries chose."""
+def _measure_costs(compressor: Compressor, collection: Collection, unread: Qrels | None, no_labels: bool) -> None:
+    """Record what each chosen way to store documents costs, by queries that have neither trained nor chosen it."""
+    from smec_st.evaluation.target import measure_cost
+
+    if unread is None and not no_labels:
+        return  # neighbours cannot tell: labels move them on purpose
+    chosen = [head for head in compressor.heads if "for_bytes" in head.info]
+    if chosen:
+        compressor.info["costs"] = [measure_cost(head, collection, unread).to_dict() for head in chosen]
+
+
+def _print_decisions(compressor: Compressor, limit: Limit | None) -> None:
+    """What held-out queries chose, and what the chosen ways to store documents cost."""
+    from smec_st.evaluation.limits import Pair
+    from smec_st.evaluation.target import Cost
     from smec_st.fitting.choice import Decision
 
     for decision in compressor.info.get("decisions", []):
         click.echo(str(Decision(**decision)))
+    chosen = [Pair(head.dim, head.precision, head.bytes) for head in compressor.heads if "for_bytes" in head.info]
+    costs = {cost.pair: cost for cost in map(Cost.from_dict, compressor.info.get("costs", []))}
+    for pair in chosen:
+        wanted = f"in {pair.bytes} bytes" if limit is None else f"that fits {limit}"
+        click.echo(f"best {wanted}: {costs.get(pair, pair)}")
 
 
 def _check_report(collection: Collection) -> None:
@@ -271,14 +286,6 @@ def _may_be_read(collection: Collection, train: Qrels | None) -> np.ndarray:
     judged = [np.empty(0, dtype=np.int64), *(qrels.query_rows for qrels in collection.qrels.values())]
     free = np.setdiff1d(np.arange(len(collection.queries)), np.concatenate(judged))
     return free if train is None else np.union1d(free, train.query_rows)
-
-
-def _keep_aside(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | None, Qrels | None]:
-    """Training judgements, and those of queries that neither train nor choose; None where there are too few."""
-    if dev is not None or train is None:
-        return train, dev
-    rest, kept = train.hold_out(0.2, seed=0)
-    return (train, None) if kept is None else (rest, kept)
 
 
 def _target(text: str | None) -> Target | None:

@@ -423,7 +423,7 @@ class Compressor:
             corpus: As for :meth:`fit`.
             queries: As for :meth:`fit`.
             qrels: As for :meth:`fit`.
-            bytes: Bytes per document; of several numbers, each gets its best way. None for as many as the limit allows.
+            bytes: Bytes per document; of several numbers, each gets its best way. None for what the limit allows.
             limit: What the size and the precision must keep to.
             dev_qrels: As for :meth:`fit`.
             own_document: As for :meth:`fit`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -123,7 +123,7 @@ class Choice:
         return f"{self._kept(smallest)}; {floats}. {judged}"
 
     def _kept(self, test: SizeTest) -> str:
-        """A test in words. The original's mean counts as known, so the share holds when it is at least the target's."""
+        """A test in words. The lower end is the share of the original's mean, as if that were known exactly."""
         original = test.wanted / self.target.share
         kept, low = _percent(test.score / original), _percent(self.target.share + test.low / original)
         pair = Pair(test.dim, test.precision, test.bytes)
@@ -155,8 +155,15 @@ class Cost:
     queries: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        return {**self.pair._asdict(), **{name: value for name, value in asdict(self).items() if name != "pair"}}
+        """Return the fields for JSON, those of the pair among them."""
+        fields = asdict(self)
+        return {**self.pair._asdict(), **{name: fields[name] for name in fields if name != "pair"}}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Cost:
+        """Read what :meth:`to_dict` gives."""
+        pair = Pair(**{name: fields[name] for name in Pair._fields})
+        return cls(pair, **{name: value for name, value in fields.items() if name not in Pair._fields})
 
     def __str__(self) -> str:
         sizes = f"{self.pair}, {self.pair.bytes:,} bytes instead of {self.original_bytes:,}"
@@ -227,8 +234,8 @@ def choose_size(
     """Test sizes from the widest down, and stop at the first that does not hold; then codes of chosen bytes likewise.
 
     The order is fixed in advance, so the probability of choosing a size that does not hold is at most that of a single
-    test, whatever the number of sizes (fixed-sequence testing, Maurer et al., 1995). The same is true of the codes. Each
-    test errs to this side with a probability of 2.5 %, so the smaller of both answers is right with 95 %.
+    test, whatever the number of sizes (fixed-sequence testing, Maurer et al., 1995). The same is true of the codes.
+    One test errs to this side with a probability of 2.5 %, so the smaller of both answers holds with 95 %.
 
     Args:
         target: The target.
@@ -262,7 +269,9 @@ def choose_size(
             (pair, compressor.transform(corpus, pair.dim), compressor.transform(queries, pair.dim)) for pair in sizes
         )
     )
-    chosen: list[Stored] = [head for head in compressor.heads if "for_bytes" in head.info and limit.allows(_pair(head))]
+    chosen: list[Stored] = [
+        head for head in compressor.heads if "for_bytes" in head.info and limit.allows(_pair(head))
+    ]
     codes = list(
         until_one_fails(
             (_pair(head), head.decode(head.encode(corpus)), head.queries(queries))

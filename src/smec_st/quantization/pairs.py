@@ -37,9 +37,9 @@ def pairs_to_try(
 ) -> list[Pair]:
     """The pairs among which held-out queries choose.
 
-    Of a number of bytes these are all that take exactly that many. Otherwise each precision comes with as many bytes as
-    the limit allows, and a pair is left out when another one stores at least as many numbers with at least as many bits
-    for each.
+    Of a number of bytes these are all that take exactly that many. Otherwise each precision comes with as many bytes
+    as the limit allows, and a pair is left out when another one stores at least as many numbers with at least as many
+    bits for each.
 
     Args:
         dims: Sizes of the compressor.
