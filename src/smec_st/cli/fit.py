@@ -216,7 +216,7 @@ def _judgements(
         _tell_what_is_shared(collection, train)
         train = collection.judged("train")
     if not by_target and not (by_limit and "test" not in collection.qrels):
-        return train, dev, (dev or train) if no_labels else None
+        return train, dev, (train if dev is None else dev) if no_labels else None
     kept = dev
     if dev is None and train is not None:
         rest, kept = train.hold_out(0.2, seed=0)
@@ -319,7 +319,7 @@ def _budgets(text: str | None, ram: str | None) -> tuple[int, ...]:
 def _bytes_to_try(
     budgets: tuple[int, ...], limit: Limit | None, by_target: bool, settings: Mapping[str, Any], width: int
 ) -> tuple[int, ...]:
-    """What was asked for, or, to reach a target, a byte per four numbers of each size and what a limit leaves.
+    """What was asked for, or, to reach a target, a byte per four numbers of each size and what the memory leaves.
 
     What fits nothing is refused here, before a fit that takes minutes.
     """
@@ -327,15 +327,18 @@ def _bytes_to_try(
     from smec_st.quantization.pairs import pairs_in, pairs_to_try
     from smec_st.stages import default_dims
 
-    sizes = settings.get("dims") or default_dims(width)
-    for budget in budgets if limit is not None else ():
-        pairs_to_try(sizes, sizes, limit, budget)
-    widest = set() if limit is None else {pair.bytes for pair in pairs_to_try(sizes, sizes, limit)}
+    sizes, given = settings.get("dims") or default_dims(width), limit or Limit()
+    if limit is not None:
+        for budget in budgets or (None,):
+            pairs_to_try(sizes, sizes, limit, budget)
     if budgets or not by_target:
         return budgets
-    counts = sorted({size // 4 for size in sizes if size >= 8} | widest, reverse=True)
-    fits = limit or Limit()
-    return tuple(count for count in counts if any(map(fits.allows, pairs_in(count, sizes, sizes))))
+    counts = {size // 4 for size in sizes if size >= 8}
+    if given.bytes <= 4 * max(sizes):
+        counts.add(int(given.bytes))
+    # Only sizes that are trained: which sizes between them are served as well is not known before the fit.
+    allowed = [count for count in counts if any(map(given.allows, pairs_in(count, sizes, ())))]
+    return tuple(sorted(allowed, reverse=True))
 
 
 def _settings(config: Path | None, dims: str | None, seed: int | None, method: str) -> dict[str, Any]:
