@@ -105,7 +105,7 @@ def test_equal_bytes_without_labels_are_told_as_far_as_they_are_recorded(tables,
     for name in recorded or []:
         assert f"| {name} | 24 | 0.600 | 0.500 | +0.100 [+0.050, +0.200] | pca 96, opq |" in told
         assert f"| {name} | 32 | 0.600 | 0.500 | +0.100 [+0.050, +0.200] | pca 96, opq (24 bytes) |" in told
-    judged = json.loads((tmp_path / "bytes.json").read_text())["collections"]
+    judged = tables.with_labels()
     lines = [len(tables.lines_by_bytes(name, collection)) for name, collection in judged.items()]
     assert lines == [4 if name in (recorded or []) else 2 for name in judged]
     assert ("with and without labels" in tables.plot_section()) == (4 in lines)
