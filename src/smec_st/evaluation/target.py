@@ -184,7 +184,9 @@ def _label(metric: str) -> str:
 class Stored(Protocol):
     """A way to store documents in few bytes, as :class:`~smec_st.quantization.head.Head` is."""
 
-    info: dict[str, Any]
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """How it was made; what was chosen for a number of bytes says ``for_bytes``."""
 
     @property
     def dim(self) -> int:
