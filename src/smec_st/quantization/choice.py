@@ -1,20 +1,22 @@
-"""The best pair of size and precision for a number of bytes, chosen on held-out queries."""
+"""The best pair of size and precision for a number of bytes or a limit, chosen on held-out queries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from smec_st.data import DataError, Qrels, Table, places_among, unit_rows
+from smec_st.data import Qrels, Table, places_among, unit_rows
+from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Binary, Codec, Plain
 from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
+from smec_st.quantization.pairs import pairs_in, pairs_to_try
 from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, sample_rows
 from smec_st.quantization.training import LastStage, train_codes
 
@@ -22,7 +24,8 @@ Like = TypeVar("Like", bound=CompressorLike)
 
 #: Rows that codes are fitted on, and documents that a choice is made among.
 FIT_ROWS, JUDGED_ROWS, ASKING_ROWS = 8_000, 50_000, 500
-WIDEST_GROUP, NEIGHBORS = 16, 10
+NEIGHBORS = 10
+PLAIN = ("float32", "float16")
 #: More codes than this are not rotated: it takes long and gains nothing.
 MOST_ROTATED = 48
 SHARES = (0.5, 1.0)
@@ -108,73 +111,33 @@ class CodesWanted:
     held_out: Qrels | None = None
 
 
-def candidates(compressor: CompressorLike, corpus: np.ndarray, bytes: int, seed: int) -> Iterator[Head]:
-    """Untrained ways to store a document in this many bytes, each with a size that the compressor serves.
+def candidates(compressor: CompressorLike, corpus: np.ndarray, pairs: Sequence[Pair], seed: int) -> Iterator[Head]:
+    """Untrained ways to store a document as these pairs say.
 
     Args:
-        compressor: Gives the sizes.
+        compressor: Gives the maps.
         corpus: Rows that codes are fitted on, ``(n, D)``.
-        bytes: Bytes per document.
+        pairs: Sizes and precisions that the compressor serves.
         seed: Random seed.
     """
-
-    def serves(dim: int) -> bool:
-        return _serves(compressor.dims, compressor.nested_dims, dim)
-
-    for precision, dim in (("float32", bytes // 4), ("float16", bytes // 2)):
-        plain = Plain(dim, precision)
-        if plain.bytes == bytes and serves(dim):
-            yield Head(compressor.map_for(dim), plain)
-    sizes = _sizes_of_codes(compressor.dims, compressor.nested_dims, bytes)
-    for dim, rotation, codec in _codes(lambda dim: compressor.map_for(dim).compress(corpus), sizes, bytes, seed):
+    for dim, precision, size in pairs:
         folded = compressor.map_for(dim)
-        yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
+        if precision in PLAIN:
+            yield Head(folded, Plain(dim, precision))
+            continue
+        for rotation, codec in _codes(folded.compress(corpus), precision, size, seed):
+            yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
 
 
-def _serves(dims: Sequence[int], nested: Sequence[int], dim: int) -> bool:
-    """Whether a compressor of these sizes, descending, has vectors of ``dim`` numbers worth storing."""
-    return dim in dims or (len(nested) > 1 and nested[-1] // 4 <= dim <= nested[0])
-
-
-def _sizes_of_codes(dims: Sequence[int], nested: Sequence[int], bytes: int) -> list[tuple[str, int]]:
-    """Precisions below float16, and the sizes that each stores in this many bytes."""
-    whole = {dim - dim % bytes for dim in dims}  # a prefix, where the bytes do not divide a size
-    found = [("int8", bytes), ("binary", 8 * bytes)]
-    found += [("pq", dim) for dim in sorted(whole) if 1 < dim // bytes <= WIDEST_GROUP]
-    return [(precision, dim) for precision, dim in found if _serves(dims, nested, dim)]
-
-
-def _codes(
-    rows_of: Callable[[int], np.ndarray], sizes: Sequence[tuple[str, int]], bytes: int, seed: int
-) -> Iterator[tuple[int, np.ndarray | None, Codec]]:
-    """Size, rotation of the rows or None, and codec, fitted to the rows that ``rows_of`` returns for a size."""
-    for precision, dim in sizes:
-        rows = rows_of(dim)
-        if precision == "int8":
-            yield dim, None, calibrate_int8(rows)
-        elif precision == "binary":
-            yield dim, itq_rotation(rows, seed), Binary(None, dim)
-        else:
-            for rotate in (False, True) if bytes <= MOST_ROTATED else (False,):
-                yield dim, *product_codes(rows, bytes, seed, rotate)
-
-
-def check_storable(sizes: Sequence[int], bytes: int) -> None:
-    """Raise if no prefix of nested vectors of these sizes has codes of this many bytes.
-
-    Args:
-        sizes: Sizes, in any order.
-        bytes: Bytes per document.
-
-    Raises:
-        DataError: If nothing fits into so many bytes.
-    """
-    dims = sorted(sizes, reverse=True)
-    if bytes < 1:
-        raise DataError(f"a document needs at least 1 byte, got {bytes}.")
-    if not _sizes_of_codes(dims, dims, bytes):
-        sizes_named = ", ".join(map(str, dims))
-        raise DataError(f"no size of {sizes_named} has int8, binary or product codes of {bytes} bytes; name another.")
+def _codes(rows: np.ndarray, precision: str, bytes: int, seed: int) -> Iterator[tuple[np.ndarray | None, Codec]]:
+    """Codecs of one precision fitted to rows, ``(n, d)``, each with the rotation that goes before it, or None."""
+    if precision == "int8":
+        yield None, calibrate_int8(rows)
+    elif precision == "binary":
+        yield itq_rotation(rows, seed), Binary(None, rows.shape[1])
+    else:
+        for rotate in (False, True) if bytes <= MOST_ROTATED else (False,):
+            yield product_codes(rows, bytes, seed, rotate)
 
 
 def start_of_rounding(
@@ -189,22 +152,21 @@ def start_of_rounding(
         seed: Random seed.
 
     Returns:
-        The rotation of the rows or None, and the codec; or None where no codes fit.
+        The rotation of the rows or None, and the codec; or None where only floats, or nothing, take so many bytes.
     """
     dims = sorted(sizes, reverse=True)
     asking = sample_rows(len(rows), seed, ASKING_ROWS)
-
-    def rows_of(dim: int) -> np.ndarray:
-        return unit_rows(rows[:, :dim])
-
-    near, _ = exact_search(rows_of(dims[0]), rows_of(dims[0])[asking], NEIGHBORS)
+    widest = unit_rows(rows[:, : dims[0]])
+    near, _ = exact_search(widest, widest[asking], NEIGHBORS)
     best, most = None, -1.0
-    for dim, rotation, codec in _codes(rows_of, _sizes_of_codes(dims, dims, bytes), bytes, seed):
-        turned = rows_of(dim) if rotation is None else rows_of(dim) @ rotation
-        found, _ = exact_search(codec.decode(codec.encode(turned)), turned[asking], NEIGHBORS)
-        kept = float(neighbour_overlap(found, near).mean())
-        if kept > most:
-            best, most = (rotation, codec), kept
+    for dim, precision, _ in pairs_in(bytes, dims, dims):
+        floats = unit_rows(rows[:, :dim])
+        for rotation, codec in () if precision in PLAIN else _codes(floats, precision, bytes, seed):
+            turned = floats if rotation is None else floats @ rotation
+            found, _ = exact_search(codec.decode(codec.encode(turned)), turned[asking], NEIGHBORS)
+            kept = float(neighbour_overlap(found, near).mean())
+            if kept > most:
+                best, most = (rotation, codec), kept
     return best
 
 
@@ -218,35 +180,32 @@ def add_best(
     table: Table,
     train: Qrels | None,
     dev: Qrels | None,
-    bytes: int,
+    bytes: int | None,
     seed: int,
     unlabelled_queries: Sequence[int] | np.ndarray | None,
     config: LastStage | None = None,
+    limit: Limit | None = None,
 ) -> Like:
-    """Return a compressor with the best head of this many bytes, in place of any other head of that size.
+    """Return a compressor with the best head, in place of any other that was chosen for as many bytes.
 
     Args:
         compressor: Gives sizes and maps.
         table: Corpus and queries.
         train: Training judgements, or None.
         dev: Held-out judgements, or None.
-        bytes: Bytes per document.
+        bytes: Bytes per document; None for what the limit allows.
         seed: Random seed.
         unlabelled_queries: Query rows to train on without judgements; None for all.
         config: Settings of the last stage.
+        limit: What the head must keep to.
 
     Raises:
-        DataError: If nothing fits into so many bytes.
+        DataError: If no size of the compressor can be stored so.
     """
-    if bytes < 1:
-        raise DataError(f"a document needs at least 1 byte, got {bytes}.")
+    pairs = pairs_to_try(compressor.dims, compressor.nested_dims, limit, bytes)
     judge = Judge.of(table, dev, seed, compressor.map_for(None))
     rows = table[torch.from_numpy(sample_rows(table.corpus_size, seed, FIT_ROWS))].numpy()
-    heads = [(head, 0.0) for head in candidates(compressor, rows, bytes, seed)]
-    if not heads:
-        raise DataError(
-            f"no size of this compressor ({', '.join(map(str, compressor.dims))}) can be stored in {bytes} bytes."
-        )
+    heads = [(head, 0.0) for head in candidates(compressor, rows, pairs, seed)]
     scores = [judge.score(head) for head, _ in heads]
     start = heads[judge.best(scores)][0]
     if not isinstance(start.codec, Plain):
@@ -264,10 +223,12 @@ def add_best(
         tried.append({**_label(head), "trained": share, "kept_neighbors": kept})
         if len(values):
             tried[-1]["ndcg@10"] = float(values.mean())
-    info = {**tried[winner], "for_bytes": bytes, "tried": tried}
     best = heads[winner][0]
+    info = {**tried[winner], "for_bytes": best.bytes, "tried": tried}
+    if limit is not None:
+        info["limit"] = str(limit)
     chosen = Head(best.folded, best.codec, best.has_own_map, info)
-    kept_heads = [head for head in compressor.heads if head.info.get("for_bytes") != bytes]
+    kept_heads = [head for head in compressor.heads if head.info.get("for_bytes") != best.bytes]
     return type(compressor)(compressor.maps, compressor.info, (*kept_heads, chosen))
 
 

@@ -22,7 +22,8 @@ from smec_st.fitting.choice import first_unbeaten
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
 from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, LiveBackbone, ResidualAdapter
-from smec_st.quantization.choice import FIT_ROWS, CodesWanted, check_storable, start_of_rounding
+from smec_st.quantization.choice import FIT_ROWS, CodesWanted, start_of_rounding
+from smec_st.quantization.pairs import pairs_to_try
 from smec_st.quantization.rounding import Rounding
 from smec_st.quantization.starts import sample_rows
 from smec_st.stages import Order, Stage, StageReport, default_dims, plan_stages
@@ -105,9 +106,9 @@ class SequentialTrainer(SentenceTransformerTrainer):
         self.guard = guard
         self.codes = codes
         if codes is not None:
-            check_storable(
-                [size for stage in self.plan if stage.phase != "adapt" for size in stage.sizes], codes.bytes
-            )
+            sizes = {size for stage in self.plan if stage.phase != "adapt" for size in stage.sizes}
+            widest_first = sorted(sizes, reverse=True)
+            pairs_to_try(widest_first, widest_first, bytes=codes.bytes)  # refuses what nothing can be stored in
         self._first_adapter = adapter
         self.reports: list[StageReport] = []
         self.stage = self.plan[0]
