@@ -18,8 +18,9 @@ the defaults and kept; `general` is the published one of three text collections 
 
 The last rows are of sparse codes, the form of CSR (arXiv 2503.01776): documents of the widest size as a sum of few of
 many atoms. The number of an atom takes its bits and a value takes 8, fewer than CSR's 16. Atoms are our own axes, or
-cluster centres, four times as many as the width; matching pursuit chooses among them, and queries stay floats. They
-stand beside product codes of the same floats and bytes, before any training of the codes.
+cluster centres, four times as many as the width but at most a third of the documents; matching pursuit chooses among
+them, and queries stay floats. They stand beside product codes of the same floats and bytes, before any training of the
+codes.
 """
 
 from __future__ import annotations
@@ -232,24 +233,20 @@ def sparse(data: Collection, compressor: Compressor) -> list[dict]:
     widest = compressor.nested_dims[0]
     wide, asked = (compressor.transform(part, dim=widest) for part in (data.corpus, data.queries))
     sample = wide[sample_rows(len(wide), 0, FIT_ROWS)]
-    clusters = faiss.Kmeans(widest, EXPANSION * widest, niter=10, seed=0, spherical=True, min_points_per_centroid=1)
+    atoms = min(EXPANSION * widest, len(sample) // 3)  # of a small corpus fewer, or each document would be its own
+    clusters = faiss.Kmeans(widest, atoms, niter=10, seed=0, spherical=True, min_points_per_centroid=1)
     clusters.train(sample)
     dictionaries = {"axes": np.eye(widest, dtype=np.float32), "clusters": unit_rows(clusters.centroids)}
     found = []
     for budget in SPARSE_BYTES:
-        _, product = product_codes(sample, budget, 0, rotate=False) if widest % budget == 0 else (None, None)
-        if product is None:
-            padded = -(-widest // budget) * budget
-            spare = ((0, 0), (0, padded - widest))
-            _, product = product_codes(np.pad(sample, spare), budget, 0, rotate=False)
-            decoded = product.decode(product.encode(np.pad(wide, spare)))[:, :widest]
-        else:
-            decoded = product.decode(product.encode(wide))
+        spare = ((0, 0), (0, -widest % budget))  # zeros, where the bytes do not divide the width
+        _, product = product_codes(np.pad(sample, spare), budget, 0, rotate=False)
+        decoded = product.decode(product.encode(np.pad(wide, spare)))[:, :widest]
         ours = score(data, "test", decoded, asked)
         row = {"bytes": budget, "pq": float(ours.mean())}
-        for name, atoms in dictionaries.items():
-            kept = 8 * budget // (math.ceil(math.log2(len(atoms))) + 8)
-            values = score(data, "test", pursued(wide, atoms, kept), asked)
+        for name, dictionary in dictionaries.items():
+            kept = 8 * budget // (math.ceil(math.log2(len(dictionary))) + 8)
+            values = score(data, "test", pursued(wide, dictionary, kept), asked)
             interval = paired_interval(values, ours)
             row[name] = {
                 "kept": kept, "ndcg@10": float(values.mean()), "difference": interval.difference,
