@@ -640,10 +640,10 @@ def test_texts_have_ids_of_any_known_name_and_may_be_packed(tmp_path, key, packe
 
 
 LOOSE = {
-    "unknown document": ("q0\td9\t1", "names 1 ids that the corpus lacks: d9. 1 of 3 judgements are left out", RIGHT),
-    "unknown query": ("q9\td0\t1", "names 1 ids that the queries lack: q9. 1 of 3 judgements are left out", RIGHT),
-    "negative": ("q0\td0\t-2", "1 negative grades are read as 0", [(0, 0, 0.0), *RIGHT]),
-    "fraction": ("q0\td0\t0.5", "1 grades are no whole numbers and are rounded up", [(0, 0, 1.0), *RIGHT]),
+    "unknown document": ("q0\td9\t1", "names 1 id that the corpus lacks: d9. 1 of 3 judgements is left out", RIGHT),
+    "unknown query": ("q9\td0\t1", "names 1 id that the queries lack: q9. 1 of 3 judgements is left out", RIGHT),
+    "negative": ("q0\td0\t-2", "1 negative grade is read as 0", [(0, 0, 0.0), *RIGHT]),
+    "fraction": ("q0\td0\t0.5", "1 grade is a fraction, rounded up", [(0, 0, 1.0), *RIGHT]),
 }
 
 

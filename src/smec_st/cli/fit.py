@@ -207,7 +207,7 @@ def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
     """Say how many judgements of another split are trained on, as its figures are no test then."""
     import numpy as np
 
-    from smec_st.system.errors import tell
+    from smec_st.system.errors import count, tell
 
     def numbers(qrels: Qrels) -> np.ndarray:
         found: np.ndarray = qrels.pairs[:, 0] * len(collection.corpus) + qrels.pairs[:, 1]
@@ -216,18 +216,20 @@ def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
     for split, qrels in collection.qrels.items():
         shared = 0 if split == "train" else len(np.intersect1d(numbers(train), numbers(qrels)))
         if shared:
-            tell(f"{shared} judgements of the {split} split of {collection.name} are in its train split as well.")
+            what, verb = count(shared, "judgement"), "is" if shared == 1 else "are"
+            tell(f"{what} of the {split} split of {collection.name} {verb} in its train split as well.")
 
 
 def _print_decisions(compressor: Compressor, budgets: Sequence[int]) -> None:
     """What held-out queries chose."""
     from smec_st.fitting.choice import Decision
+    from smec_st.system.errors import count
 
     for decision in compressor.info.get("decisions", []):
         click.echo(str(Decision(**decision)))
     for budget in budgets:
         head = compressor.head(bytes=budget)
-        click.echo(f"best in {budget} bytes: {head.precision} of {head.dim} numbers")
+        click.echo(f"best in {count(budget, 'byte')}: {head.precision} of {count(head.dim, 'number')}")
 
 
 def _check_report(collection: Collection) -> None:

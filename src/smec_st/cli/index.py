@@ -19,8 +19,8 @@ from smec_st.cli.options import CODES, COLUMN, FOLDER, load_table, thinking, who
 @click.option("--vectors", type=FOLDER, required=True, help="Documents, in any format; their ids are kept.")
 @COLUMN
 @CODES
-@click.option("--out", "uri", default="index.db", show_default=True, metavar="URI", help="NAME.db (Milvus Lite), "
-              "http://HOST:19530 (Milvus), or a folder (FAISS in this process).")  # fmt: skip
+@click.option("--out", "uri", default="index", show_default=True, metavar="URI", help="A folder (searched by FAISS "
+              "in this process), NAME.db (Milvus Lite), or http://HOST:19530 (Milvus).")  # fmt: skip
 @click.option("--rows", type=FOLDER, help="Ids and fields, one row per vector: .jsonl, .csv or .parquet. Joined by "
               "id if the vectors have ids too, else by position. Fields are those named by --field.")  # fmt: skip
 @click.option("--field", "names", multiple=True, help="Column of --rows to filter by; may be repeated.")
@@ -90,8 +90,8 @@ def index(
                 opened.check(source, () if opened.settings.originals else opened.settings.sizes[-1:])
                 if ids is not None and opened.settings.id_type == "str":
                     ids = list(map(str, ids))
-                count = _count_added(report_progress, len(table))
-                opened.add(table, ids, fields, replace=replace or old is not None, progress=count)
+                progress = _add_up(report_progress, len(table))
+                opened.add(table, ids, fields, replace=replace or old is not None, progress=progress)
                 opened.flush()
         else:
             built = FunnelIndex.build(
@@ -150,25 +150,27 @@ def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def _count_added(report: Callable[[str, int, int], None], total: int) -> Callable[[int], None]:
+def _add_up(report: Callable[[str, int, int], None], total: int) -> Callable[[int], None]:
     """Return a function that takes the rows of each batch and reports their sum."""
     done = 0
 
-    def count(rows: int) -> None:
+    def add(rows: int) -> None:
         nonlocal done
         done += rows
         report("adding", done, total)
 
-    return count
+    return add
 
 
 def _print_report(uri: str, schedule: str, report: dict[str, Any], truth: str) -> None:
+    from smec_st.system.errors import count
+
     choice = report["schedule"]
-    click.echo(f"{uri}: {report['rows']} rows, schedule {schedule}")
+    click.echo(f"{uri}: {count(report['rows'], 'row')}, schedule {schedule}")
     if choice["recall"] is not None:
         click.echo(
             f"recall@{choice['k']} {choice['recall']:.4f} of exact {truth} "
-            f"(at least {choice['recall_low']:.4f}, {choice['queries']} queries)"
+            f"(at least {choice['recall_low']:.4f}, {count(choice['queries'], 'query', 'queries')})"
         )
     for kind in ("ram", "disk"):
         sizes = report[kind]

@@ -128,8 +128,9 @@ def print_estimate(store: str, estimated: Estimate) -> None:
         DataError: If there are rows that cannot be used; all are listed.
     """
     from smec_st.stores.bad_rows import BadRows
+    from smec_st.system.errors import count
 
-    click.echo(f"{estimated.rows:,} vectors in {store}")
+    click.echo(f"{count(estimated.rows, 'vector')} in {store}")
     if estimated.rows:
         ratio = estimated.bytes_before / estimated.bytes_after
         click.echo(f"{estimated.bytes_before:,} bytes become {estimated.bytes_after:,} ({ratio:.0f}x smaller)")

@@ -56,19 +56,20 @@ def transform(
     """
     with thinking("reading"):
         from smec_st.stores import Job, Plan, estimate, transform_files
+        from smec_st.system.errors import count
     job = Job(str(compressor), vectors, column, dim, precision, bytes_, kind, shard_rows, codes, skip_bad)
     if dry_run:
         print_estimate(vectors, estimate(Plan(job, str(out))))
         return
     with row_progress() as report, listing_bad_rows():
         manifest = transform_files(job, out, engine, report)
-    space, count = manifest.job["space"], len(manifest.shards)
-    where = f"{count} files of {out}" if out.is_dir() else str(out)
-    stored = f"{space['precision']}, {space['bytes']} bytes"
-    click.echo(f"{manifest.rows:,} vectors of {space['dim']} numbers ({stored}) in {where}")
+    space = manifest.job["space"]
+    where = f"{count(len(manifest.shards), 'file')} of {out}" if out.is_dir() else str(out)
+    stored = f"{space['precision']}, {count(space['bytes'], 'byte')}"
+    click.echo(f"{count(manifest.rows, 'vector')} of {count(space['dim'], 'number')} ({stored}) in {where}")
     left_out = sum(shard.read - shard.rows for shard in manifest.shards)
     if left_out:
         lists = f"{out}/left-out*.jsonl" if out.is_dir() else f"{out}.left-out.jsonl"
-        click.echo(f"{left_out:,} rows left out, listed in {lists}")
+        click.echo(f"{count(left_out, 'row')} left out, listed in {lists}")
     if manifest.job["ids"] is False:
         click.echo("the ids of the rows were not written; .parquet keeps them")

@@ -35,6 +35,11 @@ def load_model(model: str) -> SentenceTransformer:
     """
     from sentence_transformers import SentenceTransformer
 
+    if (Path(model) / "compressor.json").is_file():
+        raise DataError(
+            f"{model} holds a compressor, which is no model by itself: "
+            f"`smec-st export {model} --model BACKBONE --out MODEL` makes a model of it and its backbone."
+        )
     try:
         with quiet_libraries():
             return SentenceTransformer(model)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.system.errors import DataError, some, tell
+from smec_st.system.errors import DataError, count, some, tell
 
 #: Names of a column or field of ids, without case, `-`, `_` and spaces. An earlier name wins over a later one.
 ID_NAMES = (
@@ -75,12 +75,12 @@ def join_by_id(wanted: Sequence[str], given: Sequence[str], what: str) -> np.nda
         return np.arange(len(wanted))
     row = {key: number for number, key in enumerate(given)}
     if len(row) != len(given):
-        repeated = [key for key, count in Counter(given).items() if count > 1]
+        repeated = [key for key, times in Counter(given).items() if times > 1]
         raise DataError(f"{what} repeat the id {some(repeated)}.")
     rows, missing = find_rows(wanted, row)
     if missing:
         raise DataError(
-            f"{what} lack {len(missing)} of {len(wanted)} ids: {some(missing)}; theirs are {some(given)}. "
+            f"{what} lack {len(missing)} of {count(len(wanted), 'id')}: {some(missing)}; theirs are {some(given)}. "
             "Give vectors with the same ids, or without ids to go by position."
         )
     extra = len(given) - len(wanted)

@@ -13,7 +13,7 @@ from typing import Any
 from smec_st.data.ids import find_rows, id_text, plain_name
 from smec_st.data.jsonl import open_binary, parse_json, plain_suffix, read_jsonl
 from smec_st.data.sources.columns import SHARD
-from smec_st.system.errors import DataError, one_line, some, tell
+from smec_st.system.errors import DataError, count, one_line, some, tell
 
 Triple = tuple[str, str, float]  # query id, document id, grade
 
@@ -97,10 +97,10 @@ def tidy(triples: Iterable[Triple], query_ids: Sequence[str], corpus_ids: Sequen
         if unknown:
             lost = int((rows < 0).sum())
             lacking = f"the {side} lack{'s' if side == 'corpus' else ''}"
-            message = f"{what} names {len(unknown)} ids that {lacking}: {some(unknown)}"
+            message = f"{what} names {count(len(unknown), 'id')} that {lacking}: {some(unknown)}"
             if lost == len(listed):
                 raise DataError(f"{message}; theirs are {some(ids)}. No judgement is left.")
-            tell(f"{message}. {lost} of {len(listed)} judgements are left out.")
+            tell(f"{message}. {lost} of {count(len(listed), 'judgement')} {'is' if lost == 1 else 'are'} left out.")
     kept, negative, fractions = [], 0, 0
     for (_, _, grade), query, document in zip(listed, *(rows.tolist() for rows in known), strict=True):
         if not math.isfinite(grade):
@@ -111,9 +111,9 @@ def tidy(triples: Iterable[Triple], query_ids: Sequence[str], corpus_ids: Sequen
     if listed and not kept:
         raise DataError(f"{what}: no judgement names both a known query and a known document.")
     if negative:
-        tell(f"{what}: {negative} negative grades are read as 0, not relevant.")
+        tell(f"{what}: {count(negative, 'negative grade is', 'negative grades are')} read as 0, not relevant.")
     if fractions:
-        tell(f"{what}: {fractions} grades are no whole numbers and are rounded up.")
+        tell(f"{what}: {count(fractions, 'grade is a fraction', 'grades are fractions')}, rounded up.")
     return kept
 
 

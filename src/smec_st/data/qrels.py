@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data.vectors import as_numpy
-from smec_st.system.errors import DataError, some
+from smec_st.system.errors import DataError, count, some
 
 if TYPE_CHECKING:
     from smec_st.data.vectors import ArrayLike
@@ -87,7 +87,7 @@ class Qrels:
             unknown = sorted({str(i) for i in ids if i not in known})
             if unknown:
                 lacking = f"the {side} lack{'s' if side == 'corpus' else ''}"
-                raise DataError(f"{what} names {len(unknown)} ids that {lacking}: {some(unknown)}.")
+                raise DataError(f"{what} names {count(len(unknown), 'id')} that {lacking}: {some(unknown)}.")
         return cls(
             np.array([query_row[q] for q in columns[0]], dtype=np.int64),
             np.array([document_row[d] for d in columns[1]], dtype=np.int64),
@@ -189,8 +189,8 @@ class Qrels:
 
         rows, queries = np.unique(self.pairs[:, 0], return_inverse=True)
         documents, names = np.unique(self.pairs[:, 1], return_inverse=True)
-        count = len(rows) + len(documents)
-        edges = coo_matrix((np.ones(len(queries), dtype=bool), (queries, len(rows) + names)), shape=(count, count))
+        nodes = len(rows) + len(documents)
+        edges = coo_matrix((np.ones(len(queries), dtype=bool), (queries, len(rows) + names)), shape=(nodes, nodes))
         groups: np.ndarray = connected_components(edges, directed=False)[1][: len(rows)]
         _, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
         order = np.empty(len(first), dtype=np.int64)

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from smec_st.data import Collection, DataError, Qrels
+from smec_st.data.qrels import MIN_HELD_OUT
 from smec_st.evaluation import untrained
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.statistics import paired_interval
+from smec_st.system.errors import count
 
 FORM = re.compile(r"(?P<metric>(ndcg|recall|mrr)@[1-9]\d*)\s*>=\s*(?P<share>\d*\.?\d+)\s*(?:\*\s*)?original")
 
@@ -68,7 +70,7 @@ class SizeTest:
     holds: bool
 
     def __str__(self) -> str:
-        what = f"{self.dim} dims" if self.precision == "float32" else f"{self.bytes} bytes"
+        what = f"{self.dim} dims" if self.precision == "float32" else count(self.bytes, "byte")
         verdict = "holds" if self.holds else "does not hold"
         wanted = f"wanted {self.wanted:.3f}, the difference is at least {self.low:+.3f}"
         return f"{what}: {self.score:.3f}, {wanted}: {verdict}"
@@ -105,8 +107,10 @@ class Choice:
     def __str__(self) -> str:
         found = "no size holds" if self.dim is None else f"{self.dim} dims is the smallest size that holds"
         if self.bytes is not None:
-            found += f", {self.bytes} bytes are the fewest"
-        return f"{self.target}, 95 % confidence, {self.queries} held-out queries: {found}"
+            found += f", {count(self.bytes, 'byte is', 'bytes are')} the fewest"
+        if self.queries < MIN_HELD_OUT:
+            found += f". Fewer than {MIN_HELD_OUT} queries are too few to rely on this: judge more, or add a dev split"
+        return f"{self.target}, 95 % confidence, {count(self.queries, 'held-out query', 'held-out queries')}: {found}"
 
 
 class Stored(Protocol):

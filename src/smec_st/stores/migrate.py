@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from smec_st.compressor import Compressor
 from smec_st.compressor.space import space_record
 from smec_st.data import DataError
 from smec_st.data.sources.indexes import FaissVectors, MilvusVectors
-from smec_st.evaluation.overlap import kept_neighbors, pool_for
+from smec_st.evaluation.overlap import drawn, kept_neighbors, pool_for
 from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import BadRow, Places, bad_rows_of
+from smec_st.stores.check import distinct_sample
 from smec_st.stores.files import join_shards
 from smec_st.stores.job import Job, Progress, is_parquet, transform_files
 from smec_st.stores.milvus import copy_collection, finish_copy
@@ -60,22 +59,18 @@ class Estimate:
     bad: tuple[BadRow, ...] = ()
 
 
-def estimate(plan: Plan, sample: int = 4096) -> Estimate:
-    """Estimate the cost and the loss of a migration on its first vectors, and look at all rows for unusable ones.
+def estimate(plan: Plan) -> Estimate:
+    """Estimate the cost and the loss of a migration on a sample, and look at all rows for unusable ones.
 
-    Nothing is written.
+    The sample is drawn as :func:`~smec_st.stores.check_drift` draws it. Nothing is written.
     """
     source, _, head = plan.job.open()
-    parts: list[np.ndarray] = []
-    bad: list[BadRow] = []
+    bad: dict[int, BadRow] = {}
     count, places = 0, Places.of(source)
     for batch in source.batches():
         count += len(batch.rows)
-        found = bad_rows_of(batch, places)
-        if sum(map(len, parts)) < sample:
-            parts.append(np.delete(np.asarray(batch.rows), list(found), axis=0))
-        bad += found.values()
-    rows = np.concatenate(parts)[:sample]
+        bad |= {batch.start + at: row for at, row in bad_rows_of(batch, places).items()}
+    rows = distinct_sample(source, 0, count, bad=tuple(bad))
     seconds = None
     if len(rows):
         head.encode(rows[:64])  # warms up, so that the timing below is fair
@@ -83,8 +78,8 @@ def estimate(plan: Plan, sample: int = 4096) -> Estimate:
         head.encode(rows)
         seconds = count * (time.perf_counter() - began) / len(rows)
     pool = pool_for(len(rows))
-    kept = None if pool is None else kept_neighbors(rows[:pool], head.folded)
-    return Estimate(count, count * 4 * source.width, count * head.bytes, seconds, kept, tuple(bad))
+    kept = None if pool is None else kept_neighbors(rows[drawn(len(rows), pool)], head.folded)
+    return Estimate(count, count * 4 * source.width, count * head.bytes, seconds, kept, tuple(bad.values()))
 
 
 def migrate(plan: Plan, progress: Progress | None = None) -> str:

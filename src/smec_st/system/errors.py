@@ -19,6 +19,11 @@ def some(items: Sequence[Any], limit: int = 3) -> str:
     return shown + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return ``1 file`` or ``2,000 files``; ``plural`` is the noun with an s by default."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's message on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200]
