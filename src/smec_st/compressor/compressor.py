@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
+    from smec_st.data.qrels import Judgements
+    from smec_st.data.vectors import ArrayLike
     from smec_st.fitting.config import FitConfig
     from smec_st.hub.evidence import Evidence
 
@@ -289,19 +291,19 @@ class Compressor:
     @classmethod
     def fit(
         cls,
-        corpus: Any,
-        queries: Any | None = None,
-        qrels: Any | None = None,
+        corpus: ArrayLike,
+        queries: ArrayLike | None = None,
+        qrels: Judgements | None = None,
         dims: int | Sequence[int] | None = None,
         *,
-        dev_qrels: Any | None = None,
+        dev_qrels: Judgements | None = None,
         model: SentenceTransformer | str | None = None,
         method: str = "smec",
         config: FitConfig | None = None,
         work_dir: str | Path | None = None,
         progress: bool = False,
-        unlabelled_queries: Sequence[int] | np.ndarray | None = None,
-        own_document: Sequence[int] | np.ndarray | None = None,
+        unlabelled_queries: ArrayLike | None = None,
+        own_document: ArrayLike | None = None,
         backbone: Mapping[str, Any] | None = None,
         bytes: int | Sequence[int] | None = None,
         **settings: Any,
@@ -400,13 +402,13 @@ class Compressor:
 
     def quantize(
         self,
-        corpus: Any,
-        queries: Any | None = None,
-        qrels: Any | None = None,
+        corpus: ArrayLike,
+        queries: ArrayLike | None = None,
+        qrels: Judgements | None = None,
         *,
         bytes: int | Sequence[int],
-        dev_qrels: Any | None = None,
-        own_document: Sequence[int] | np.ndarray | None = None,
+        dev_qrels: Judgements | None = None,
+        own_document: ArrayLike | None = None,
         seed: int = 0,
     ) -> Compressor:
         """Add the best way to store documents in this many bytes.
@@ -442,13 +444,13 @@ class Compressor:
 
     def extend(
         self,
-        corpus: Any,
-        queries: Any | None = None,
-        qrels: Any | None = None,
+        corpus: ArrayLike,
+        queries: ArrayLike | None = None,
+        qrels: Judgements | None = None,
         dims: Sequence[int] = (),
         *,
-        dev_qrels: Any | None = None,
-        own_document: Sequence[int] | np.ndarray | None = None,
+        dev_qrels: Judgements | None = None,
+        own_document: ArrayLike | None = None,
         progress: bool = False,
         **settings: Any,
     ) -> Compressor:
@@ -479,7 +481,7 @@ class Compressor:
         info = {**self.info, "stages": [*self.info.get("stages", []), *reports]}
         return type(self)(maps, info, self.heads).calibrate(table.documents(), table.some_queries())
 
-    def _table(self, corpus: Any, queries: Any, own_document: Any) -> VectorTable:
+    def _table(self, corpus: ArrayLike, queries: ArrayLike | None, own_document: ArrayLike | None) -> VectorTable:
         table = VectorTable(corpus, queries, own_document)
         if table.width != self.width:
             raise DataError(f"the vectors are {table.width} wide; this compressor reads {self.width}.")
@@ -549,6 +551,8 @@ class Compressor:
         return read_files(Path(folder), cls)
 
 
-def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:
+def _judgements(
+    table: VectorTable, train: Judgements | None, dev: Judgements | None
+) -> tuple[Qrels | None, Qrels | None]:
     size = table.query_size, table.corpus_size
     return (None if train is None else as_qrels(train, *size)), (None if dev is None else as_qrels(dev, *size))

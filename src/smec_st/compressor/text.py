@@ -31,7 +31,7 @@ def text_trainer(
     train_dataset: Dataset,
     *,
     train_backbone: bool = False,
-    corpus: Sequence[Any] = (),
+    corpus: Sequence[object] = (),
     held_out_share: float = 0.1,
     memory: int = 8192,
     loss: LossSettings | None = None,

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from smec_st.data.vectors import ArrayLike
 
 PROBE_TEXT, PROBE_NUMBERS = "The quick brown fox jumps over the lazy dog.", 8
 SETTINGS = "config_sentence_transformers.json"
@@ -149,7 +151,7 @@ def model_state(model: SentenceTransformer) -> str:
     return digest.hexdigest()
 
 
-def _processors(module: Any) -> list[Any]:
+def _processors(module: object) -> list[Any]:
     """Return the tokenizer and the processor of a module, those that it has."""
     found = (getattr(module, name, None) for name in ("tokenizer", "processor"))
     return [part for part in found if hasattr(part, "to_str") or hasattr(part, "save_pretrained")]
@@ -172,7 +174,7 @@ def _file_hash(name: str, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """Return a text for a setting that is no JSON, the same in every process."""
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}" if isinstance(value, type) or callable(value) else str(value)
@@ -211,7 +213,7 @@ def _embed_items(model: SentenceTransformer, items: Items, name: str) -> np.ndar
     return embed(model, [str(item) for item in items], "query" if name == "queries" else "document", progress=True)
 
 
-def _fingerprint(item: str | Path) -> Any:
+def _fingerprint(item: str | Path) -> str | list[str | int | float]:
     if isinstance(item, str):
         return item
     try:
@@ -222,8 +224,8 @@ def _fingerprint(item: str | Path) -> Any:
 
 
 def embed_if_texts(
-    corpus: Any, queries: Any | None, model: SentenceTransformer | str | None, progress: bool
-) -> tuple[Any, Any, dict[str, Any] | None]:
+    corpus: ArrayLike, queries: ArrayLike | None, model: SentenceTransformer | str | None, progress: bool
+) -> tuple[ArrayLike, ArrayLike | None, dict[str, Any] | None]:
     """Embed corpus and queries if they are texts; return them as they are if they are vectors.
 
     Args:
@@ -247,6 +249,6 @@ def embed_if_texts(
         return corpus, queries, None
     loaded = load_model(model) if isinstance(model, str) else model
     if are_texts:
-        corpus = embed(loaded, corpus, "document", progress)
-        queries = None if queries is None else embed(loaded, queries, "query", progress)
+        corpus = embed(loaded, cast("Sequence[str]", corpus), "document", progress)
+        queries = None if queries is None else embed(loaded, cast("Sequence[str]", queries), "query", progress)
     return corpus, queries, backbone_record(loaded)

@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -41,7 +40,7 @@ def find_id(names: Iterable[str]) -> str | None:
     return best[0] if best else None
 
 
-def id_text(value: Any, where: str) -> str:
+def id_text(value: object, where: str) -> str:
     """Return an id as text. A whole number is the same id as an integer and as a float.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -116,7 +116,9 @@ class Choice:
 class Stored(Protocol):
     """A way to store documents in few bytes, as :class:`~smec_st.quantization.head.Head` is."""
 
-    info: dict[str, Any]
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """How the codes were made and scored."""
 
     @property
     def dim(self) -> int:
@@ -144,7 +146,7 @@ class Sizes(Protocol):
     """What a compressor offers to the choice: its sizes with vectors of each, and its ways to store documents."""
 
     @property
-    def heads(self) -> Sequence[Any]:
+    def heads(self) -> Sequence[Stored]:
         """Ways to store documents, each a :class:`Stored`."""
 
     @property

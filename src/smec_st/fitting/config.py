@@ -159,11 +159,11 @@ class FitConfig(LossSettings):
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
 
-def _shown(example: Any) -> str:
+def _shown(example: object) -> str:
     return repr(list(example) if isinstance(example, tuple) else example)
 
 
-def _is_of_the_kind(value: Any, example: Any) -> bool:
+def _is_of_the_kind(value: object, example: object) -> bool:
     """Whether a plain value may stand where the example does; a whole number may stand for a float."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(example, tuple):

@@ -18,6 +18,8 @@ from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_st
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from smec_st.training.arguments import SequentialTrainingArguments
 
 Maps = Sequence[tuple[FoldedMap, tuple[int, ...]]]
@@ -158,7 +160,7 @@ def _make_arguments(
 
 
 def folded_maps(
-    modules: list[Any], stages: Sequence[Stage], dims: Sequence[int], base: FoldedMap | None = None
+    modules: Sequence[nn.Module], stages: Sequence[Stage], dims: Sequence[int], base: FoldedMap | None = None
 ) -> Maps:
     """One map for all sizes that grew; in ``shrink`` a map per size, and the first adapter's for the full width.
 
@@ -175,23 +177,23 @@ def folded_maps(
         return ((fold(modules).first(sizes[0]), sizes),)
     before = 1 if base is None else 3  # the input module, and the finished map's two
     maps = [(fold(modules[: before + 2 * (i + 1)]), (stage.out_dim,)) for i, stage in enumerate(stages)]
-    width = modules[0].dim
+    width: Any = modules[0].dim
     if base is None and width in dims:
         maps.insert(0, (_full_width(modules), (width,)))
     return tuple(maps)
 
 
-def _full_width(modules: list[Any]) -> FoldedMap:
+def _full_width(modules: Sequence[nn.Module]) -> FoldedMap:
     """In ``shrink`` the first stage's adapter serves the full width, before its selection."""
     from smec_st.maps.folding import fold
     from smec_st.modules import AdaptiveDimensionSelection
 
-    adapter = modules[1]
+    adapter: Any = modules[1]
     everything = AdaptiveDimensionSelection(adapter.out_dim, adapter.out_dim, reads=adapter.writes, frozen=True)
     return fold([modules[0], adapter, everything])
 
 
-def _finished_modules(base: FoldedMap) -> tuple[Any, Any]:
+def _finished_modules(base: FoldedMap) -> tuple[nn.Module, nn.Module]:
     """A finished linear map as a frozen stage."""
     import torch
 

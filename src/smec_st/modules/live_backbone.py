@@ -28,11 +28,11 @@ class LiveBackbone(InputModule):
         self.backbone = backbone
 
     @property
-    def modalities(self) -> list[Any]:
+    def modalities(self) -> list[str]:
         """What the backbone takes."""
         return list(self.backbone.modalities)
 
-    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+    def preprocess(self, inputs: list[object], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """As the backbone does."""
         return self.backbone.preprocess(inputs, prompt=prompt, **kwargs)  # type: ignore[no-any-return]
 

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from smec_st.data.sources.indexes import MilvusVectors
 from smec_st.quantization.head import Head
 from smec_st.stores.job import Progress
 from smec_st.system.errors import one_line, some
+
+if TYPE_CHECKING:
+    from pymilvus import CollectionSchema, DataType, MilvusClient
+    from pymilvus.milvus_client import IndexParams
 
 MIGRATING = "_migrating"
 PAGE = 1000
@@ -105,7 +109,7 @@ def _fill(
         raise DataError(f"{source.name}: {done} of {count} rows were copied; it is being written. Try again later.")
 
 
-def finish_copy(client: Any, collection: str) -> bool:
+def finish_copy(client: MilvusClient, collection: str) -> bool:
     """Rename a complete copy if a run was interrupted after it had removed the old collection.
 
     Args:
@@ -123,7 +127,7 @@ def finish_copy(client: Any, collection: str) -> bool:
     return True
 
 
-def _field_type(head: Head) -> Any:
+def _field_type(head: Head) -> DataType:
     """Return the type of a field that holds the codes."""
     from pymilvus import DataType
 
@@ -142,8 +146,8 @@ def _partition_key(description: Mapping[str, Any]) -> bool:
 
 
 def _schema(
-    source: MilvusVectors, description: Mapping[str, Any], kind: Any, dim: int, space: Mapping[str, Any]
-) -> Any:
+    source: MilvusVectors, description: Mapping[str, Any], kind: DataType, dim: int, space: Mapping[str, Any]
+) -> CollectionSchema:
     """Copy the schema of a collection, with another field of vectors."""
     from pymilvus import CollectionSchema, DataType
 
@@ -163,7 +167,7 @@ def _schema(
     return CollectionSchema.construct_from_dict(wanted)
 
 
-def _indexes(source: MilvusVectors, head: Head) -> Any:
+def _indexes(source: MilvusVectors, head: Head) -> IndexParams:
     """Describe the indexes of the copy: those of the collection, and one over the vectors in any case."""
     indexes = source.client.prepare_index_params()
     has_vectors = False
@@ -201,7 +205,11 @@ def _check_automatic_ids(source: MilvusVectors, description: Mapping[str, Any]) 
 
 
 def _create(
-    source: MilvusVectors, name: str, schema: Any, description: Mapping[str, Any], space: Mapping[str, Any]
+    source: MilvusVectors,
+    name: str,
+    schema: CollectionSchema,
+    description: Mapping[str, Any],
+    space: Mapping[str, Any],
 ) -> None:
     properties = dict(description.get("properties") or {})
     if "://" not in source.name:  # a server keeps the description of a collection, which Milvus Lite does not

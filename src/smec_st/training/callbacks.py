@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from smec_st.functional import top_k_indices
 from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
 from smec_st.stages import Stage
+from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.sampler import SpreadPairSampler
 
 LOSS_STATE = "smec_state.safetensors"  # written last, so it also marks a checkpoint as complete
@@ -54,14 +55,18 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: StagedTrainer) -> None:
         self.trainer = trainer
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Tell the sampler the epoch: on several processes a resumed loader does not (transformers 5.23)."""
         sampler = self.trainer.batch_sampler
         if sampler is not None:
             steps = -(-(len(sampler) // args.world_size) // args.gradient_accumulation_steps)
             sampler.set_epoch(state.global_step // steps)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Move the memory on and draw the selection's noise, both as functions of (seed, stage, step)."""
         stage = self.trainer.stage
         self.trainer.loss.begin_step(stage.index, state.global_step)
@@ -71,12 +76,16 @@ class StepCallback(TrainerCallback):
             first, last = args.selection_tau
             selection.draw(args.seed, stage.index, state.global_step, tau=first + (last - first) * done)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Keep the rows of a map that learns from neighbourhoods alone orthonormal."""
         if self.trainer.keeps_rows_orthonormal:
             self.trainer.last_pair()[0].orthonormalize()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Write the loss's state into the checkpoint, last of all."""
         if args.should_save:
             path = os.path.join(args.output_dir, f"checkpoint-{state.global_step}", LOSS_STATE)
@@ -122,12 +131,16 @@ class Diagnostics(TrainerCallback):
         self.gradients = GradientMeter()
         self._kept: set[int] = set()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Every stage starts afresh."""
         self.gradients.take([])
         self._kept = self._selected()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """See the gradient of the whole step, accumulated and averaged over ranks."""
         gradient = self.trainer.last_pair()[0].residual.weight.grad
         if gradient is not None:
@@ -168,7 +181,9 @@ class PlanProgress(TrainerCallback):
         self.title = ""  # of the run, where there are several
         self.bar: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Open the bar at the first stage; name the stage."""
         if not state.is_world_process_zero:
             return
@@ -184,14 +199,23 @@ class PlanProgress(TrainerCallback):
         place = f"{stage.phase} {stage.out_dim} dims ({stage.index + 1}/{len(trainer.plan)})"
         self.bar.set_description(f"{self.title}: {place}" if self.title else place)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """One step on."""
         if self.bar is not None:
             self.bar.update()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: SequentialTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Show the loss."""
-        if self.bar is not None and "loss" in (logs or {}):
+        if self.bar is not None and logs and "loss" in logs:
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.4g}")
 
     def close(self) -> None:

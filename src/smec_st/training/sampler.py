@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sized
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sentence_transformers.base.sampler import DefaultBatchSampler
+
+if TYPE_CHECKING:
+    import torch
 
 _ATTEMPTS = 64
 
@@ -22,7 +25,7 @@ class SpreadPairSampler(DefaultBatchSampler):
     batch is handed out in that many consecutive parts, one per rank: together the ranks see what one process would.
 
     Args:
-        dataset: Anything with a length: one entry per pair.
+        dataset: Sizedthing with a length: one entry per pair.
         batch_size: Largest batch, over all parts.
         drop_last: As many batches as the pairs fill, at least one; pairs left over wait for another epoch. Batches
             are full unless pairs are too few or share too many documents.
@@ -36,11 +39,11 @@ class SpreadPairSampler(DefaultBatchSampler):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Sized,
         batch_size: int,
         drop_last: bool = False,
         valid_label_columns: list[str] | None = None,
-        generator: Any = None,
+        generator: torch.Generator | None = None,
         seed: int = 0,
         *,
         pairs: np.ndarray,

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from smec_st.training.collator import VectorCollator
 from smec_st.training.moments import forget_moments
 from smec_st.training.new_modules import new_modules
 from smec_st.training.sampler import SpreadPairSampler
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 #: Arguments that stages set for themselves.
 STAGE_ARGUMENTS = ("max_steps", "learning_rate", "lr_scheduler_type")
@@ -67,7 +70,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
     """
 
     args: SequentialTrainingArguments
-    optimizer: Any
+    optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
     train_dataset: Any
     training_args_class = SequentialTrainingArguments
@@ -81,7 +84,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         loss: SMECLoss,
         stages: tuple[Stage, ...] | None = None,
         distinct: bool = True,
-        unlabelled_dataset: Any | None = None,
+        unlabelled_dataset: Dataset | None = None,
         guard: Guard | None = None,
         adapter: ResidualAdapter | None = None,
         **kwargs: Any,
@@ -319,7 +322,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     def get_batch_sampler(
         self,
-        dataset: Any,
+        dataset: Dataset,
         batch_size: int,
         drop_last: bool,
         valid_label_columns: list[str] | None = None,
@@ -344,9 +347,10 @@ class SequentialTrainer(SentenceTransformerTrainer):
         )
         return self.batch_sampler
 
-    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Only what this stage trains, without weight decay on the selection, which has its own learning rate."""
-        if self.optimizer is None:
+        optimizer = self.optimizer
+        if optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             kwargs = {
                 name: value for name, value in kwargs.items() if name not in ("params", "model", "optimizer_dict")
@@ -364,8 +368,8 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 for names, rate, decay in rates
                 if names
             ]
-            self.optimizer = cls(groups, **kwargs)
-        return self.optimizer
+            optimizer = self.optimizer = cls(groups, **kwargs)
+        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the stage, its diagnostics, and a step that never goes back; trackers draw over that step."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 from smec_st.data.codes import CODES
 from smec_st.data.ids import find_id, id_text
@@ -93,7 +93,7 @@ ANSWERS = (
 ENVELOPES = (("response.body", "custom_id"), ("response", "key"))
 
 
-def find_vectors(value: Any, column: str | None, where: str) -> Iterator[Item]:
+def find_vectors(value: object, column: str | None, where: str) -> Iterator[Item]:
     """Yield the vectors in one JSON value: a line of a JSON-lines file, or the content of a JSON file.
 
     Args:
@@ -203,7 +203,7 @@ def _order(entries: list[dict[str, Any]], index: str, where: str) -> Iterable[in
     return sorted(range(len(given)), key=places.__getitem__)
 
 
-def _named(value: Any, column: str | None, where: str) -> tuple[Any, str | None]:
+def _named(value: object, column: str | None, where: str) -> tuple[Any, str | None]:
     """Return a vector; of several named ones (Qdrant, Cohere by type) the only one, or that of the column's name."""
     if not isinstance(value, dict):
         return value, None
@@ -244,25 +244,25 @@ def _matches(answer: Answer, value: Mapping[str, Any]) -> bool:
     return _may_be_vector(vector) or (answer.id is not None and _are_named(vector))
 
 
-def _holds(value: Any, column: str | None) -> bool:
+def _holds(value: object, column: str | None) -> bool:
     """Return whether a field of a record holds the vector: the only one, or one of the column's name."""
     return _are_named(value) and (column is None or column in value) or column is None and _may_be_vector(value)
 
 
-def _are_named(value: Any) -> bool:
+def _are_named(value: object) -> TypeGuard[dict[str, object]]:
     """Return whether a value is an object of vectors by name, as Qdrant gives several; `values` is no such name."""
     return (
         isinstance(value, dict) and bool(value) and "values" not in value and all(map(_may_be_vector, value.values()))
     )
 
 
-def _may_be_vector(value: Any) -> bool:
+def _may_be_vector(value: object) -> bool:
     """Return whether a value could be one vector: a list of numbers, or a text."""
     is_list = isinstance(value, list) and bool(value) and not isinstance(value[0], list | dict)
     return is_list or (isinstance(value, str) and bool(value))
 
 
-def _at(value: Any, path: str) -> Any:
+def _at(value: object, path: str) -> Any:
     for key in path.split(".") if path else ():
         value = value.get(key) if isinstance(value, dict) else None
     return value

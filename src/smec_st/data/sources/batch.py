@@ -94,7 +94,7 @@ def choose_column(found: Sequence[str], wanted: str | None, name: str, kinds: st
     raise DataError(f"{name} has the {kinds} {some(found, 6)}; {hint}.")
 
 
-def metadata_record(metadata: Mapping[Any, Any] | None) -> dict[str, Any]:
+def metadata_record(metadata: Mapping[str, str] | Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """Read the model's record from metadata: JSON under :data:`RECORD`, or plain entries such as ``model``."""
     text = {_text(key): _text(value) for key, value in (metadata or {}).items()}
     found: dict[str, Any] = {name: text[name] for name in RECORD_KEYS if text.get(name)}
@@ -123,5 +123,5 @@ def sidecar_record(path: Path) -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: str | bytes) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -19,6 +19,7 @@ from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from datasets import Dataset
 
 SHARD = re.compile(r"(.*?)-?(\d{5})-of-(\d{5})")  # how Hugging Face names the parts of a split
 
@@ -172,7 +173,7 @@ def open_dataset(path: Path, column: str | None = None, codes: str | None = None
 
 
 def of_dataset(
-    dataset: Any, column: str | None = None, name: str = "the dataset", state: str = "", codes: str | None = None
+    dataset: Dataset, column: str | None = None, name: str = "the dataset", state: str = "", codes: str | None = None
 ) -> ColumnVectors:
     """Open a ``datasets.Dataset``."""
     schema = dataset.features.arrow_schema

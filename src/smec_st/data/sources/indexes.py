@@ -184,7 +184,7 @@ class MilvusVectors:
         finally:
             pages.close()
 
-    def row(self, value: Any) -> np.ndarray:
+    def row(self, value: object) -> np.ndarray:
         """Convert a vector from the form that pymilvus returns, ``(D,)`` float32."""
         if value is None:
             raise DataError(f"{self.name}: a row holds no vector in {self.column}.")
