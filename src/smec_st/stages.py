@@ -9,6 +9,8 @@ from typing import Any, Literal
 Order = Literal["grow", "shrink"]
 Phase = Literal["adapt", "select", "compress", "joint"]
 
+NARROW_HIDDEN = 1 / 24  # of the width: sizes up to here are too small for a linear map, and get a hidden layer
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:

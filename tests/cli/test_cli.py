@@ -21,7 +21,7 @@ from smec_st.cli import run
 from smec_st.cli.fit import _work_dir
 from smec_st.cli.options import load_table
 from smec_st.compressor import Compressor
-from smec_st.fitting.choice import Decision
+from smec_st.evaluation.choice import Decision
 from smec_st.fitting.config import CANDIDATES
 
 SHORT = "steps: 8\nadapt_steps: 4\nbatch_size: 16\ncheckpoint_steps: 3\n"  # every candidate is tried

@@ -44,7 +44,7 @@ LAYERS = [
     {"maps"},
     {"evaluation"},
     {"losses"},
-    {"fitting.choice", "fitting.config", "quantization"},
+    {"quantization"},
     {"training"},
     {"fitting", "hub"},
     {"compressor"},

@@ -222,7 +222,7 @@ def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
 
 def _print_decisions(compressor: Compressor, budgets: Sequence[int]) -> None:
     """What held-out queries chose."""
-    from smec_st.fitting.choice import Decision
+    from smec_st.evaluation.choice import Decision
     from smec_st.system.errors import count
 
     for decision in compressor.info.get("decisions", []):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data import DataError, Qrels, VectorTable, unit_rows
-from smec_st.fitting.choice import Decision, first_unbeaten
+from smec_st.evaluation.choice import Decision, first_unbeaten
 from smec_st.fitting.config import FEWEST_QUERIES
 from smec_st.losses.settings import LossSettings
 from smec_st.maps import FoldedMap

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smec_st.losses.settings import FORMS, LossSettings
+from smec_st.stages import NARROW_HIDDEN as NARROW_HIDDEN
 from smec_st.system.errors import DataError, whole_number
 
 #: What learning from neighbourhoods alone needs: the nearest documents of each query in its pool (without them 24
@@ -38,8 +39,7 @@ ENOUGH_QUERIES = 600  # held-out ones that choose: folds are tried until there a
 MOST_QUERIES = 1200  # of a dev split, or to make folds of; more would tell candidates apart no better
 FOLDS = 4  # parts that are held out in turn; half of them share no relevant document with what is trained on
 HELD_OUT = 0.1  # share of the training queries that choose codes, or a rival's early stopping, without a dev split
-NARROW_HIDDEN = 1 / 24  # of the width: sizes up to here are too small for a linear map, and get a hidden layer
-MOST_HIDDEN = 2048  # width of that layer, at most
+MOST_HIDDEN = 2048  # width of the hidden layer of sizes up to NARROW_HIDDEN, at most
 WIDEST = 1024  # numbers that a map is trained on; wider vectors are turned to their leading axes first
 LEFT_OUT = 1e-3  # of the vectors' energy, at most, that this turn leaves out
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from smec_st.data import DataError, Qrels, Table, VectorTable
 from smec_st.data.vectors import hash_rows
-from smec_st.fitting.choice import Decision, first_unbeaten, still_in_question
+from smec_st.evaluation.choice import Decision, first_unbeaten, still_in_question
 from smec_st.fitting.config import (
     ENOUGH_QUERIES,
     FEWEST_QUERIES,

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.data import Table
-from smec_st.fitting.config import NARROW_HIDDEN
 from smec_st.functional import leftover_axes
 from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
-from smec_st.stages import Stage
+from smec_st.stages import NARROW_HIDDEN, Stage
 from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.moments import corpus_moments
 

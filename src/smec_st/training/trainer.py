@@ -18,7 +18,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, TrainerState
 
 from smec_st.data import Table
-from smec_st.fitting.choice import first_unbeaten
+from smec_st.evaluation.choice import first_unbeaten
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
 from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, LiveBackbone, ResidualAdapter
