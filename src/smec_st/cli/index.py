@@ -7,11 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from smec_st.cli.options import CODES, COLUMN, FOLDER, load_table, thinking, whole_numbers
+
+if TYPE_CHECKING:
+    from smec_st.search import FunnelIndex
+
+RowIds = Sequence[int] | Sequence[str]
 
 
 @click.command()
@@ -88,10 +93,9 @@ def index(
         if add:
             with FunnelIndex.open(uri, loaded) as opened:
                 opened.check(source, () if opened.settings.originals else opened.settings.sizes[-1:])
-                if ids is not None and opened.settings.id_type == "str":
-                    ids = list(map(str, ids))
+                kept = None if ids is None else _ids_of(opened, ids)
                 progress = _add_up(report_progress, len(table))
-                opened.add(table, ids, fields, replace=replace or old is not None, progress=progress)
+                opened.add(table, kept, fields, replace=replace or old is not None, progress=progress)
                 opened.flush()
         else:
             built = FunnelIndex.build(
@@ -113,14 +117,12 @@ def index(
         truth = "full-width search" if opened.settings.originals else f"search at {opened.settings.full} numbers"
         _print_report(opened.uri, str(opened.schedule), report, truth)
     if old is not None and ids is not None:
-        with FunnelIndex.open(old) as left:
-            moved = left.delete(list(map(str, ids)) if left.settings.id_type == "str" else ids)
-            click.echo(f"{left.uri}: {moved} documents moved, {len(left)} left")
+        _delete_moved(old, ids)
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_move(old: str, ids: Sequence[int] | Sequence[str] | None) -> None:
+def _check_move(old: str, ids: RowIds | None) -> None:
     """Refuse a move from an index that cannot be opened, or of documents whose ids cannot be those of that index."""
     from smec_st.data import DataError
     from smec_st.search import FunnelIndex
@@ -130,6 +132,21 @@ def _check_move(old: str, ids: Sequence[int] | Sequence[str] | None) -> None:
     with FunnelIndex.open(old) as index:
         if index.settings.id_type == "int" and any(isinstance(each, str) for each in ids):
             raise DataError(f"{old} has whole numbers as ids, and these documents have texts, such as {ids[0]!r}.")
+
+
+def _delete_moved(old: str, ids: RowIds) -> None:
+    """Delete from the old index what is in the new one now."""
+    from smec_st.search import FunnelIndex
+    from smec_st.system.errors import count
+
+    with FunnelIndex.open(old) as left:
+        moved = left.delete(_ids_of(left, ids))
+        click.echo(f"{left.uri}: {count(moved, 'document')} moved, {len(left)} left")
+
+
+def _ids_of(index: FunnelIndex, ids: RowIds) -> RowIds:
+    """The ids as the index keeps them: whole numbers become texts where it has texts."""
+    return list(map(str, ids)) if index.settings.id_type == "str" else ids
 
 
 @contextmanager

@@ -346,12 +346,12 @@ class Compressor:
             raise DataError(f"these vectors are compressed already (by {backbone['fingerprint']}); fit the originals.")
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
         if dims is not None:
-            given["dims"] = (dims,) if isinstance(dims, int) else tuple(dims)
+            given["dims"] = _as_tuple(dims)
         corpus, queries, known = embed_if_texts(corpus, queries, model, progress)
         table = VectorTable(corpus, queries, own_document)
         resolved = resolve_config(given, table.width)
         train, dev = _judgements(table, qrels, dev_qrels)
-        budgets = (bytes,) if isinstance(bytes, int) else tuple(bytes or ())
+        budgets = () if bytes is None else _as_tuple(bytes)
         if budgets and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
         asking = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
@@ -438,7 +438,7 @@ class Compressor:
         if train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, seed)
         made = self
-        for budget in (bytes,) if isinstance(bytes, int) else bytes:
+        for budget in _as_tuple(bytes):
             made = add_best(made, table, train, dev, budget, seed, None)
         return made
 
@@ -556,3 +556,7 @@ def _judgements(
 ) -> tuple[Qrels | None, Qrels | None]:
     size = table.query_size, table.corpus_size
     return (None if train is None else as_qrels(train, *size)), (None if dev is None else as_qrels(dev, *size))
+
+
+def _as_tuple(numbers: int | Sequence[int]) -> tuple[int, ...]:
+    return (numbers,) if isinstance(numbers, int) else tuple(numbers)

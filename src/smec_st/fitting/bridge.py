@@ -371,17 +371,17 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
     from smec_st.training.arguments import SequentialTrainingArguments
     from smec_st.training.trainer import SequentialTrainer
 
-    documents, count = len(sample.old_corpus), len(pairs.rows)
+    documents = len(sample.old_corpus)
     table = VectorTable(pairs.rows[:documents], pairs.rows[documents:], check=False)
     target = Target(
         candidates=VectorTable(sample.old_corpus, sample.old_queries, check=False),
         teacher=VectorTable(*_taught(sample), check=False),
     )
-    anchors = np.arange(documents)
-    if count > documents:  # as many queries as documents
-        anchors = np.concatenate([anchors, documents + np.resize(np.arange(count - documents), documents)])
+    anchors = _as_many_queries(documents, len(pairs.rows) - documents)
     d, width = start.start.shape
     settings = LossSettings(seed=seed)
+    sizes = tuple(sample.sizes[::-1])
+    stage = Stage(index=0, order="grow", phase="compress", in_dim=width, out_dim=d, sizes=sizes)
     set_seed(seed)
     with quiet_libraries(), tempfile.TemporaryDirectory(prefix="smec-st-") as folder:
         model = SentenceTransformer(modules=[EmbeddingInput(width)], device=None)
@@ -401,11 +401,7 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
             ),
             table=table,
             loss=SMECLoss(model, table, None, memory, settings, target),
-            stages=(
-                Stage(
-                    index=0, order="grow", phase="compress", in_dim=width, out_dim=d, sizes=tuple(sample.sizes[::-1])
-                ),
-            ),
+            stages=(stage,),
             train_dataset=Dataset.from_dict({"anchor": anchors}),
             adapter=start,
         )
@@ -413,6 +409,12 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
         adapter, _ = trainer.last_pair()
     adapter.cpu().requires_grad_(False)
     return adapter
+
+
+def _as_many_queries(documents: int, queries: int) -> np.ndarray:
+    """Rows of all documents and of as many queries, which are repeated or cut; documents alone without queries."""
+    asked = np.resize(np.arange(queries), documents if queries else 0)
+    return np.concatenate([np.arange(documents), documents + asked])
 
 
 def _taught(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
