@@ -119,7 +119,7 @@ def fit(
         if aim is not None:
             train, kept = _keep_for_target(train, dev)
             dev = None
-        asking = _may_be_read(collection, train)
+        unlabelled = _may_be_read(collection, train)
         labels = None if no_labels else train
         fitted_on = dataclasses.replace(collection, qrels={} if labels is None else {"train": labels})
         if synthetic is not None:
@@ -133,7 +133,9 @@ def fit(
         from smec_st.evaluation.target import choose_size
         from smec_st.system.files import new_folder
         from smec_st.system.locks import write_lock
-    key = _run_key(fitted_on, asking, dev, {**settings, "method": method, "bytes": budgets, "labels": not no_labels})
+    key = _run_key(
+        fitted_on, unlabelled, dev, {**settings, "method": method, "bytes": budgets, "labels": not no_labels}
+    )
     with _quiet_labels(), write_lock(out), _work_dir(out, key) as work:
         refuse_existing(out)  # another process may have finished it meanwhile
         compressor = Compressor.fit(
@@ -142,7 +144,7 @@ def fit(
             labels,
             model=model,
             dev_qrels=None if no_labels else dev,
-            unlabelled_queries=asking,
+            unlabelled_queries=unlabelled,
             own_document=fitted_on.own_document,
             backbone=fitted_on.backbone,
             bytes=budgets,
@@ -191,7 +193,7 @@ def _refuse_lengths(collection: Collection) -> None:
 
 
 def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, Qrels | None]:
-    """Training and dev judgements; without labels neither need be there."""
+    """Return training and dev judgements; either may be None with ``--no-labels``."""
     from smec_st.system.errors import DataError
 
     train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
@@ -204,7 +206,7 @@ def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, 
 
 
 def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
-    """Say how many judgements of another split are trained on, as its figures are no test then."""
+    """Say how many judgements of another split are trained on: the scores of that split are no test then."""
     import numpy as np
 
     from smec_st.system.errors import count, tell
@@ -221,7 +223,7 @@ def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
 
 
 def _print_decisions(compressor: Compressor, budgets: Sequence[int]) -> None:
-    """What held-out queries chose."""
+    """Print what held-out queries chose."""
     from smec_st.evaluation.choice import Decision
     from smec_st.system.errors import count
 
@@ -233,7 +235,7 @@ def _print_decisions(compressor: Compressor, budgets: Sequence[int]) -> None:
 
 
 def _check_report(collection: Collection) -> None:
-    """Refuse --report before the fit where it could not be written after it."""
+    """Refuse --report before the fit if it could not be written afterwards."""
     from smec_st.data import DataError
     from smec_st.report.figures import plotly_script
 
@@ -243,7 +245,7 @@ def _check_report(collection: Collection) -> None:
 
 
 def _may_be_read(collection: Collection, train: Qrels | None) -> np.ndarray:
-    """Queries that training may read without judgements: its own, and those that no split judges, ``(q,)``."""
+    """Return the queries that may be read without judgements: those of training, and unjudged ones, ``(q,)``."""
     import numpy as np
 
     judged = [np.empty(0, dtype=np.int64), *(qrels.query_rows for qrels in collection.qrels.values())]
@@ -252,7 +254,7 @@ def _may_be_read(collection: Collection, train: Qrels | None) -> np.ndarray:
 
 
 def _keep_for_target(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | None, Qrels]:
-    """Training judgements, and those of the queries that will choose the size."""
+    """Return the training judgements, and those of the queries that will choose the size."""
     from smec_st.data import DataError
 
     if dev is not None:
@@ -273,7 +275,7 @@ def _target(text: str | None) -> Target | None:
 
 
 def _budgets(text: str | None, ram: str | None, documents: str | None) -> tuple[int, ...]:
-    """Bytes per document that are asked for, or what memory leaves for each document."""
+    """Return the bytes per document: those given, or what memory leaves for each document."""
     from smec_st.system.errors import DataError
 
     if (ram is None) != (documents is None):
@@ -294,7 +296,7 @@ def _budgets(text: str | None, ram: str | None, documents: str | None) -> tuple[
 def _bytes_to_try(
     budgets: tuple[int, ...], by_memory: bool, by_target: bool, settings: Mapping[str, Any], width: int
 ) -> tuple[int, ...]:
-    """What was asked for, or, to reach a target, a byte per four numbers of each size. At most what floats take."""
+    """Return the bytes to try: those given or, with a target, a byte per four numbers of each size."""
     from smec_st.stages import default_dims
 
     if by_memory:
@@ -306,7 +308,7 @@ def _bytes_to_try(
 
 
 def _amount(text: str, option: str, units: Mapping[str, float]) -> float:
-    """A number with a unit, such as 2GB or 50M."""
+    """Parse a number with a unit, such as 2GB or 50M."""
     from smec_st.system.errors import DataError
 
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
@@ -333,8 +335,8 @@ def _settings(config: Path | None, dims: str | None, seed: int | None, method: s
     return settings
 
 
-def _run_key(collection: Collection, asking: np.ndarray, dev: Qrels | None, settings: dict[str, Any]) -> str:
-    """A hash of all that a fit depends on: an unfinished run is only continued with the very same input."""
+def _run_key(collection: Collection, unlabelled: np.ndarray, dev: Qrels | None, settings: dict[str, Any]) -> str:
+    """Hash all that a fit depends on: an unfinished run is only continued with the very same input."""
     from smec_st import __version__
     from smec_st.data.vectors import hash_rows
 
@@ -342,14 +344,14 @@ def _run_key(collection: Collection, asking: np.ndarray, dev: Qrels | None, sett
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     judged = [collection.qrels[name] for name in sorted(collection.qrels)]
     arrays = [getattr(qrels, name) for qrels in (*judged, *([] if dev is None else [dev])) for name in JUDGED]
-    for array in (*arrays, collection.corpus, collection.queries, collection.own_document, asking):
+    for array in (*arrays, collection.corpus, collection.queries, collection.own_document, unlabelled):
         hash_rows(digest, array)
     return digest.hexdigest()[:KEY_LENGTH]
 
 
 @contextmanager
 def _quiet_labels() -> Iterator[None]:
-    """The decision is printed below the table; as a warning above it nobody would see it."""
+    """Hide the warning about unused labels: the decision is printed below the table instead."""
     import warnings
 
     from smec_st.fitting.fit import LabelsWarning
@@ -361,7 +363,7 @@ def _quiet_labels() -> Iterator[None]:
 
 @contextmanager
 def _work_dir(out: Path, key: str) -> Iterator[Path]:
-    """A folder for checkpoints beside ``out``; it stays when the run is cut off and goes when the run is done."""
+    """Yield a folder for checkpoints next to ``out``; it is removed unless the run is interrupted."""
     work = out.with_name(f".{out.name}.{key}.unfinished")
     if _has_progress(work):
         click.echo(f"continuing the unfinished run in {work}", err=True)
@@ -383,5 +385,5 @@ def _work_dir(out: Path, key: str) -> Iterator[Path]:
 
 
 def _has_progress(work: Path) -> bool:
-    """Whether a run can be continued: a candidate was chosen, or a stage has a checkpoint."""
+    """Return whether a run can be continued: a candidate was chosen, or a stage has a checkpoint."""
     return any(any(work.rglob(name)) for name in ("decision.json", "stage-*/final", "stage-*/checkpoint-*"))

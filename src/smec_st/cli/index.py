@@ -135,7 +135,7 @@ def _check_move(old: str, ids: RowIds | None) -> None:
 
 
 def _delete_moved(old: str, ids: RowIds) -> None:
-    """Delete from the old index what is in the new one now."""
+    """Delete the documents that the new index holds from the old one."""
     from smec_st.search import FunnelIndex
     from smec_st.system.errors import count
 
@@ -145,7 +145,7 @@ def _delete_moved(old: str, ids: RowIds) -> None:
 
 
 def _ids_of(index: FunnelIndex, ids: RowIds) -> RowIds:
-    """The ids as the index keeps them: whole numbers become texts where it has texts."""
+    """Convert ids to the type of the index: whole numbers become texts if its ids are texts."""
     return list(map(str, ids)) if index.settings.id_type == "str" else ids
 
 

@@ -85,7 +85,7 @@ def refuse_existing(folder: Path) -> None:
 
 
 def print_similarity(collection: Collection) -> None:
-    """Say it where the original vectors are compared otherwise than the compressed ones."""
+    """Print a line if the original vectors are compared in another way than the compressed ones."""
     if collection.similarity == "dot":
         click.echo("original: by inner product, as its model scores; all others by cosine, which knows no lengths")
     elif collection.similarity != "cosine":

@@ -70,7 +70,7 @@ def measure(compressor: Compressor, collection: Collection, split: str = "test")
 
 
 def _name_of(compressor: Compressor) -> str:
-    """The name of a compressor's rows: its method."""
+    """Return the name of a compressor's rows, which is its method."""
     return str(compressor.info.get("method", "compressor"))
 
 

@@ -90,7 +90,7 @@ def text_trainer(
 
 
 def trained_compressor(trainer: SequentialTrainer, backbone: SentenceTransformer) -> Compressor:
-    """What a trainer's stages folded into; ``attach`` it to the backbone to serve it.
+    """Fold a trainer's stages into a compressor; ``attach`` it to the backbone to serve it.
 
     Args:
         trainer: After :meth:`~smec_st.training.trainer.SequentialTrainer.train`.

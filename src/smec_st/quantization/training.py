@@ -33,7 +33,7 @@ class LastStage:
         steps: Steps; 0 for none.
         batch_size: Pairs per step.
         candidates: Documents that a batch is compared with, its own included.
-        learning_rate: Of the map, by Adam, falling as a half cosine.
+        learning_rate: Learning rate of the map (Adam, with a cosine schedule).
         code_learning_rate: Of centroids and ranges.
         tau: Temperature of the contrastive term.
         alignment_weight: Weight of the pull towards the neighbourhoods of full width.
@@ -57,7 +57,7 @@ class LastStage:
 
 
 class _Straight(torch.autograd.Function):
-    """The rounded value, with the gradient of the unrounded one."""
+    """Return the rounded value, with the gradient of the unrounded one (straight through)."""
 
     @staticmethod
     def forward(ctx: object, exact: Tensor, rounded: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class _Codes:
         return chosen.transpose(0, 1).reshape_as(rows) + rows - rows.detach()
 
     def finished(self, share: float) -> Codec:
-        """The codec, this far from its start to what was learned."""
+        """Return the codec at this share of the way from its start to its trained state."""
         if isinstance(self.codec, Binary):
             return self.codec
         mixed = {
@@ -179,7 +179,7 @@ def train_codes(
 
 
 def _alignment(student: Tensor, teacher: Tensor, allowed: Tensor, config: LastStage) -> Tensor:
-    """The weighted term that keeps the teacher's neighbourhoods, over the allowed pairs; ``(n, C)`` each."""
+    """Compute the weighted term that keeps the teacher's neighbourhoods, over the allowed pairs; ``(n, C)`` each."""
     term: Tensor = alignment_kl(student, teacher, config.alignment_tau, allowed)
     return config.alignment_weight * config.alignment_tau * term
 
@@ -187,14 +187,14 @@ def _alignment(student: Tensor, teacher: Tensor, allowed: Tensor, config: LastSt
 def _batch(
     table: VectorTable, qrels: Qrels | None, queries: np.ndarray, config: LastStage, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row ids of anchors ``(B,)`` and of distinct documents ``(C,)``, and where each anchor's document stands."""
+    """Return row ids of anchors ``(B,)`` and of distinct documents ``(C,)``, and each anchor's place among them."""
     if qrels is not None:
         pairs = qrels.pairs[rng.permutation(len(qrels.pairs))[: config.batch_size]]
         anchors, documents = table.query_ids(pairs[:, 0]), pairs[:, 1]
     else:
         documents = rng.permutation(table.corpus_size)[: config.batch_size]
-        asking = queries[rng.permutation(len(queries))[: config.batch_size]]
-        anchors = np.concatenate([table.query_ids(asking), documents])
+        drawn = queries[rng.permutation(len(queries))[: config.batch_size]]
+        anchors = np.concatenate([table.query_ids(drawn), documents])
     drawn = rng.permutation(table.corpus_size)[: config.candidates]
     pool = np.union1d(documents, drawn)
     own = np.searchsorted(pool, documents)

@@ -1,4 +1,4 @@
-"""What the staged trainer does beside training: per-step state, checkpoints of the loss, one progress bar."""
+"""Callbacks of the staged trainer: per-step state, checkpoints of the loss, and one progress bar."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class StagedTrainer(Protocol):
 
 
 class StepCallback(TrainerCallback):
-    """What happens once per optimizer step and per checkpoint, whatever the number of forwards."""
+    """Updates state once per optimizer step and per checkpoint, whatever the number of forward passes."""
 
     def __init__(self, trainer: StagedTrainer) -> None:
         self.trainer = trainer
@@ -86,7 +86,7 @@ class StepCallback(TrainerCallback):
     def on_save(
         self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the loss's state into the checkpoint, last of all."""
+        """Write the loss's state into the checkpoint, as its last file."""
         if args.should_save:
             path = os.path.join(args.output_dir, f"checkpoint-{state.global_step}", LOSS_STATE)
             tensors = {name: value.contiguous() for name, value in self.trainer.training_state().items()}
@@ -105,7 +105,7 @@ class GradientMeter:
         self._steps = 0
 
     def add(self, gradient: Tensor) -> None:
-        """Count one step's gradient, ``(rows, columns)``."""
+        """Add one step's gradient, ``(rows, columns)``."""
         if self._steps == 0:
             self._first = gradient.detach().clone()  # sums of differences to it lose no digits
             self._total, self._squares = torch.zeros_like(self._first), torch.zeros_like(self._first)
@@ -115,7 +115,7 @@ class GradientMeter:
         self._steps += 1
 
     def take(self, edges: Sequence[int]) -> list[float]:
-        """Variance of the blocks between neighbouring ``edges`` since the last call; none before two steps."""
+        """Return the variance of the blocks between neighbouring ``edges`` since the last call, if it had two steps."""
         steps, self._steps = self._steps, 0
         if steps < 2:
             return []
@@ -124,7 +124,7 @@ class GradientMeter:
 
 
 class Diagnostics(TrainerCallback):
-    """What the logs say of a running stage beside its loss."""
+    """Figures that are logged together with the loss of a stage."""
 
     def __init__(self, trainer: StagedTrainer) -> None:
         self.trainer = trainer
@@ -134,20 +134,20 @@ class Diagnostics(TrainerCallback):
     def on_train_begin(
         self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Every stage starts afresh."""
+        """Reset the figures: every stage has its own."""
         self.gradients.take([])
         self._kept = self._selected()
 
     def on_pre_optimizer_step(
         self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See the gradient of the whole step, accumulated and averaged over ranks."""
+        """Record the gradient of the whole step, accumulated and averaged over ranks."""
         gradient = self.trainer.last_pair()[0].residual.weight.grad
         if gradient is not None:
             self.gradients.add(gradient)
 
     def take(self) -> dict[str, float]:
-        """Temperature, memory, churn of the selection and gradient variance since the last call."""
+        """Return temperature, memory, changes of the selection, and gradient variance since the last call."""
         trainer = self.trainer
         found: dict[str, float] = trainer.loss.diagnostics()
         _, selection = trainer.last_pair()
@@ -167,7 +167,7 @@ class Diagnostics(TrainerCallback):
         return set(top_k_indices(selection.logits.detach().float(), selection.keep).tolist())
 
     def _edges(self) -> list[int]:
-        """Where the blocks of the adapter's outputs begin and end: at the sizes of the stage."""
+        """Return where the blocks of the adapter's outputs begin and end: at the sizes of the stage."""
         stage, rows = self.trainer.stage, self.trainer.last_pair()[0].out_dim
         inside = {size - stage.have for size in (*stage.sizes, *(other.out_dim for other in self.trainer.plan))}
         return [0, *sorted(edge for edge in inside if 0 < edge < rows), rows]
@@ -202,7 +202,7 @@ class PlanProgress(TrainerCallback):
     def on_step_end(
         self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """One step on."""
+        """Advance the bar by one step."""
         if self.bar is not None:
             self.bar.update()
 
@@ -219,7 +219,7 @@ class PlanProgress(TrainerCallback):
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.4g}")
 
     def close(self) -> None:
-        """The plan has ended, or was interrupted."""
+        """Close the bar: the plan has ended, or was interrupted."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

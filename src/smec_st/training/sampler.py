@@ -1,4 +1,4 @@
-"""The batch sampler that knows of the memory: documents come back late, and no batch contradicts itself."""
+"""The batch sampler: repeats of a document are far apart, and no batch holds false negatives."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class SpreadPairSampler(DefaultBatchSampler):
         self._batches = self._fewest_batches()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next pass draws."""
+        """Set the epoch of the next pass, which decides its batches."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class SpreadPairSampler(DefaultBatchSampler):
         raise RuntimeError(f"No conflict-free batches found in {_ATTEMPTS} attempts; use `distinct=False`.")
 
     def _place(self, rng: np.random.Generator, count: int) -> list[list[int]] | None:
-        """Spread the pairs over ``count`` batches; None when some pair fits nowhere."""
+        """Spread the pairs over ``count`` batches; return None if a pair fits nowhere."""
         order = self._spread_order(rng)
         if self.drop_last:
             full = order[: count * self._size]
@@ -112,10 +112,10 @@ class SpreadPairSampler(DefaultBatchSampler):
             full, home = order, np.arange(len(order)) * count // len(order)
         if self._conflicts is None:
             return [part.tolist() for part in np.split(full, np.searchsorted(home[: len(full)], np.arange(1, count)))]
-        return self._conflicts.settle(order, home, count, self._size, must_fit=not self.drop_last)
+        return self._conflicts.place(order, home, count, self._size, must_fit=not self.drop_last)
 
     def _spread_order(self, rng: np.random.Generator) -> np.ndarray:
-        """Pairs by time: repeat ``j`` of a document with ``c`` pairs comes at ``(j + u) / c``, ``u`` random."""
+        """Order pairs by time: repeat ``j`` of a document with ``c`` pairs comes at ``(j + u) / c``, ``u`` random."""
         shuffled = rng.permutation(len(self._documents))
         documents = self._documents[shuffled]
         by_document = np.argsort(documents, kind="stable")
@@ -141,7 +141,7 @@ class _SharedDocuments:
             together[mine] += 1
         self.most_alike = int(together.max())  # these pairs all share one document: each needs a batch of its own
 
-    def settle(
+    def place(
         self, order: np.ndarray, home: np.ndarray, count: int, size: int, must_fit: bool
     ) -> list[list[int]] | None:
         """Put each pair of ``order`` into its home batch, or the nearest in time that has room and no conflict.
@@ -170,7 +170,7 @@ class _SharedDocuments:
 
 
 def _outward(first: int, count: int) -> Iterator[int]:
-    """All of ``range(count)``, nearest to ``first`` first."""
+    """Yield all of ``range(count)``, nearest to ``first`` first."""
     for distance in range(count):
         if first + distance < count:
             yield first + distance
