@@ -54,7 +54,7 @@ class Judge:
 
     @classmethod
     def of(cls, table: VectorTable, dev: Qrels | None, seed: int, folded: FoldedMap) -> Judge:
-        """Draw at most :data:`JUDGED_ROWS` documents besides the relevant ones; without queries, documents stand in."""
+        """Draw at most :data:`JUDGED_ROWS` further documents; without queries, documents stand in for them."""
         rows = sample_rows(table.corpus_size, seed, JUDGED_ROWS)
         local, own, ids = None, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         if dev is not None and len(dev.pairs):

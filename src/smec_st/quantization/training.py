@@ -193,8 +193,8 @@ def _batch(
         anchors, documents = table.query_ids(pairs[:, 0]), pairs[:, 1]
     else:
         documents = rng.permutation(table.corpus_size)[: config.batch_size]
-        drawn = queries[rng.permutation(len(queries))[: config.batch_size]]
-        anchors = np.concatenate([table.query_ids(drawn), documents])
+        chosen = queries[rng.permutation(len(queries))[: config.batch_size]]
+        anchors = np.concatenate([table.query_ids(chosen), documents])
     drawn = rng.permutation(table.corpus_size)[: config.candidates]
     pool = np.union1d(documents, drawn)
     own = np.searchsorted(pool, documents)

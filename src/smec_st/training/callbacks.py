@@ -115,7 +115,7 @@ class GradientMeter:
         self._steps += 1
 
     def take(self, edges: Sequence[int]) -> list[float]:
-        """Return the variance of the blocks between neighbouring ``edges`` since the last call, if it had two steps."""
+        """Return the variance of the blocks between ``edges`` since the last call; none before two steps."""
         steps, self._steps = self._steps, 0
         if steps < 2:
             return []
