@@ -13,6 +13,7 @@ from smec_st.cli.fit import _budgets
 from smec_st.data import DataError, load_collection, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.research.compare import Target, choose_size, paired_interval
+from smec_st.system.errors import count
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_command_names_the_size_and_says_what_was_tested(collection_dir, tmp_pat
     codes = [test["bytes"] for test in found["tests"] if test["precision"] != "float32"]
     assert floats == [12, 6, 2][: len(floats)]
     assert codes == [3, 1][: len(codes)]
-    assert found["bytes"] is None or f"{found['bytes']} bytes are the fewest" in said
+    assert found["bytes"] is None or f"{count(found['bytes'], 'byte is', 'bytes are')} the fewest" in said
 
 
 def test_command_ends_with_1_when_no_size_holds_and_2_on_a_bad_target(collection_dir, tmp_path, capsys):
@@ -164,3 +165,11 @@ def test_queries_that_choose_the_size_train_nothing(collection_dir, tmp_path, mo
     dev = load_collection(collection_dir, collection_dir / "vectors.safetensors").qrels["dev"]
     assert seen["dev_qrels"] is None
     assert not np.isin(seen["args"][2].query_rows, dev.query_rows).any()
+
+
+def test_a_choice_by_few_queries_says_that_they_are_too_few(collection):
+    compressor = Compressor.fit(collection.corpus, method="truncate", dims=(collection.corpus.shape[1],))
+    test = collection.judged("test")
+    few = choose_size(Target(), compressor, collection, test.of_queries(test.query_rows[:5]))
+    assert "Fewer than 20 queries are too few to rely on this" in str(few)
+    assert "too few" not in str(choose_size(Target(), compressor, collection, test))

@@ -96,6 +96,14 @@ def test_a_dry_run_of_good_rows_estimates(folder, vectors, tmp_path, capsys):
     assert estimate(Plan(Job(folder, source), None)).bad == ()
 
 
+def test_a_dry_run_and_a_check_look_at_the_same_sample(folder, vectors, tmp_path):
+    rows = np.concatenate([vectors, vectors[:300]])  # repeated rows count once
+    source = write(tmp_path / "in.npy", rows)
+    (drift,) = check_drift(Compressor.load(folder), open_vectors(source))
+    for dim in (8, 4):
+        assert estimate(Plan(Job(folder, source, dim=dim), None)).kept_neighbors == drift.kept[dim]
+
+
 def test_bad_rows_stop_a_transform_and_say_what_to_do(folder, spoiled, tmp_path):
     with pytest.raises(BadRows, match="--skip-bad leaves them out") as caught:
         transform_files(Job(folder, write(tmp_path / "in.npy", spoiled)), tmp_path / "out")
