@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from smec_st.data.qrels import Judgements
     from smec_st.data.vectors import ArrayLike
+    from smec_st.evaluation.limits import Limit
     from smec_st.fitting.config import FitConfig
     from smec_st.hub.evidence import Evidence
 
@@ -306,6 +307,7 @@ class Compressor:
         own_document: ArrayLike | None = None,
         backbone: Mapping[str, Any] | None = None,
         bytes: int | Sequence[int] | None = None,
+        limit: Limit | None = None,
         **settings: Any,
     ) -> Compressor:
         """Fit on a corpus; with queries the result is better, and with judgements best.
@@ -333,6 +335,7 @@ class Compressor:
                 ``model`` is not given.
             bytes: Also choose the best size and precision for documents of this many bytes, or of each of several
                 numbers of bytes; see :meth:`quantize`.
+            limit: What that size and precision must keep to. Without ``bytes``, the best that keeps to it is chosen.
             **settings: Fields of :class:`~smec_st.fitting.config.FitConfig`.
 
         Raises:
@@ -351,7 +354,7 @@ class Compressor:
         table = VectorTable(corpus, queries, own_document)
         resolved = resolve_config(given, table.width)
         train, dev = _judgements(table, qrels, dev_qrels)
-        budgets = () if bytes is None else _as_tuple(bytes)
+        budgets = _budgets(bytes, limit)
         if budgets and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
         unlabelled = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
@@ -378,7 +381,7 @@ class Compressor:
         if unlabelled is None and train is not None:
             unlabelled = train.query_rows
         for budget in budgets:
-            compressor = add_best(compressor, table, labels, dev, budget, resolved.seed, unlabelled)
+            compressor = add_best(compressor, table, labels, dev, budget, resolved.seed, unlabelled, None, limit)
         return compressor
 
     def calibrate(self, corpus: np.ndarray, queries: np.ndarray | None = None) -> Compressor:
@@ -406,12 +409,13 @@ class Compressor:
         queries: ArrayLike | None = None,
         qrels: Judgements | None = None,
         *,
-        bytes: int | Sequence[int],
+        bytes: int | Sequence[int] | None = None,
+        limit: Limit | None = None,
         dev_qrels: Judgements | None = None,
         own_document: ArrayLike | None = None,
         seed: int = 0,
     ) -> Compressor:
-        """Add the best way to store documents in this many bytes.
+        """Add the best way to store documents in this many bytes, or within a limit, as the last of :attr:`heads`.
 
         Every size of this compressor is tried with every precision that takes this many bytes, and the best is trained
         through the rounding. Held-out queries choose; without judgements, the share of full-width neighbours that are
@@ -421,7 +425,8 @@ class Compressor:
             corpus: As for :meth:`fit`.
             queries: As for :meth:`fit`.
             qrels: As for :meth:`fit`.
-            bytes: Bytes per document, or several such numbers.
+            bytes: Bytes per document; of several numbers, each gets its best way. None for what the limit allows.
+            limit: What the size and the precision must keep to.
             dev_qrels: As for :meth:`fit`.
             own_document: As for :meth:`fit`.
             seed: Random seed.
@@ -429,6 +434,9 @@ class Compressor:
         Raises:
             DataError: If no size of this compressor fits, or the input cannot be used.
         """
+        budgets = _budgets(bytes, limit)
+        if not budgets:
+            raise DataError("`quantize` needs a number of bytes or a limit.")
         load_optional("torch", "fitting")
         from smec_st.fitting.config import HELD_OUT
         from smec_st.quantization.choice import add_best
@@ -438,8 +446,8 @@ class Compressor:
         if train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, seed)
         made = self
-        for budget in _as_tuple(bytes):
-            made = add_best(made, table, train, dev, budget, seed, None)
+        for budget in budgets:
+            made = add_best(made, table, train, dev, budget, seed, None, None, limit)
         return made
 
     def extend(
@@ -551,9 +559,14 @@ class Compressor:
         return read_files(Path(folder), cls)
 
 
-def _judgements(
-    table: VectorTable, train: Judgements | None, dev: Judgements | None
-) -> tuple[Qrels | None, Qrels | None]:
+def _budgets(bytes: int | Sequence[int] | None, limit: Limit | None) -> tuple[int | None, ...]:
+    """Numbers of bytes to choose a way for; None stands for what the limit allows."""
+    if bytes is None:
+        return () if limit is None else (None,)
+    return (bytes,) if isinstance(bytes, int) else tuple(bytes)
+
+
+def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:
     size = table.query_size, table.corpus_size
     return (None if train is None else as_qrels(train, *size)), (None if dev is None else as_qrels(dev, *size))
 
