@@ -121,9 +121,9 @@ def test_the_sentence_says_bytes_share_and_certainty():
     )
     assert "as float32 no size holds" in str(Choice(Target(), 60, (floats[1], *codes), None, 12))
     nearly = SizeTest(96, "pq", 12, 0.5999, 0.6, -0.0001, False)
-    assert str(Choice(Target(), 1, (nearly,), None)) == (
+    assert str(Choice(Target(), 60, (nearly,), None)) == (
         "no size holds ndcg@10 >= 1 original: 12 bytes (pq of 96 numbers) keep 99.9 % of nDCG@10 (95 % sure: at least "
-        "99.9 %). Judged by 1 held-out queries."
+        "99.9 %). Judged by 60 held-out queries."
     )
 
 

@@ -117,7 +117,7 @@ class Choice:
         smallest = self.smallest
         judged = f"Judged by {count(self.queries, 'held-out query', 'held-out queries')}."
         if self.queries < MIN_HELD_OUT:
-            judged += f" Fewer than {MIN_HELD_OUT} queries are too few to rely on this: judge more, or add a dev split."
+            judged += f" Fewer than {MIN_HELD_OUT} queries are too few to rely on this; judge more of them."
         if smallest is None:
             best = max(self.tests, key=lambda test: test.low)
             return f"no size holds {self.target}: {self._kept(best)}. {judged}"
