@@ -199,14 +199,14 @@ REFUSED_JSON = {
     "tei error": ({"error": "overloaded", "error_type": "Overloaded"}, "answered with an error: overloaded"),
     "cohere by types": ({**COHERE, "embeddings": {"float": ROWS, "int8": CODES}}, "holds float, int8; name one"),
     "chroma query": ({"ids": [IDS], "embeddings": [ROWS], "distances": [[0, 1, 2]]}, "no known answer"),
-    "chroma without embeddings": ({"ids": IDS, "embeddings": None, "documents": IDS}, "no known answer"),
+    "chroma without embeddings": ({"ids": IDS, "embeddings": None, "documents": IDS}, "holds no vector"),
     "chroma without ids": ({"ids": None, "embeddings": ROWS, "documents": IDS}, "3 embeddings for no list of ids"),
     "chroma with a null id": ({"ids": ["a", None, "c"], "embeddings": ROWS}, "lacks an id"),
     "chroma of other ids": ({"ids": IDS[:2], "embeddings": ROWS}, "3 embeddings for 2 ids"),
     "qdrant sparse": ({"result": {"points": points([{"indices": [1], "values": [0.5]}] * 3)}, "status": "ok"}, "no"),
     "qdrant several": ({"result": {"points": points(NAMED)}, "status": "ok"}, "holds dense, title; name one"),
     "pinecone without values": ({"matches": [{"id": "a", "score": 1, "values": []}]}, "no known answer"),
-    "later entry without vector": ({"result": [points()[0], {"id": "b", "vector": None}]}, "unlike the first"),
+    "later entry without vector": ({"result": [points()[0], {"id": "b", "vector": None}]}, "null"),
     "token embeddings": ([[ROWS]], "one of its numbers is a list"),
     "a text beside nested vectors": ({"text": "a", "embeddings": ROWS}, "no known answer"),
     "a text beside token vectors": ({"text": "a", "embedding": ROWS}, "no known answer"),
@@ -566,7 +566,10 @@ def test_columns_of_matrices_of_one_row_are_vectors(tmp_path):
 
 @pytest.mark.parametrize(
     ("ids", "expected"),
-    [(pa.array([1.0, 2.0, 3.0]), ["1", "2", "3"]), (pa.array(["a", "b", None]), "row 2: lacks an id")],
+    [
+        (pa.array([1.0, 2.0, 3.0]), ["1", "2", "3"]),
+        (pa.array(["a", "b", None]), "docid: lacks an id"),
+    ],
 )
 def test_ids_of_parquet(tmp_path, ids, expected):
     pq.write_table(pa.table({"docid": ids, "emb": ROWS}), tmp_path / "v.parquet")

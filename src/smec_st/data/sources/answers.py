@@ -7,7 +7,7 @@ anything else is refused. A request's own id never becomes the id of a vector.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +33,7 @@ class Item:
         model: The model that the answer names, or None.
         where: Its file and line, for error messages.
         codes: What the numbers are, where the answer says so; see :mod:`smec_st.data.codes`.
+        fault: Why it cannot be read, if that is known already; the others of the file may be good.
     """
 
     vector: Any
@@ -40,6 +41,7 @@ class Item:
     model: str | None
     where: str
     codes: str | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,10 @@ def find_vectors(value: Any, column: str | None, where: str) -> Iterator[Item]:
         yield from _entries(known[0], value, column, where)
     elif envelopes and not known and not fields:
         yield from _enveloped(value, *envelopes[0], column, where)
-    else:
+    elif known or fields:
         raise DataError(_unclear(value, [*fields, *(answer.source for answer in known)], column, where))
+    else:
+        yield _without_vector(value, column, where)
 
 
 def _record(value: Mapping[str, Any], name: str, column: str | None, where: str) -> Item:
@@ -132,7 +136,19 @@ def _record(value: Mapping[str, Any], name: str, column: str | None, where: str)
     rest = {key: found for key, found in value.items() if key != name}
     if rest.get("object") == "embedding":
         rest.pop("index", None)  # an item of OpenAI's `data`: the position in its request is no id
-    return Item(vector, _record_id(rest, where), _model(value), where, codes)
+    try:
+        return Item(vector, _record_id(rest, where), _model(value), where, codes)
+    except DataError as error:
+        return Item(None, None, None, where, fault=str(error))
+
+
+def _without_vector(value: Mapping[str, Any], column: str | None, where: str) -> Item:
+    """Return the item of an object that holds no vector: others of its file may."""
+    try:
+        key = _record_id(value, where)
+    except DataError:
+        key = None
+    return Item(None, key, None, where, fault=_unclear(value, [], column, where))
 
 
 def _record_id(value: Mapping[str, Any], where: str) -> str | None:
@@ -142,13 +158,16 @@ def _record_id(value: Mapping[str, Any], where: str) -> str | None:
 
 def _enveloped(value: Mapping[str, Any], path: str, key: str, column: str | None, where: str) -> Iterator[Item]:
     """Yield the vectors of one line of a batch's output; ids are the request's, with `/0`, `/1` for several inputs."""
+    request = id_text(value[key], f"{where}, {key}")
     status = _at(value, "response.status_code")
     if value.get("error") or status not in (None, 200):
-        raise DataError(f"{where}: request {value[key]} failed: {one_line(Exception(value.get('error') or status))}")
+        failure = f"{where}: request {value[key]} failed: {one_line(Exception(value.get('error') or status))}"
+        yield Item(None, request, None, where, fault=failure)
+        return
     items = list(find_vectors(_at(value, path), column, where))
-    request = id_text(value[key], f"{where}, {key}")
     for number, item in enumerate(items):
-        yield Item(item.vector, request if len(items) == 1 else f"{request}/{number}", item.model, where, item.codes)
+        key_of_item = request if len(items) == 1 else f"{request}/{number}"
+        yield replace(item, id=key_of_item, where=where)
 
 
 def _entries(answer: Answer, value: Mapping[str, Any], column: str | None, where: str) -> Iterator[Item]:
@@ -175,8 +194,6 @@ def _entries(answer: Answer, value: Mapping[str, Any], column: str | None, where
         key, entry = listed[place]
         place_name = f"{where}, {answer.entries}[{key}]"
         vector = _at(entry, answer.vector)
-        if vector is None:
-            raise DataError(f"{place_name}: holds no `{answer.vector}`, unlike the first.")
         vector, named_codes = _named(vector, column, place_name)
         found = None
         if answer.id is not None:
@@ -281,6 +298,8 @@ def _id_name(names: tuple[str, ...]) -> str | None:
 def _unclear(value: Mapping[str, Any], found: list[str], column: str | None, where: str) -> str:
     if value.get("error"):
         return f"{where}: the API answered with an error: {one_line(Exception(value['error']))}"
+    if column is None and not found and any(name in value and not value[name] for name in VECTOR_NAMES):
+        return f"{where}: holds no vector."
     if column is not None:
         return f"{where}: holds no `{column}`; it has {some(list(value), 8) or 'nothing'}."
     if found:

@@ -77,9 +77,13 @@ def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Ite
             if layout.columns is None:
                 yield Item(Cells(cells), None, None, where)
                 continue
-            if len(cells) != width:
-                raise DataError(f"{where}: {len(cells)} cells, the first line has {width}.")
-            key = None if layout.id is None else id_text(cells[layout.id], where)
+            try:
+                if len(cells) != width:
+                    raise DataError(f"{where}: {len(cells)} cells, the first line has {width}.")
+                key = None if layout.id is None else id_text(cells[layout.id], where)
+            except DataError as error:
+                yield Item(None, None, None, where, fault=str(error))
+                continue
             vector = cells[layout.columns[0]] if layout.is_text else Cells([cells[at] for at in layout.columns])
             yield Item(vector, key, None, where)
 
@@ -121,7 +125,9 @@ def _layout_of_header(sample: list[list[str]], column: str | None, codes: str | 
     names[0] = names[0] or "Unnamed: 0"  # pandas' index
     if len(sample) == 1:
         raise DataError(f"{name} has no rows below its header ({some(names, 4)}).")
-    second = [*sample[1], *([""] * len(names))]
+    second = [
+        next((row[at] for row in sample[1:] if at < len(row) and row[at].strip()), "") for at in range(len(names))
+    ]
     found: dict[str, list[int]] = {}
     for at, given in enumerate(names):
         is_likely = plain_name(given) in VECTOR_NAMES and not _is_number(second[at])

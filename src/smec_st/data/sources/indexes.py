@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,15 +179,20 @@ class MilvusVectors:
                 fresh = page[max(0, start - seen) :]
                 seen += len(page)
                 if fresh:
-                    rows = np.stack([self.row(entity[self.column]) for entity in fresh])
-                    yield Batch(seen - len(fresh), rows, [str(entity[self.key]) for entity in fresh])
+                    yield self.batch(fresh, seen - len(fresh))
         finally:
             pages.close()
 
-    def row(self, value: Any) -> np.ndarray:
+    def batch(self, page: Sequence[Mapping[str, Any]], start: int) -> Batch:
+        """Make a batch of the entities of a page, the first of which is row ``start``."""
+        values = [entity[self.column] for entity in page]
+        faults = {at: "holds no vector" for at, value in enumerate(values) if value is None}
+        nothing = np.full(self.width, np.nan, dtype=np.float32)
+        rows = np.stack([nothing if value is None else self._row(value) for value in values])
+        return Batch(start, rows, [str(entity[self.key]) for entity in page], faults)
+
+    def _row(self, value: Any) -> np.ndarray:
         """Convert a vector from the form that pymilvus returns, ``(D,)`` float32."""
-        if value is None:
-            raise DataError(f"{self.name}: a row holds no vector in {self.column}.")
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
             value = value[0]
         if isinstance(value, bytes):
