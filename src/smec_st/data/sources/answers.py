@@ -75,9 +75,14 @@ class Answer:
 ANSWERS = (
     Answer("OpenAI, Voyage, Jina, Mistral", "data", "embedding", ("object", "model", "usage"), index="index"),
     Answer("Pinecone inference", "data", "values", ("vector_type", "model", "usage")),
-    Answer("Cohere v1, Ollama", "embeddings", "", ("texts", "model", "meta", "response_type")),
+    Answer("Cohere v1, Nomic, Ollama", "embeddings", "", ("texts", "model", "meta", "response_type", "usage")),
     Answer("Cohere by type", "embeddings", "", ("texts", "meta", "response_type"), by_type=True),
     Answer("Chroma get", "embeddings", "", ("ids",), ids="ids"),
+    Answer("Amazon Nova", "embeddings", "embedding", ("request_id",)),
+    Answer("Amazon Titan by type", None, "embeddingsByType.float"),
+    Answer("watsonx", "results", "embedding", ("model_id", "created_at", "input_token_count")),
+    Answer("Cloudflare", "result.data", "", ("success", "errors", "messages")),
+    Answer("TensorFlow Serving, SageMaker", "predictions", "", ("model_version_name",)),
     Answer("Gemini", None, "embedding.values"),
     Answer("Gemini batch", "embeddings", "values", ("metadata", "usageMetadata", "sdk_http_response")),
     Answer("Gemini in Python", "embedding", ""),
@@ -90,9 +95,13 @@ ANSWERS = (
     Answer("Qdrant retrieve", "result", "vector", ("status", "time"), id="id"),
     Answer("Qdrant client", "points", "vector", ("next_page_offset",), id="id"),
     Answer("Weaviate", "objects", "vector", ("totalResults", "deprecations"), id="id"),
+    Answer("Weaviate", "objects", "vectors", ("totalResults", "deprecations"), id="id"),
 )
-#: Objects around an answer: the path of the answer, and the key of the request's id.
-ENVELOPES = (("response.body", "custom_id"), ("response", "key"))
+#: Objects around an answer: the path of the answer, and the key of the request's id. They are those of the batch APIs
+#: of OpenAI, Azure and Mistral, of Gemini, of Amazon Bedrock, and the documents of Elasticsearch.
+ENVELOPES = (
+    ("response.body", "custom_id"), ("response", "key"), ("modelOutput", "recordId"), ("_source", "_id"),
+)  # fmt: skip
 
 
 def find_vectors(value: Any, column: str | None, where: str) -> Iterator[Item]:
@@ -144,8 +153,9 @@ def _record(value: Mapping[str, Any], name: str, column: str | None, where: str)
 
 def _without_vector(value: Mapping[str, Any], column: str | None, where: str) -> Item:
     """Return the item of an object that holds no vector: others of its file may."""
+    keys = [key for _, key in ENVELOPES if key in value and value.get("error")]
     try:
-        key = _record_id(value, where)
+        key = id_text(value[keys[0]], where) if keys else _record_id(value, where)
     except DataError:
         key = None
     return Item(None, key, None, where, fault=_unclear(value, [], column, where))
@@ -242,7 +252,9 @@ def _one_of(value: Mapping[str, Any], column: str | None, where: str) -> tuple[A
 def _matches(answer: Answer, value: Mapping[str, Any]) -> bool:
     """Return whether an object has the form of an answer, judged by its first entry."""
     if answer.entries is None:
-        return _may_be_vector(_at(value, answer.vector))
+        return "embedding" not in value.keys() - {answer.vector.partition(".")[0]} and _may_be_vector(
+            _at(value, answer.vector)
+        )
     entries: Any = _at(value, answer.entries)
     if not isinstance(entries, list | dict) or not entries or (answer.ids is not None and answer.ids not in value):
         return False
@@ -258,7 +270,7 @@ def _matches(answer: Answer, value: Mapping[str, Any]) -> bool:
         return False
     first = entries[next(iter(entries)) if isinstance(entries, dict) else 0]
     vector = _at(first, answer.vector)
-    return _may_be_vector(vector) or (answer.id is not None and _are_named(vector))
+    return _may_be_vector(vector) or ((answer.id or answer.index) is not None and _are_named(vector))
 
 
 def _holds(value: Any, column: str | None) -> bool:

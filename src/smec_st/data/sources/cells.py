@@ -58,14 +58,15 @@ def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Ite
     """Yield the vectors of a CSV or TSV file.
 
     Args:
-        path: The file; ``.tsv`` is separated by tabs, everything else by commas.
+        path: The file; ``.tsv`` is separated by tabs, everything else by what its first line shows.
         column: Name of the column that holds vectors as text, or what comes before the number in numbered columns.
         codes: What the numbers are; see :mod:`smec_st.data.codes`.
     """
     csv.field_size_limit(LONGEST_CELL)
-    delimiter = "\t" if plain_suffix(path) == ".tsv" else ","
     with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        first = file.readline()
+        delimiter = "\t" if plain_suffix(path) == ".tsv" else delimiter_of(first)
+        reader = csv.reader(itertools.chain([first], file), delimiter=delimiter, strict=True)
         rows = ((reader.line_num, cells) for cells in reader if cells)
         sample = list(itertools.islice(rows, SAMPLE))
         if not sample:
@@ -86,6 +87,12 @@ def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Ite
                 continue
             vector = cells[layout.columns[0]] if layout.is_text else Cells([cells[at] for at in layout.columns])
             yield Item(vector, key, None, where)
+
+
+def delimiter_of(line: str) -> str:
+    """Return what separates the cells of a line: the only one of comma, semicolon, tab and bar, else the comma."""
+    found = [mark for mark in ",;\t|" if mark in line]
+    return found[0] if len(found) == 1 else ","
 
 
 def _layout(sample: list[list[str]], column: str | None, codes: str | None, name: str) -> Layout:

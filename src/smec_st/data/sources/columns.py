@@ -210,7 +210,7 @@ def _columns(
     column = _vector_column(name, schema, column or None, codes)
     if rows == 0:
         raise DataError(f"{name} has no rows.")
-    id_column = find_id(key for key in schema.names if key != column)
+    id_column = find_id(key for key in schema.names if key != column) or _pandas_index(schema)
     for looked in (1, SAMPLE):  # the first rows may lack a vector
         part = next(read([column], looked, 0)).column(column)
         first, faults = column_rows(part, codes, f"{name}, column {column}, one of the first rows")
@@ -220,6 +220,13 @@ def _columns(
         raise DataError(f"{name}, column {column}: row 0 {faults[0]}, and none of the first {len(part)} is better.")
     width = int(first.shape[1])
     return ColumnVectors(name, column, id_column, width, rows, metadata_record(schema.metadata), state, codes, read)
+
+
+def _pandas_index(schema: pa.Schema) -> str | None:
+    """Return the column that was the index of a pandas table, or None; row numbers are none."""
+    index = (schema.pandas_metadata or {}).get("index_columns", [])
+    names = [name for name in index if isinstance(name, str) and name in schema.names]
+    return names[0] if len(names) == len(index) == 1 else None
 
 
 def _vector_column(name: str, schema: pa.Schema, column: str | None, codes: str | None) -> str:
