@@ -120,13 +120,18 @@ ANSWERS = {
     "qdrant named": ({"result": {"points": points([{"dense": row} for row in ROWS])}, "status": "ok"}, IDS),
     "weaviate": ({"objects": [{"class": "D", "id": key, "vector": row} for key, row in zip(IDS, ROWS, strict=True)]},
                  IDS),
-    "weaviate named": ({"objects": [{"id": key, "vectors": {"default": row}} for key, row in zip(IDS, ROWS, strict=True)]},
-                       IDS),
+    "weaviate named": (
+        {"objects": [{"id": key, "vectors": {"default": row}} for key, row in zip(IDS, ROWS, strict=True)]}, IDS,
+    ),
     "text-embeddings-inference": (ROWS, None),
     "nomic": ({"embeddings": ROWS, "usage": {"prompt_tokens": 5}, "model": "nomic-embed-text-v1.5"}, None),
     "nomic without model": ({"embeddings": ROWS, "usage": {"prompt_tokens": 5}}, None),
-    "jina by type": ({**openai(), "data": [{"index": i, "embedding": {"float": row}} for i, row in enumerate(ROWS)]}, None),
-    "titan v2": ([{"embedding": row, "embeddingsByType": {"float": row}, "inputTextTokenCount": 5} for row in ROWS], None),
+    "jina by type": (
+        {**openai(), "data": [{"index": i, "embedding": {"float": row}} for i, row in enumerate(ROWS)]}, None,
+    ),
+    "titan v2": (
+        [{"embedding": row, "embeddingsByType": {"float": row}, "inputTextTokenCount": 5} for row in ROWS], None,
+    ),
     "titan by type": ([{"embeddingsByType": {"float": row, "binary": [1, 0]}} for row in ROWS], None),
     "nova": ({"embeddings": [{"embeddingType": "TEXT", "embedding": row} for row in ROWS]}, None),
     "cohere on bedrock": ({**COHERE, "embeddings": {"float": ROWS}, "response_type": "embeddings_by_type"}, None),
@@ -782,6 +787,7 @@ REFUSED_QRELS = {
     "no known id": ("x\ty\t1\n", "names 1 ids that the queries lack: x; theirs are q0, q1. No judgement is left"),
     "not a number": ("q0\td1\tnan\n", "has a grade that is nan"),
     "two documents": ("qid\tpid\tdocid\tscore\nq0\td1\td1\t1\n", "pid and docid may be the same"),
+    "triples of ids": ("q0\t123456\t7654321\n", "looks like an id, not a grade"),
     "unknown grade": ("query-id\tcorpus-id\tquality\nq0\td1\t1\n", "is a known name of the grade"),
 }
 

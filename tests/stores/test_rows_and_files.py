@@ -248,7 +248,8 @@ def test_rows_of_a_null_vector_at_the_start_tell_no_width(tmp_path, vectors):
         pq.write_table(pa.table({"v": rows}), tmp_path / "in.parquet")
         source = open_vectors(tmp_path / "in.parquet")
         assert source.width == WIDTH
-        np.testing.assert_array_equal(next(source.batches(5, width)).rows, vectors[:5])
+        rest = np.concatenate([batch.rows for batch in source.batches(5, width)])
+        np.testing.assert_array_equal(rest, vectors[:5])
     pq.write_table(pa.table({"v": [None] * 1000 + vectors[:5].tolist()}), tmp_path / "in.parquet")
     with pytest.raises(DataError, match="row 0 holds no vector"):
         open_vectors(tmp_path / "in.parquet")
@@ -286,10 +287,10 @@ def test_migrate_leaves_bad_rows_out_of_an_index_and_keeps_the_ids(
     assert "would be lost" in capsys.readouterr().err
 
 
-def test_migrate_leaves_bad_rows_out_of_files(folder, spoiled, tmp_path, capsys):
+def test_migrate_leaves_bad_rows_out_of_files(folder, spoiled, tmp_path, caplog):
     source = write(tmp_path / "in.parquet", spoiled)
     assert run(["migrate", folder, source, "--out", str(tmp_path / "new"), "--skip-bad"]) == 0
-    assert "4 rows left out, listed in" in capsys.readouterr().err
+    assert "4 rows left out, listed in" in caplog.text
     assert sum(len(pq.read_table(path)) for path in (tmp_path / "new").glob("shard-*")) == ROWS - len(BAD)
 
 
