@@ -859,6 +859,11 @@ def test_rows_keep_ids_and_dates_as_they_are_written(tmp_path):
     assert (ids, fields) == (["00042", "7"], {"day": ["2020-01-02 10:00:00", "x"]})
 
 
+def test_fields_may_be_separated_by_semicolons(tmp_path):
+    path = write(tmp_path, "r.csv", "\ufeffid;lang\nd 0;en\nd 1;de, at\n")
+    assert read_rows(path, ["lang"], 2, None) == (["d 0", "d 1"], {"lang": ["en", "de, at"]})
+
+
 def test_rows_are_joined_to_vectors_by_id(tmp_path, told):
     path = write(tmp_path, "r.csv", "id,year\nb,2\na,1\nc,3\n")
     assert read_rows(path, ["year"], 2, ["a", "b"]) == (["a", "b"], {"year": [1, 2]})

@@ -12,7 +12,7 @@ from typing import Any
 
 from smec_st.data.ids import find_rows, id_text, plain_name
 from smec_st.data.jsonl import open_binary, parse_json, plain_suffix, read_jsonl
-from smec_st.data.sources.cells import delimiter_of
+from smec_st.data.sources.cells import csv_rows
 from smec_st.data.sources.columns import SHARD
 from smec_st.system.errors import DataError, one_line, some, tell
 
@@ -160,9 +160,7 @@ def _text_rows(path: Path, suffix: str) -> Iterator[tuple[int, list[str]]]:
     try:
         with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
             if suffix == ".csv":
-                first = file.readline()
-                reader = csv.reader(chain([first], file), delimiter=delimiter_of(first), strict=True)
-                yield from ((reader.line_num, cells) for cells in reader if cells)
+                yield from csv_rows(file, path)
             else:
                 for number, line in enumerate(file, start=1):
                     if line.strip():

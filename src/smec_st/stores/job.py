@@ -138,7 +138,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", progress: Progre
                 f"{out}: files are written as {', '.join(FILE_FORMATS)}, not {out.suffix}; "
                 "a name without an ending becomes a folder of shards."
             )
-        return _into_folder(job, out, engine, progress)
+        return into_folder(job, out, engine, progress)
     if job.kind not in (None, FILE_FORMATS[out.suffix]):
         raise DataError(f"{out} is a {out.suffix} file; leave the format {job.kind} out.")
     work, sidecar = out.with_name(f".{out.name}.unfinished"), out.with_name(out.name + ".json")
@@ -147,7 +147,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", progress: Progre
         taken = [path for path in targets if path.exists()]
         if taken and not (work / PLACING).exists():
             raise DataError(f"{taken[0]} exists already; choose another name or remove it.")
-        manifest = _into_folder(replace(job, kind=FILE_FORMATS[out.suffix]), work, engine, progress)
+        manifest = into_folder(replace(job, kind=FILE_FORMATS[out.suffix]), work, engine, progress)
         joined = work / f"joined{out.suffix}"
         join_shards([work / shard.file for shard in manifest.shards], manifest.rows, manifest.job["space"], joined)
         left_out = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("left-out-*.jsonl")))
@@ -191,7 +191,8 @@ def _description(job: Job, source: VectorSource, record: Mapping[str, Any]) -> d
     }
 
 
-def _into_folder(job: Job, out: Path, engine: str, progress: Progress | None) -> Manifest:
+def into_folder(job: Job, out: Path, engine: str, progress: Progress | None) -> Manifest:
+    """Compress a source into a folder of shards; see :func:`transform_files`."""
     source, compressor, head = job.open()
     record = space_record(compressor, head)
     description = _description(job, source, record)

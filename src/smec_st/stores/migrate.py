@@ -20,7 +20,7 @@ from smec_st.evaluation.overlap import kept_neighbors, pool_for
 from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import LEFT_OUT, BadRow, Places, bad_rows_of, usable, write_left_out
 from smec_st.stores.files import join_shards
-from smec_st.stores.job import Job, Progress, is_parquet, left_out_lists, transform_files
+from smec_st.stores.job import Job, Progress, into_folder, is_parquet, left_out_lists, transform_files
 from smec_st.stores.milvus import copy_collection, finish_copy
 from smec_st.stores.swap import finish_swap, swap
 from smec_st.system.errors import tell
@@ -152,7 +152,7 @@ def _migrate_files_in_place(job: Job, progress: Progress | None) -> str:
     if not is_npy and not is_parquet(job.source):
         raise DataError(f"{store} cannot be rewritten in place; name a folder to write beside it.")
     work = store.with_name(f".{store.name}.migrating")
-    manifest = transform_files(replace(job, kind="npy" if is_npy else "parquet"), work, progress=progress)
+    manifest = into_folder(replace(job, kind="npy" if is_npy else "parquet"), work, "local", progress)
     space = manifest.job["space"]
     if is_npy:
         joined, record = work / "all.npy", work / "space.json"

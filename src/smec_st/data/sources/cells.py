@@ -18,7 +18,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +64,7 @@ def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Ite
     """
     csv.field_size_limit(LONGEST_CELL)
     with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        delimiter = "\t" if plain_suffix(path) == ".tsv" else delimiter_of(first)
-        reader = csv.reader(itertools.chain([first], file), delimiter=delimiter, strict=True)
-        rows = ((reader.line_num, cells) for cells in reader if cells)
+        rows = csv_rows(file, path)
         sample = list(itertools.islice(rows, SAMPLE))
         if not sample:
             return
@@ -89,10 +86,18 @@ def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Ite
             yield Item(vector, key, None, where)
 
 
-def delimiter_of(line: str) -> str:
-    """Return what separates the cells of a line: the only one of comma, semicolon, tab and bar, else the comma."""
-    found = [mark for mark in ",;\t|" if mark in line]
-    return found[0] if len(found) == 1 else ","
+def csv_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and cells of the rows of a CSV or TSV file that are not blank.
+
+    Tabs separate the cells of ``.tsv``. In other files the first line tells: the only mark of comma, semicolon, tab and
+    bar that it has, else the comma.
+    """
+    lines = iter(file)
+    first = next(lines, "")
+    found = ["\t"] if plain_suffix(path) == ".tsv" else [mark for mark in ",;\t|" if mark in first]
+    delimiter = found[0] if len(found) == 1 else ","
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    yield from ((reader.line_num, cells) for cells in reader if cells)
 
 
 def _layout(sample: list[list[str]], column: str | None, codes: str | None, name: str) -> Layout:

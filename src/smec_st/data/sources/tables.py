@@ -171,7 +171,7 @@ def _pandas_names(
     Raises:
         DataError: If a file holds only tables of several kinds of columns, whose rows are in several arrays.
     """
-    stored = {}
+    stored: dict[str, str] = {}
     for frame, attributes in frames.items():
         found = {name: shapes.pop(name) for name in list(shapes) if name.startswith(f"{frame}/")}
         values, index, columns = (f"{frame}/{part}" for part in ("block0_values", "axis1", "axis0"))
