@@ -89,7 +89,7 @@ def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Ite
 def csv_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and cells of the rows of a CSV or TSV file that are not blank.
 
-    Tabs separate the cells of ``.tsv``. In other files the first line tells: the only mark of comma, semicolon, tab and
+    Tabs separate the cells of ``.tsv``. In other files the first line tells: the only one of comma, semicolon, tab and
     bar that it has, else the comma.
     """
     lines = iter(file)
