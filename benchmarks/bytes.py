@@ -8,7 +8,8 @@ decoded documents have length 1 for all alike, RaBitQ apart. Done parts are kept
     python benchmarks/bytes.py DATA/scifact --fitted FOLDER --json benchmarks/results/bytes.json
 
 The floats are ours, the original's, and those of every method of the field that makes floats, each with its defaults.
-`--fitted` keeps one compressor per collection (fitted with the defaults when it is not there).
+Ours are of three seeds: the map and its codes are fitted anew for each, and the figure is the median. `--fitted` keeps
+one compressor per collection and seed (fitted with the defaults when it is not there).
 """
 
 from __future__ import annotations
@@ -105,9 +106,20 @@ def rows_of(data: Collection, name: str, floats: Floats, dims: tuple[int, ...]) 
         yield {**base, "precision": "rabitq", "bytes": -(-dim // 8) + RABITQ_FACTORS, **scores}
 
 
-def our_rows(data: Collection, compressor: Compressor, budgets: tuple[int, ...]) -> Iterator[dict]:
+def fitted(data: Collection, folder: Path, seed: int) -> Compressor:
+    """The compressor of a seed, from the folder if it is there."""
+    saved = folder / f"{data.name}-{seed}"
+    if not saved.exists():
+        Compressor.fit(
+            data.corpus, data.queries, data.judged("train"), dev_qrels=data.qrels["dev"],
+            own_document=data.own_document, seed=seed,
+        ).save(saved)  # fmt: skip
+    return Compressor.load(saved)
+
+
+def our_rows(data: Collection, compressor: Compressor, seed: int) -> Iterator[dict]:
     """What `smec-st fit --bytes` picks at each budget."""
-    for budget in budgets:
+    for budget in BUDGETS:
         began = time.perf_counter()
         with_codes = compressor.quantize(
             data.corpus,
@@ -116,11 +128,12 @@ def our_rows(data: Collection, compressor: Compressor, budgets: tuple[int, ...])
             bytes=budget,
             dev_qrels=data.qrels["dev"],
             own_document=data.own_document,
+            seed=seed,
         )
         head = with_codes.head(bytes=budget)
         documents, queries = head.decode(head.encode(data.corpus)), head.queries(data.queries)
         yield {
-            "method": "smec_st", "dim": head.dim, "precision": head.precision, "bytes": budget,
+            "method": "smec_st", "seed": seed, "dim": head.dim, "precision": head.precision, "bytes": budget,
             **{split: score(data, split, documents, queries) for split in ("dev", "test")},
             "trained": head.info["trained"],
             "tried": head.info["tried"], "seconds": round(time.perf_counter() - began, 1),
@@ -135,23 +148,26 @@ def floats_of(data: Collection, method: str, dims: tuple[int, ...]) -> Floats:
     return lambda vectors, dim: encoder.documents(vectors, Size(dim, 4 * dim))
 
 
-@fast_matmul()
 def measure(data: Collection, compressor: Compressor, part: str) -> list[dict]:
     width = data.corpus.shape[1]
     dims = tuple(dict.fromkeys((width, *compressor.dims)))
-    if part.startswith("ours-"):
-        return list(our_rows(data, compressor, (int(part.removeprefix("ours-")),)))
     served = (width,) if part == "original" else tuple(dim for dim in dims if dim < width)
     return list(rows_of(data, part, floats_of(data, part, served), served))
 
 
 def best(rows: list[dict]) -> dict[str, dict[int, dict]]:
-    """Per method and budget, what dev likes best among all that fits into the budget."""
+    """Per method and budget, what dev likes best among all that fits into the budget; of ours, the median of seeds."""
     chosen: dict[str, dict[int, dict]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         for budget in BUDGETS:
             own = [row for row in rows if row["method"] == method]
-            fitting = [row for row in own if row["bytes"] == budget or (method != "smec_st" and row["bytes"] < budget)]
+            if method == "smec_st":
+                seeds = sorted((row for row in own if row["bytes"] == budget), key=lambda row: row["test"])
+                if seeds:
+                    median = {**seeds[len(seeds) // 2], "seeds": [row["test"] for row in seeds]}
+                    chosen.setdefault(method, {})[budget] = median
+                continue
+            fitting = [row for row in own if row["bytes"] <= budget]
             if fitting:
                 chosen.setdefault(method, {})[budget] = max(fitting, key=lambda row: row["dev"])
     return chosen
@@ -174,12 +190,14 @@ def plot(result: dict, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+@fast_matmul()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--fitted", type=Path, required=True)
     parser.add_argument("--parts", default=",".join(PARTS), help="ours, and methods of the field that make floats")
-    parser.add_argument("--anew", action="store_true", help="forget what the record holds of these collections")
+    parser.add_argument("--anew", action="store_true", help="measure these parts again, also where they are recorded")
+    parser.add_argument("--seeds", default="0,1,2", help="of ours")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
@@ -190,27 +208,26 @@ def main() -> None:
         "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
         "faiss": faiss.__version__,
     }  # fmt: skip
-    record["arguments"] = {"budgets": BUDGETS, "threads": options.threads, "seed": 0}
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    record["arguments"] = {"budgets": BUDGETS, "threads": options.threads, "seeds of ours": seeds, "seed of others": 0}
     for folder in options.folders:
-        if options.anew:
-            record["collections"].pop(folder.name, None)
         data = load_collection(folder, next(folder.glob("*.safetensors")))
-        saved = options.fitted / folder.name
-        if not saved.exists():
-            Compressor.fit(
-                data.corpus, data.queries, data.judged("train"), dev_qrels=data.qrels["dev"],
-                own_document=data.own_document,
-            ).save(saved)  # fmt: skip
-        compressor = Compressor.load(saved)
         original = score(data, "test", unit_rows(data.corpus), unit_rows(data.queries))
         entry = record["collections"].setdefault(folder.name, {"original_float32": original, "rows": [], "parts": []})
-        ours = [f"ours-{budget}" for budget in BUDGETS]
+        ours = {f"ours-{seed}": seed for seed in seeds}
         parts = [name for part in options.parts.split(",") for name in (ours if part == "ours" else [part])]
+        if options.anew:
+            entry["parts"] = [part for part in entry["parts"] if part not in parts]
         for part in parts:
             if part in entry["parts"]:
                 continue
             began = time.perf_counter()
-            entry["rows"] += measure(data, compressor, part)
+            compressor = fitted(data, options.fitted, ours.get(part, 0))
+            if part in ours:
+                old, rows = ("smec_st", ours[part]), our_rows(data, compressor, ours[part])
+            else:
+                old, rows = (part, None), measure(data, compressor, part)
+            entry["rows"] = [row for row in entry["rows"] if (row["method"], row.get("seed")) != old] + list(rows)
             entry["parts"].append(part)
             options.json.write_text(json.dumps(record, indent=1) + "\n")
             print(f"{folder.name}, {part}: {time.perf_counter() - began:.0f} s", flush=True)

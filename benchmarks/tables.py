@@ -21,15 +21,6 @@ DOCS = ROOT / "docs"
 IMAGES = DOCS / "images"
 METHODS = {"truncate": "truncated", "pca": "PCA (uncentred)", "smec": "**smec_st**"}
 RATIOS = (4, 8, 16, 32, 64)
-#: Lines of the README's plot: method and label.
-PLOTTED = {
-    "truncate": "truncated",
-    "pca": "PCA",
-    "opq": "OPQ codes",
-    "smec-published": "SMEC as published",
-    "mrl-principal": "MRL from PCA",
-    "smec": "smec_st",
-}
 #: Columns of the table of versions.
 VERSIONS = ("python", "torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy")
 BUDGETS = ("96", "48", "24", "12", "6")
@@ -79,30 +70,69 @@ def plot_by_size(result: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def with_labels() -> dict[str, dict]:
+    """What is recorded of equal bytes with labels, by collection; those that are being measured are left out."""
+    collections = json.loads((RESULTS / "bytes.json").read_text())["collections"]
+    return {name: collection for name, collection in collections.items() if "best" in collection}
+
+
+def without_labels() -> dict[str, dict]:
+    """What is recorded of equal bytes without labels, by collection; nothing where there is no record."""
+    path = RESULTS / "bytes-no-labels.json"
+    return json.loads(path.read_text())["collections"] if path.exists() else {}
+
+
+def lines_by_bytes(name: str, judged: dict) -> dict[str, dict[int, float]]:
+    """Quality by bytes of one collection: ours and the best rival's, with labels and, where recorded, without."""
+    best = judged["best"]
+    ours = {int(budget): row["test"] for budget, row in best["smec_st"].items()}
+    lines = {"smec_st, labels": ours, "best rival, labels": {budget: best_other(best, budget) for budget in ours}}
+    if name in without_labels():
+        budgets = without_labels()[name]["budgets"]
+        for key, label in (("ours", "smec_st, no labels"), ("rival", "best rival, no labels")):
+            lines[label] = {int(budget): row[key] for budget, row in budgets.items()}
+    return lines
+
+
+def best_other(best: dict, budget: int) -> float:
+    """The best figure of all methods but ours and the original vectors."""
+    others = [rows for method, rows in best.items() if method not in ("smec_st", "original")]
+    return max(rows[str(budget)]["test"] for rows in others if str(budget) in rows)
+
+
 def plot_by_bytes(path: Path) -> None:
-    """Mean quality over all compared collections against how many times fewer bytes a vector takes, six methods."""
-    means, original, _ = comparison_means()
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(original, color="0.4", linestyle="--", label="original")
-    for method, label in PLOTTED.items():
-        points = sorted((ratio, mean) for (name, ratio), mean in means.items() if name == method)
-        axes.plot(
-            *zip(*points, strict=True),
-            marker="o",
-            label=label,
-            color="black" if method == "smec" else None,
-            linewidth=2.8 if method == "smec" else 1.3,
-        )
-    ratios = sorted({ratio for (name, ratio) in means if name in PLOTTED})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ratios, [f"{ratio}x" for ratio in ratios])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("times fewer bytes per vector")
-    axes.set_ylabel("mean nDCG@10")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", fontsize=8)
+    """One panel per collection: quality against bytes a document, with and without labels."""
+    collections = with_labels()
+    figure = Figure(figsize=(3.6 * len(collections), 3.9), layout="constrained")
+    panels = figure.subplots(1, len(collections), squeeze=False)[0]
+    labels: dict[str, object] = {}
+    for axes, (name, judged) in zip(panels, collections.items(), strict=True):
+        whole = axes.axhline(judged["original_float32"], color="0.5", linestyle=":", linewidth=1.5)
+        labels["original, float32"] = whole
+        for label, points in lines_by_bytes(name, judged).items():
+            budgets = sorted(budget for budget in points if budget <= int(BUDGETS[0]))
+            style = {"color": "black" if label.startswith("smec_st") else "tab:orange"}
+            style["linestyle"] = "--" if label.endswith("no labels") else "-"
+            labels[label], *_ = axes.plot(budgets, [points[budget] for budget in budgets], marker="o", ms=4, **style)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([int(budget) for budget in BUDGETS], BUDGETS)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_title(name)
+        axes.set_xlabel("bytes a document")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("nDCG@10")
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5, fontsize=9)
     figure.savefig(path, dpi=130)
+
+
+def plot_section() -> str:
+    """The plot of quality by bytes, and what it shows."""
+    both = "with and without labels" if without_labels().keys() & with_labels().keys() else "with labels"
+    return (
+        "![Quality by bytes, beside the best of other methods](docs/images/by_bytes.png)\n\n"
+        f"nDCG@10 by bytes a document, {both}, on judged queries that no fit has seen, beside the best of all\nother "
+        "methods at each number of bytes. All methods, and how this was measured: [benchmarks](docs/benchmarks.md)."
+    )
 
 
 def headline_section() -> str:
@@ -191,14 +221,11 @@ def comparison_section() -> str:
 
 def bytes_section() -> str:
     """The best codes of our vectors and of the original ones at equal bytes."""
-    result = json.loads((RESULTS / "bytes.json").read_text())
-    lines = []
-    for name, collection in result["collections"].items():
+    lines, seeds = [], set()
+    for name, collection in with_labels().items():
         best = collection["best"]
-        others = {
-            budget: max(best[method][budget]["test"] for method in best if method not in ("smec_st", "original"))
-            for budget in BUDGETS
-        }
+        seeds |= {len(row.get("seeds", [0])) for row in best["smec_st"].values()}
+        others = {budget: best_other(best, int(budget)) for budget in BUDGETS}
         lines += [
             [f"{name}, original", *(f"{best['original'][budget]['test']:.3f}" for budget in BUDGETS)],
             [f"{name}, best of {len(best) - 2} other methods", *(f"{others[budget]:.3f}" for budget in BUDGETS)],
@@ -207,7 +234,36 @@ def bytes_section() -> str:
     return (
         f"{markdown_table(['nDCG@10', *(f'{budget} bytes' for budget in BUDGETS)], lines)}\n\n"
         "Each method's floats at every size under every precision that takes that many bytes. The dev split chooses "
-        f"size and precision, the test split gives the figure. Seed {result['arguments']['seed']}; `bytes.json`."
+        f"size and precision, the test split gives the figure. {of_seeds(seeds)} of ours, one of the others; "
+        "`bytes.json`."
+    )
+
+
+def of_seeds(counts: set[int]) -> str:
+    """How many seeds figures are of, which may differ by collection."""
+    return "One seed" if counts == {1} else f"Median of {' or '.join(map(str, sorted(counts)))} seeds"
+
+
+def bytes_no_labels_section() -> str:
+    """Ours and the best rival without labels, at equal bytes."""
+    lines = []
+    for name, collection in without_labels().items():
+        for budget, row in collection["budgets"].items():
+            shorter = "" if row["rival_bytes"] == int(budget) else f" ({row['rival_bytes']} bytes)"
+            change = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["difference"])
+            rival = f"{row['rival_is']}{shorter}"
+            lines.append([name, budget, f"{row['ours']:.3f}", f"{row['rival']:.3f}", change, rival])
+    if not lines:
+        return "Nothing is recorded yet."
+    wholes = [f"{name} {collection['original_float32']:.3f}" for name, collection in without_labels().items()]
+    head = ["collection", "bytes", "**smec_st**", "best rival", "difference", "the rival"]
+    seeds = of_seeds({len(collection["seeds"]) for collection in without_labels().values()})
+    return (
+        f"{markdown_table(head, lines)}\n\n"
+        f"nDCG@10 on test queries. {seeds}; the difference and its 95 % interval over queries are of the first. The "
+        "rival is the best on test of all label-free ways to store the original vectors, their principal axes or "
+        "their first numbers in at most that many bytes. "
+        f"Original: {', '.join(wholes)}. `bytes-no-labels.json`."
     )
 
 
@@ -356,12 +412,13 @@ def versions_section() -> str:
 
 
 PAGES = {
-    ROOT / "README.md": {"headline": headline_section},
+    ROOT / "README.md": {"plot": plot_section, "headline": headline_section},
     DOCS / "benchmarks.md": {
         "quality": quality_section,
         "no-labels": no_labels_section,
         "comparison": comparison_section,
         "bytes": bytes_section,
+        "bytes-no-labels": bytes_no_labels_section,
         "search": search_section,
         "robustness": robustness_section,
     },

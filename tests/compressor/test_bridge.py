@@ -352,6 +352,32 @@ def test_bridge_then_search_finds_documents_of_the_old_model(desk, capsys):
     assert "this bridge reads queries of 'org/new'" in capsys.readouterr().err
 
 
+def test_documents_move_part_by_part_on_the_command_line(desk, capsys):
+    """A part that is moved a second time, as after an interruption, changes nothing."""
+    _, _, new, _, pairs = two_models()
+    Compressor.fit(new, dims=(16, 8), method="pca", backbone={"model": "org/new"}).save("fresh")
+    for part, rows in enumerate(np.array_split(np.arange(DOCUMENTS), 2)):
+        save_file({"corpus": new[rows]}, f"part-{part}.safetensors", metadata={"model": "org/new"})
+        (desk / f"part-{part}.csv").write_text("id\n" + "".join(f"{row}\n" for row in rows))
+    assert run([*FIT, "--compressor", "small", "--share", "1", "--least", "0.8"]) == 0
+    find = ["search", "index", "--queries", "asked.npy", "--bridge", "b", "--new-index", "new", "--k", "1"]
+    for part, more, left in ((0, [], 120), (0, ["--add"], 120), (1, ["--add"], 0)):
+        files = ["--vectors", f"part-{part}.safetensors", "--rows", f"part-{part}.csv"]
+        assert run(["index", "fresh", *files, "--out", "new", "--move-from", "index", *more]) == 0
+        assert f"documents moved, {left} left" in capsys.readouterr().out
+        if left:
+            assert run(find) == 0
+            found = [int(line.split("\t")[2]) for line in capsys.readouterr().out.splitlines()]
+            assert (np.array(found) == pairs[:, 1]).mean() > 0.6
+    with FunnelIndex.open("new") as index:
+        assert len(index) == DOCUMENTS
+    no_ids = ["--vectors", "part-0.safetensors", "--out", "other", "--move-from", "index"]
+    assert run(["index", "fresh", *no_ids]) == 2
+    assert "needs the documents' ids" in capsys.readouterr().err
+    assert run([*find[:4], "--new-index", "new"]) == 2
+    assert "give --bridge" in capsys.readouterr().err
+
+
 def test_a_bridge_that_keeps_too_little_is_not_written(desk, capsys):
     assert run([*FIT, "--compressor", "small", "--least", "1.5"]) == 2
     assert "would keep" in capsys.readouterr().err

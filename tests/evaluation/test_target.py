@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +13,10 @@ import pytest
 from smec_st import Compressor
 from smec_st.cli import run
 from smec_st.cli.fit import _budgets
-from smec_st.data import DataError, load_collection, unit_rows
+from smec_st.data import DataError, Qrels, load_collection, unit_rows
+from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.evaluation.target import Choice, SizeTest, measure_cost
 from smec_st.research.compare import Target, choose_size, paired_interval
 
 
@@ -96,11 +101,81 @@ def test_command_names_the_size_and_says_what_was_tested(collection_dir, tmp_pat
     found = json.loads((tmp_path / "out" / "compressor.json").read_text())["target"]
     assert found["target"] == "ndcg@10 >= 0.01 original"
     assert f"{found['dim']} dims is the smallest size that holds" in said
+    least = min((test for test in found["tests"] if test["holds"]), key=lambda test: test["bytes"])
+    assert f"{least['bytes']} bytes ({least['precision']} of {least['dim']} numbers) keep" in said
+    assert found["sentence"] in said
     floats = [test["dim"] for test in found["tests"] if test["precision"] == "float32"]
     codes = [test["bytes"] for test in found["tests"] if test["precision"] != "float32"]
     assert floats == [12, 6, 2][: len(floats)]
     assert codes == [3, 1][: len(codes)]
-    assert found["bytes"] is None or f"{found['bytes']} bytes are the fewest" in said
+
+
+def test_the_sentence_says_bytes_share_and_certainty():
+    floats = SizeTest(48, "float32", 192, 0.66, 0.6, 0.01, True), SizeTest(24, "float32", 96, 0.5, 0.6, -0.2, False)
+    codes = SizeTest(96, "pq", 12, 0.63, 0.6, 0.0, True), SizeTest(48, "pq", 6, 0.55, 0.6, -0.1, False)
+    choice = Choice(Target(), 60, (*floats, *codes), 48, 12)
+    assert choice.smallest == codes[0]
+    assert str(choice) == (
+        "12 bytes (pq of 96 numbers) keep 105 % of nDCG@10 (95 % sure: at least 100 %); as float32 48 dims is the "
+        "smallest size that holds (192 bytes). Judged by 60 held-out queries."
+    )
+    assert "as float32 no size holds" in str(Choice(Target(), 60, (floats[1], *codes), None, 12))
+    nearly = SizeTest(96, "pq", 12, 0.5999, 0.6, -0.0001, False)
+    assert str(Choice(Target(), 1, (nearly,), None)) == (
+        "no size holds ndcg@10 >= 1 original: 12 bytes (pq of 96 numbers) keep 99.9 % of nDCG@10 (95 % sure: at least "
+        "99.9 %). Judged by 1 held-out queries."
+    )
+
+
+def test_a_limit_leaves_out_what_does_not_fit(collection):
+    compressor = Compressor.fit(collection.corpus, method="pca", dims=(16, 8, 4), bytes=(8, 4, 2))
+    held_out, target = collection.judged("test"), Target("ndcg@10", 0.01)
+    choice = choose_size(target, compressor, collection, held_out, limit=Limit(None, 32))
+    assert [test.dim for test in choice.tests if test.precision == "float32"] == [8, 4]
+    choice = choose_size(target, compressor, collection, held_out, limit=Limit("pinecone", 16))
+    assert {test.precision for test in choice.tests} == {"float32"}
+    with pytest.raises(DataError, match="fits pinecone and 1 bytes"):
+        choose_size(target, compressor, collection, held_out, limit=Limit("pinecone", 1))
+
+
+def test_there_is_no_target_where_the_original_finds_nothing(collection):
+    compressor = Compressor.fit(collection.corpus, method="pca", dims=(8,))
+    queries = collection.judged("test").query_rows[:1]
+    vectors = unit_rows(collection.corpus) @ unit_rows(collection.queries[queries]).T
+    missed = Qrels(queries, vectors.argmin(axis=0), np.ones(1))
+    with pytest.raises(DataError, match="no quality to keep"):
+        choose_size(Target(), compressor, collection, missed)
+
+
+def test_cost_is_the_difference_to_the_original_with_its_interval(collection):
+    compressor = Compressor.fit(collection.corpus, method="pca", dims=(16, 4), bytes=4)
+    head, held_out = compressor.head(bytes=4), collection.judged("test")
+    cost = measure_cost(head, collection, held_out)
+    sides = head.decode(head.encode(collection.corpus)), head.queries(collection.queries)
+    own = {"own_document": collection.own_document}
+    ours = evaluate_retrieval(*sides, held_out, **own)["ndcg@10"]
+    before = evaluate_retrieval(unit_rows(collection.corpus), unit_rows(collection.queries), held_out, **own)[
+        "ndcg@10"
+    ]
+    interval = paired_interval(ours, before)
+    assert (cost.score, cost.original) == pytest.approx((ours.mean(), before.mean()))
+    assert (cost.low, cost.high, cost.queries) == (interval.low, interval.high, len(ours))
+    assert cost.to_dict()["precision"] == head.precision
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_without_judgements_cost_is_told_in_neighbours(collection, asked):
+    if not asked:
+        collection = dataclasses.replace(
+            collection, queries=collection.queries[:0], own_document=np.empty(0, dtype=np.int64), qrels={}
+        )
+    width = collection.corpus.shape[1]
+    same = Compressor.fit(collection.corpus, method="truncate", dims=(width, 2))
+    whole = measure_cost(same.head(width), collection)
+    assert (whole.score, whole.low, whole.measure) == (1, 0, "kept neighbours")
+    small = measure_cost(same.head(2), collection)
+    assert 0 < small.score < 1
+    assert small.low <= small.score - 1 <= small.high < 0
 
 
 def test_command_ends_with_1_when_no_size_holds_and_2_on_a_bad_target(collection_dir, tmp_path, capsys):
@@ -109,6 +184,71 @@ def test_command_ends_with_1_when_no_size_holds_and_2_on_a_bad_target(collection
     assert (tmp_path / "none" / "compressor.json").is_file()
     assert _fit(collection_dir, tmp_path / "bad", "better") == 2
     assert not (tmp_path / "bad").exists()
+
+
+def _run_fit(folder, out, *options):
+    return run(["fit", "--data", str(folder), "--vectors", str(folder / "vectors.safetensors"), "--method", "pca",
+                "--dims", "16,8,4", "--out", str(out), *options])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "begins", "allowed"),
+    [
+        (["--fits", "pinecone"], "best that fits pinecone: float32 of 16 numbers, 64 bytes", Limit("pinecone")),
+        (["--ram", "100KB", "--documents", "10k"], "best that fits 10 bytes a document: ", Limit(None, 10)),
+        (
+            ["--fits", "pgvector", "--ram", "100KB", "--documents", "50k"],
+            "best that fits pgvector and 2 bytes a document: ",
+            Limit("pgvector", 2),
+        ),
+    ],
+)  # fmt: skip
+def test_command_names_the_best_that_fits_and_its_cost_in_one_line(
+    collection_dir, tmp_path, capsys, options, begins, allowed
+):
+    assert _run_fit(collection_dir, tmp_path / "out", *options) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("best ")]
+    assert line.startswith(begins)
+    assert re.search(r"; nDCG@10 \S+ instead of \S+ \(\S+, 95 % sure: \S+ to \S+\), by \d+ queries$", line), line
+    saved = Compressor.load(tmp_path / "out")
+    head, (cost,) = saved.heads[-1], saved.info["costs"]
+    assert allowed.allows(Pair(head.dim, head.precision, head.bytes))
+    assert (cost["dim"], cost["precision"], cost["bytes"]) == (head.dim, head.precision, head.bytes)
+
+
+def test_command_refuses_at_once_what_fits_nothing(collection_dir, tmp_path, capsys):
+    limits = ["--fits", "pinecone", "--ram", "1MB", "--documents", "1M"]
+    assert _run_fit(collection_dir, tmp_path / "none", *limits) == 2
+    said = capsys.readouterr().err
+    assert "the smallest way to store one, float32 of 1 numbers, takes 4 bytes a document, 4 MB for" in said
+    assert not (tmp_path / "none").exists()
+    assert _run_fit(collection_dir, tmp_path / "none", "--fits", "redis") == 2
+
+
+def test_command_tells_of_neighbours_where_nothing_is_judged(collection_dir, tmp_path, capsys):
+    shutil.rmtree(collection_dir / "qrels")
+    assert _run_fit(collection_dir, tmp_path / "out", "--no-labels", "--ram", "100KB", "--documents", "50k") == 0
+    assert re.search(r"best that fits 2 bytes .*; kept neighbours \S+ instead of 1.000 ", capsys.readouterr().out)
+
+
+def test_command_seeks_the_fewest_bytes_among_those_that_fit(collection_dir, tmp_path, capsys):
+    options = ["--target", "ndcg@10 >= 0.01 original", "--fits", "pgvector", "--ram", "100KB", "--documents", "5k"]
+    assert _run_fit(collection_dir, tmp_path / "out", *options) == 0
+    tests = Compressor.load(tmp_path / "out").info["target"]["tests"]
+    limit = Limit("pgvector", 20)
+    assert tests
+    assert all(limit.allows(Pair(test["dim"], test["precision"], test["bytes"])) for test in tests)
+    assert "Judged by" in capsys.readouterr().out
+
+
+def test_a_part_is_kept_aside_where_no_split_could_tell_the_cost(collection_dir, tmp_path, monkeypatch):
+    (collection_dir / "qrels" / "test.tsv").unlink()
+    seen = {}
+    monkeypatch.setattr(Compressor, "fit", classmethod(lambda cls, *args, **kwargs: seen.update(args=args, **kwargs)))
+    with pytest.raises(AttributeError):  # nothing was fitted
+        _run_fit(collection_dir, tmp_path / "out", "--fits", "pgvector")
+    assert seen["dev_qrels"] is None
+    assert seen["limit"] == Limit("pgvector")
 
 
 def test_codes_are_tested_from_the_most_bytes_until_one_fails(collection):
@@ -128,28 +268,60 @@ def test_codes_are_tested_from_the_most_bytes_until_one_fails(collection):
 
 
 @pytest.mark.parametrize(
-    ("given", "budgets"),
+    ("given", "limit"),
     [
-        (("48,12", None, None), (48, 12)),
-        ((None, "2GB", "50M"), (40,)),
-        ((None, "1.5 GiB", "100m"), (16,)),
-        ((None, None, None), ()),
+        (("pgvector", None, None), Limit("pgvector")),
+        ((None, "2GB", "50M"), Limit(None, 40, 50_000_000)),
+        (("pinecone", "1.5 GiB", "100m"), Limit("pinecone", 16, 100_000_000)),
+        ((None, "1KB", "1M"), Limit(None, 0, 1_000_000)),
+        ((None, None, None), Limit()),
     ],
 )
-def test_budgets_are_bytes_or_what_memory_leaves(given, budgets):
-    assert _budgets(*given) == budgets
+def test_limits_are_read(given, limit):
+    assert Limit.of(*given) == limit
 
 
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        (("0", None, None), "1 or more"),
-        (("x", None, None), "whole numbers"),
+        (("redis", None, None), "limits are known of pgvector, pinecone, not of 'redis'"),
         ((None, "2GB", None), "go together"),
-        (("8", "2GB", "1M"), "either"),
+        ((None, None, "1M"), "go together"),
         ((None, "two", "1M"), "--ram takes a number"),
-        ((None, "1KB", "1M"), "less than a byte"),
+        ((None, "1GB", "1 GB"), "--documents takes a number"),
+        ((None, "1GB", "0"), "1 or more"),
     ],
+)
+def test_limits_that_make_no_sense_are_refused(given, match):
+    with pytest.raises(DataError, match=match):
+        Limit.of(*given)
+
+
+@pytest.mark.parametrize(
+    ("index", "precision", "most"),
+    [
+        ("pgvector", "float32", 2_000),
+        ("pgvector", "float16", 4_000),
+        ("pgvector", "binary", 64_000),
+        ("pinecone", "float32", 20_000),
+    ],
+)
+def test_an_index_takes_so_many_numbers_and_no_more(index, precision, most):
+    assert Limit(index).allows(Pair(most, precision, 1))
+    assert not Limit(index).allows(Pair(most + 1, precision, 1))
+    assert not Limit(index).allows(Pair(8, "pq", 1))
+    assert not Limit(index, bytes=3).allows(Pair(most, precision, 4))
+
+
+@pytest.mark.parametrize(
+    ("given", "budgets"), [(("48,12", None), (48, 12)), (("8,8", None), (8,)), ((None, "2GB"), ())]
+)
+def test_budgets_are_numbers_of_bytes(given, budgets):
+    assert _budgets(*given) == budgets
+
+
+@pytest.mark.parametrize(
+    ("given", "match"), [(("0", None), "1 or more"), (("x", None), "whole numbers"), (("8", "2GB"), "either")]
 )
 def test_budgets_that_make_no_sense_are_refused(given, match):
     with pytest.raises(DataError, match=match):

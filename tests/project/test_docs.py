@@ -8,6 +8,7 @@ import doctest
 import gc
 import graphlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -77,12 +78,39 @@ def test_readme_code_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert np.linalg.norm(names["vectors"]) == pytest.approx(1, abs=1e-6)
 
 
-def test_tables_are_the_recorded_ones():
+@pytest.fixture(scope="module")
+def tables():
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_the_recorded_ones(tables):
     for page in tables.PAGES:
         assert tables.with_sections(page) == page.read_text(encoding="utf-8"), page.name
+
+
+@pytest.mark.parametrize("recorded", [None, [], ["scifact"], ["xquad_r_en", "medquad"]])
+def test_equal_bytes_without_labels_are_told_as_far_as_they_are_recorded(tables, tmp_path, monkeypatch, recorded):
+    shutil.copy(ROOT / "benchmarks" / "results" / "bytes.json", tmp_path)
+    row = {"ours": 0.6, "rival": 0.5, "rival_is": "pca 96, opq", "rival_bytes": 24, "difference": [0.1, 0.05, 0.2]}
+    one = {"seeds": [0], "original_float32": 0.7, "budgets": {"24": row, "32": row}}
+    if recorded is not None:
+        made = {"collections": dict.fromkeys(recorded, one)}
+        (tmp_path / "bytes-no-labels.json").write_text(json.dumps(made))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    told = tables.bytes_no_labels_section()
+    assert ("Nothing is recorded" in told) == (not recorded)
+    for name in recorded or []:
+        assert f"| {name} | 24 | 0.600 | 0.500 | +0.100 [+0.050, +0.200] | pca 96, opq |" in told
+        assert f"| {name} | 32 | 0.600 | 0.500 | +0.100 [+0.050, +0.200] | pca 96, opq (24 bytes) |" in told
+    judged = tables.with_labels()
+    lines = [len(tables.lines_by_bytes(name, collection)) for name, collection in judged.items()]
+    assert lines == [4 if name in (recorded or []) else 2 for name in judged]
+    assert ("with and without labels" in tables.plot_section()) == (4 in lines)
+    tables.plot_by_bytes(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 def test_readme_names_files_and_commands_that_exist():

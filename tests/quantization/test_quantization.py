@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -10,10 +12,12 @@ from collection_world import write_collection
 from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, VectorTable, load_collection, unit_rows
+from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.quantization.choice import Judge, candidates
 from smec_st.quantization.codecs import Binary, Plain, Product, make_codec
 from smec_st.quantization.head import Head
+from smec_st.quantization.pairs import pairs_in, pairs_to_try
 from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, random_rotation
 from smec_st.quantization.training import LastStage, train_codes
 
@@ -232,7 +236,9 @@ def test_close_ones_are_told_apart_by_neighbours_and_clear_ones_by_judgements():
 
 def test_candidates_fit_the_budget_and_rotations_go_into_the_map(fitted, toy):
     for budget in (1, 2, 4, 8):
-        heads = list(candidates(fitted, unit_rows(toy.corpus), budget, 0))
+        heads = list(
+            candidates(fitted, unit_rows(toy.corpus), list(pairs_in(budget, fitted.dims, fitted.nested_dims)), 0)
+        )
         assert heads
         for head in heads:
             assert head.bytes == budget
@@ -244,6 +250,76 @@ def test_what_fits_no_size_is_refused(fitted, toy):
         fitted.quantize(toy.corpus, bytes=1000)
     with pytest.raises(DataError, match="at least 1 byte"):
         fitted.quantize(toy.corpus, bytes=0)
+
+
+SIZES = (384, 192, 96, 48, 24)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (Limit(), {(384, "float32", 1536)}),  # nothing is finer than the widest floats
+        (Limit("pinecone"), {(384, "float32", 1536)}),
+        (Limit("pinecone", 100), {(25, "float32", 100)}),
+        (Limit("pgvector", 40), {(10, "float32", 40), (20, "float16", 40), (320, "binary", 40)}),
+        (Limit("pgvector", 41), {(10, "float32", 40), (20, "float16", 40), (328, "binary", 41)}),
+        (Limit(None, 400), {(100, "float32", 400), (200, "float16", 400), (384, "int8", 384)}),
+        (
+            Limit(None, 24),
+            {(6, "float32", 24), (12, "float16", 24), (24, "int8", 24), (192, "binary", 24)}
+            | {(dim, "pq", 24) for dim in (48, 96, 192, 384)},
+        ),
+    ],
+)  # fmt: skip
+def test_pairs_worth_trying_are_the_finest_that_fit(limit, expected):
+    assert set(pairs_to_try(SIZES, SIZES, limit)) == {Pair(*pair) for pair in expected}
+
+
+def test_wide_vectors_go_into_an_index_as_halves_or_as_fewer_floats():
+    sizes = (3072, 1536, 768)
+    assert set(pairs_to_try(sizes, sizes, Limit("pgvector"))) == {(2000, "float32", 8000), (3072, "float16", 6144)}
+    assert pairs_to_try((8192,), (8192,), Limit("pgvector")) == [(8192, "binary", 1024)]
+
+
+@pytest.mark.parametrize(
+    "limit", [Limit(), Limit("pgvector"), Limit("pinecone"), Limit(None, 1), Limit("pgvector", 2)]
+)
+@pytest.mark.parametrize("dims", [SIZES, (3072, 1024), (100, 33, 7), (5000,)])
+def test_every_pair_to_try_is_allowed_and_is_served(dims, limit):
+    served = [
+        pair for count in range(1, 4 * dims[0] + 1) for pair in pairs_in(count, dims, dims) if limit.allows(pair)
+    ]
+    if not served:
+        with pytest.raises(DataError, match=f"fits {limit}"):
+            pairs_to_try(dims, dims, limit)
+        return
+    found = pairs_to_try(dims, dims, limit)
+    assert found
+    assert set(found) <= set(served)
+
+
+def test_what_fits_nothing_says_what_the_smallest_would_need():
+    message = (
+        "none of the sizes 384, 192, 96, 48, 24 fits pinecone and 2 bytes a document: the smallest way to store one, "
+        "float32 of 6 numbers, takes 24 bytes a document, 1.2 GB for 50,000,000 documents."
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        pairs_to_try(SIZES, SIZES, Limit.of("pinecone", "100MB", "50M"))
+    with pytest.raises(DataError, match="can be stored in 25 bytes within pgvector"):
+        pairs_to_try((384,), (384,), Limit("pgvector"), 25)
+
+
+def test_quantize_keeps_to_a_limit(fitted, toy):
+    grown = fitted.quantize(toy.corpus, toy.queries, toy.qrels["train"], limit=Limit("pgvector", 4))
+    head = grown.heads[-1]
+    assert Limit("pgvector", 4).allows(Pair(head.dim, head.precision, head.bytes))
+    assert head.info["limit"] == "pgvector and 4 bytes a document"
+    assert {entry["precision"] for entry in head.info["tried"]} <= {"float32", "float16", "binary"}
+    assert grown.head(bytes=head.bytes) is head
+    whole = fitted.quantize(toy.corpus, limit=Limit("pinecone")).heads[-1]
+    assert (whole.precision, whole.dim) == ("float32", fitted.dims[0])
+    with pytest.raises(DataError, match="needs a number of bytes or a limit"):
+        fitted.quantize(toy.corpus)
 
 
 def test_the_command_fits_for_bytes_and_saves_what_it_chose(small_collection, tmp_path, capsys):

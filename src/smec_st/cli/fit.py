@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from smec_st.cli.options import (
     thinking,
     whole_numbers,
 )
+from smec_st.evaluation.limits import INDEXES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,13 +34,12 @@ if TYPE_CHECKING:
     from smec_st.compressor import Compressor
     from smec_st.data import Collection, Qrels
     from smec_st.data.synthetic import Cut
+    from smec_st.evaluation.limits import Limit
     from smec_st.evaluation.target import Target
 
 FAILED = 1
 KEY_LENGTH = 12
 JUDGED = ("queries", "documents", "grades")
-MEMORY = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-COUNTS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}
 SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner product rank alike
 
 
@@ -61,11 +61,17 @@ SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner 
     "bytes_",
     help="Also choose the best size and precision for vectors of this many bytes, or of several: 48,24,12.",
 )
-@click.option("--ram", help="The same by memory, for instance 2GB: the bytes that --documents leave for each.")
+@click.option(
+    "--fits",
+    type=click.Choice(list(INDEXES)),
+    help="Also choose the best size and precision that this index takes.",
+)
+@click.option("--ram", help="The same for what fits into this memory, for instance 2GB.")
 @click.option("--documents", help="Documents that --ram must hold, for instance 50M.")
 @click.option(
     "--target",
-    help="Find the smallest size and the fewest bytes that hold: lossless, or 'ndcg@10 >= 0.99 original'.",
+    help="Find the smallest size and the fewest bytes that hold: lossless, or 'ndcg@10 >= 0.99 original'. With --fits "
+    "or --ram, among those that fit.",
 )
 @click.option("--config", type=FOLDER, help="JSON or YAML file of settings.")
 @click.option("--report", is_flag=True, help="Also write report.html: plots, decisions, and the queries that changed.")
@@ -84,6 +90,7 @@ def fit(
     seed: int | None,
     similarity: str | None,
     bytes_: str | None,
+    fits: str | None,
     ram: str | None,
     documents: str | None,
     target: str | None,
@@ -93,32 +100,30 @@ def fit(
     """Fit a compressor on a collection's vectors, score it, and save it.
 
     With --target, the dev queries (a fifth of the training queries where there are none) are kept for choosing the
-    size, and the fit sees nothing of them.
+    size, and the fit sees nothing of them. With --fits or --ram they measure what the choice costs, unless there is a
+    test split.
     """
+    from smec_st.system.errors import DataError
+
     keep_freed_memory()
     refuse_existing(out)
     if synthetic is not None and model is None:
-        from smec_st.system.errors import DataError
-
         raise DataError("--synthetic makes queries from texts: give the --model that embeds them.")
     with thinking("reading"):
         # Errors in the input appear before torch is loaded, which takes seconds.
         settings = _settings(config, dims, seed, method)
         aim = _target(target)
-        budgets = _budgets(bytes_, ram, documents)
+        limit, budgets = _limit(fits, ram, documents), _budgets(bytes_, ram)
         from smec_st.data import add_synthetic_queries, load_collection
 
         collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
         if similarity == "dot":
             _refuse_lengths(collection)
-        train, dev = _judgements(collection, no_labels)
         split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
         if report:
             _check_report(collection)
-        budgets = _bytes_to_try(budgets, ram is not None, aim is not None, settings, collection.corpus.shape[1])
-        if aim is not None:
-            train, kept = _keep_for_target(train, dev)
-            dev = None
+        budgets = _bytes_to_try(budgets, limit, aim is not None, settings, collection.corpus.shape[1])
+        train, dev, kept = _judgements(collection, no_labels, aim is not None, limit is not None)
         asking = _may_be_read(collection, train)
         labels = None if no_labels else train
         fitted_on = dataclasses.replace(collection, qrels={} if labels is None else {"train": labels})
@@ -133,7 +138,8 @@ def fit(
         from smec_st.evaluation.target import choose_size
         from smec_st.system.files import new_folder
         from smec_st.system.locks import write_lock
-    key = _run_key(fitted_on, asking, dev, {**settings, "method": method, "bytes": budgets, "labels": not no_labels})
+    given = {**settings, "method": method, "bytes": budgets, "limit": limit, "labels": not no_labels}
+    key = _run_key(fitted_on, asking, dev, given)
     with _quiet_labels(), write_lock(out), _work_dir(out, key) as work:
         refuse_existing(out)  # another process may have finished it meanwhile
         compressor = Compressor.fit(
@@ -145,7 +151,8 @@ def fit(
             unlabelled_queries=asking,
             own_document=fitted_on.own_document,
             backbone=fitted_on.backbone,
-            bytes=budgets,
+            bytes=budgets or None,
+            limit=limit,
             method=method,
             work_dir=work,
             progress=sys.stderr.isatty(),
@@ -154,8 +161,10 @@ def fit(
         title = f"{collection.name} ({split})"
         rows = [] if split is None else score_compressor(compressor, collection, split)
         if aim is not None:
-            choice = choose_size(aim, compressor, collection, kept)
+            assert kept is not None
+            choice = choose_size(aim, compressor, collection, kept, limit=limit)
             compressor.info["target"] = choice.to_dict()
+        _measure_costs(compressor, collection, collection.qrels.get("test", kept), no_labels)
         with new_folder(out) as draft:
             compressor.write_into(draft)
             if rows:
@@ -165,7 +174,7 @@ def fit(
         print_similarity(collection)
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
-    _print_decisions(compressor, budgets)
+    _print_decisions(compressor, None if budgets else limit)
     if aim is not None:
         click.echo("\n".join(map(str, (*choice.tests, choice))))
     click.echo(f"{compressor}\nsaved to {out}")
@@ -173,7 +182,7 @@ def fit(
         from smec_st.report import write_page
 
         write_page(compressor, collection, out / "report.html", split or "", data, progress=sys.stderr.isatty())
-    if aim is not None and choice.dim is None:
+    if aim is not None and choice.smallest is None:
         raise click.exceptions.Exit(FAILED)
 
 
@@ -191,17 +200,32 @@ def _refuse_lengths(collection: Collection) -> None:
         )
 
 
-def _judgements(collection: Collection, no_labels: bool) -> tuple[Qrels | None, Qrels | None]:
-    """Training and dev judgements; without labels neither need be there."""
+def _judgements(
+    collection: Collection, no_labels: bool, by_target: bool, by_limit: bool
+) -> tuple[Qrels | None, Qrels | None, Qrels | None]:
+    """Judgements that train, that choose (dev), and that neither train nor choose, so that they can tell the outcome.
+
+    Without labels none need be there, and those that are there tell. A target, or a limit without a test split, keeps
+    the dev queries for telling, or else a fifth of the training queries.
+    """
     from smec_st.system.errors import DataError
 
     train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
-    if no_labels:
-        return train, dev
-    if train is None:
-        raise DataError(f"{collection.name} has no train split to learn from. Use --no-labels to fit without one.")
-    _tell_what_is_shared(collection, train)
-    return collection.judged("train"), dev
+    if not no_labels:
+        if train is None:
+            raise DataError(f"{collection.name} has no train split to learn from. Use --no-labels to fit without one.")
+        _tell_what_is_shared(collection, train)
+        train = collection.judged("train")
+    if not by_target and not (by_limit and "test" not in collection.qrels):
+        return train, dev, (train if dev is None else dev) if no_labels else None
+    kept = dev
+    if dev is None and train is not None:
+        rest, kept = train.hold_out(0.2, seed=0)
+        train = train if kept is None else rest
+    if kept is None and by_target:
+        judged = 0 if train is None else len(train.query_rows)
+        raise DataError(f"--target needs more than {judged} judged queries to choose a size by.")
+    return train, None, kept
 
 
 def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
@@ -220,15 +244,30 @@ def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
             tell(f"{shared} judgements of the {split} split of {collection.name} are in its train split as well.")
 
 
-def _print_decisions(compressor: Compressor, budgets: Sequence[int]) -> None:
-    """What held-out queries chose."""
+def _measure_costs(compressor: Compressor, collection: Collection, unread: Qrels | None, no_labels: bool) -> None:
+    """Record what each chosen way to store documents costs, by queries that have neither trained nor chosen it."""
+    from smec_st.evaluation.target import measure_cost
+
+    if unread is None and not no_labels:
+        return  # neighbours cannot tell: labels move them on purpose
+    chosen = [head for head in compressor.heads if "for_bytes" in head.info]
+    if chosen:
+        compressor.info["costs"] = [measure_cost(head, collection, unread).to_dict() for head in chosen]
+
+
+def _print_decisions(compressor: Compressor, limit: Limit | None) -> None:
+    """What held-out queries chose, and what the chosen ways to store documents cost."""
+    from smec_st.evaluation.limits import Pair
+    from smec_st.evaluation.target import Cost
     from smec_st.fitting.choice import Decision
 
     for decision in compressor.info.get("decisions", []):
         click.echo(str(Decision(**decision)))
-    for budget in budgets:
-        head = compressor.head(bytes=budget)
-        click.echo(f"best in {budget} bytes: {head.precision} of {head.dim} numbers")
+    chosen = [Pair(head.dim, head.precision, head.bytes) for head in compressor.heads if "for_bytes" in head.info]
+    costs = {cost.pair: cost for cost in map(Cost.from_dict, compressor.info.get("costs", []))}
+    for pair in chosen:
+        wanted = f"in {pair.bytes} bytes" if limit is None else f"that fits {limit}"
+        click.echo(f"best {wanted}: {costs.get(pair, pair)}")
 
 
 def _check_report(collection: Collection) -> None:
@@ -250,19 +289,6 @@ def _may_be_read(collection: Collection, train: Qrels | None) -> np.ndarray:
     return free if train is None else np.union1d(free, train.query_rows)
 
 
-def _keep_for_target(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | None, Qrels]:
-    """Training judgements, and those of the queries that will choose the size."""
-    from smec_st.data import DataError
-
-    if dev is not None:
-        return train, dev
-    rest, kept = (None, None) if train is None else train.hold_out(0.2, seed=0)
-    if kept is None:
-        judged = 0 if train is None else len(train.query_rows)
-        raise DataError(f"--target needs more than {judged} judged queries to choose a size by.")
-    return rest, kept
-
-
 def _target(text: str | None) -> Target | None:
     if text is None:
         return None
@@ -271,19 +297,20 @@ def _target(text: str | None) -> Target | None:
     return Target.parse(text)
 
 
-def _budgets(text: str | None, ram: str | None, documents: str | None) -> tuple[int, ...]:
-    """Bytes per document that are asked for, or what memory leaves for each document."""
+def _limit(fits: str | None, ram: str | None, documents: str | None) -> Limit | None:
+    """What documents must fit; None when nothing was said."""
+    from smec_st.evaluation.limits import Limit
+
+    limit = Limit.of(fits, ram, documents)
+    return None if limit == Limit() else limit
+
+
+def _budgets(text: str | None, ram: str | None) -> tuple[int, ...]:
+    """Bytes per document that are asked for."""
     from smec_st.system.errors import DataError
 
-    if (ram is None) != (documents is None):
-        raise DataError("--ram and --documents go together.")
     if text is not None and ram is not None:
         raise DataError("give either --bytes or --ram with --documents.")
-    if ram is not None and documents is not None:
-        room, count = _amount(ram, "--ram", MEMORY), _amount(documents, "--documents", COUNTS)
-        if room < count or count < 1:
-            raise DataError(f"{ram} for {documents} documents leaves less than a byte for each.")
-        return (int(room // count),)
     budgets = () if text is None else whole_numbers(text, "--bytes")
     if any(budget < 1 for budget in budgets):
         raise DataError(f"--bytes must be 1 or more, got {text}.")
@@ -291,28 +318,28 @@ def _budgets(text: str | None, ram: str | None, documents: str | None) -> tuple[
 
 
 def _bytes_to_try(
-    budgets: tuple[int, ...], by_memory: bool, by_target: bool, settings: Mapping[str, Any], width: int
+    budgets: tuple[int, ...], limit: Limit | None, by_target: bool, settings: Mapping[str, Any], width: int
 ) -> tuple[int, ...]:
-    """What was asked for, or, to reach a target, a byte per four numbers of each size. At most what floats take."""
+    """What was asked for, or, to reach a target, a byte per four numbers of each size and what the memory leaves.
+
+    What fits nothing is refused here, before a fit that takes minutes.
+    """
+    from smec_st.evaluation.limits import Limit
+    from smec_st.quantization.pairs import pairs_in, pairs_to_try
     from smec_st.stages import default_dims
 
-    if by_memory:
-        return (min(budgets[0], 4 * width),)
+    sizes, given = settings.get("dims") or default_dims(width), limit or Limit()
+    if limit is not None:
+        for budget in budgets or (None,):
+            pairs_to_try(sizes, sizes, limit, budget)
     if budgets or not by_target:
         return budgets
-    sizes = settings.get("dims") or default_dims(width)
-    return tuple(sorted({size // 4 for size in sizes if size >= 8}, reverse=True))
-
-
-def _amount(text: str, option: str, units: Mapping[str, float]) -> float:
-    """A number with a unit, such as 2GB or 50M."""
-    from smec_st.system.errors import DataError
-
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if found is None or found[2] not in units:
-        known = ", ".join(name.upper() for name in units if name)
-        raise DataError(f"{option} takes a number with one of {known}, got {text!r}.")
-    return float(found[1]) * units[found[2]]
+    counts = {size // 4 for size in sizes if size >= 8}
+    if given.bytes <= 4 * max(sizes):
+        counts.add(int(given.bytes))
+    # Only sizes that are trained: which sizes between them are served as well is not known before the fit.
+    allowed = [count for count in counts if any(map(given.allows, pairs_in(count, sizes, ())))]
+    return tuple(sorted(allowed, reverse=True))
 
 
 def _settings(config: Path | None, dims: str | None, seed: int | None, method: str) -> dict[str, Any]:

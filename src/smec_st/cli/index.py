@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from smec_st.cli.options import CODES, COLUMN, FOLDER, load_table, thinking, who
 @click.option("--originals", default="float32", show_default=True, type=click.Choice(["float32", "float16", "none"]))
 @click.option("--add", is_flag=True, help="Add to an existing index, with its settings.")
 @click.option("--replace", is_flag=True, help="With --add: replace rows with the same ids.")
+@click.option("--move-from", "old", metavar="URI", help="Index of a model that is replaced: delete these documents "
+              "there once they are here. With --add, the same command finishes an interrupted move.")  # fmt: skip
 @click.option("--json", "json_file", type=FOLDER, help="Also write schedule and bytes to this JSON file.")
 def index(
     compressor: Path,
@@ -57,6 +59,7 @@ def index(
     originals: str,
     add: bool,
     replace: bool,
+    old: str | None,
     json_file: Path | None,
 ) -> None:
     """Index vectors for search with a COMPRESSOR; the same command continues an interrupted build."""
@@ -76,6 +79,8 @@ def index(
         if not add:
             check_space(loaded, source.width, source.record, source.name)
         ids, fields = read_rows(rows, names, len(table), source.ids)
+        if old is not None:
+            _check_move(old, ids)
         query_source = None if queries is None else load_table(queries, "queries", codes, column)
         if query_source is not None:
             check_space(loaded, query_source.width, query_source.record, query_source.name)
@@ -86,7 +91,7 @@ def index(
                 if ids is not None and opened.settings.id_type == "str":
                     ids = list(map(str, ids))
                 count = _count_added(report_progress, len(table))
-                opened.add(table, ids, fields, replace=replace, progress=count)
+                opened.add(table, ids, fields, replace=replace or old is not None, progress=count)
                 opened.flush()
         else:
             built = FunnelIndex.build(
@@ -107,8 +112,24 @@ def index(
         report = {"schedule": opened.schedule.to_dict(), **opened.bytes()}
         truth = "full-width search" if opened.settings.originals else f"search at {opened.settings.full} numbers"
         _print_report(opened.uri, str(opened.schedule), report, truth)
+    if old is not None and ids is not None:
+        with FunnelIndex.open(old) as left:
+            moved = left.delete(list(map(str, ids)) if left.settings.id_type == "str" else ids)
+            click.echo(f"{left.uri}: {moved} documents moved, {len(left)} left")
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _check_move(old: str, ids: Sequence[int] | Sequence[str] | None) -> None:
+    """Refuse a move from an index that cannot be opened, or of documents whose ids cannot be those of that index."""
+    from smec_st.data import DataError
+    from smec_st.search import FunnelIndex
+
+    if ids is None:
+        raise DataError("--move-from needs the documents' ids: give vectors with ids, or --rows.")
+    with FunnelIndex.open(old) as index:
+        if index.settings.id_type == "int" and any(isinstance(each, str) for each in ids):
+            raise DataError(f"{old} has whole numbers as ids, and these documents have texts, such as {ids[0]!r}.")
 
 
 @contextmanager

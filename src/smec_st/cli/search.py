@@ -21,6 +21,7 @@ from smec_st.cli.options import CODES, FOLDER, load_table, thinking
 @click.option("--where", help='Filter, as JSON: {"lang": "en", "year": {"$gte": 2020}}.')
 @click.option("--compressor", type=FOLDER, help="Required only if a Milvus database holds several indexes.")
 @click.option("--bridge", type=FOLDER, help="Queries are a new model's: map them by this bridge (`smec-st bridge`).")
+@click.option("--new-index", metavar="URI", help="With --bridge: documents that the new model has embedded already.")
 @click.option("--json", "json_file", type=FOLDER, help="Write results to this JSON file instead of printing them.")
 def search(
     uri: str,
@@ -32,6 +33,7 @@ def search(
     where: str | None,
     compressor: Path | None,
     bridge: Path | None,
+    new_index: str | None,
     json_file: Path | None,
 ) -> None:
     """Search the index at URI, and print query, rank, id and cosine separated by tabs."""
@@ -41,7 +43,7 @@ def search(
         from smec_st.data.blackbox import backbone_of_files
         from smec_st.data.source import Tables
         from smec_st.data.sources.batch import sidecar_record
-        from smec_st.search import FunnelIndex, bridged_queries
+        from smec_st.search import BridgedIndex, FunnelIndex, bridged_queries
 
         if (queries is None) == (not texts):
             raise DataError("give either --queries or --text.")
@@ -49,20 +51,27 @@ def search(
             raise DataError("--text needs --model.")
         if bridge is not None and queries is None:
             raise DataError("--bridge maps vectors of the new model: give --queries.")
+        if new_index is not None and bridge is None:
+            raise DataError("--new-index is searched beside the index of an old model: give --bridge.")
         condition = parse_where(where)
         source = None if queries is None else load_table(queries, "queries", codes)
         inputs: Any = list(texts) if source is None else source.array
         loaded = None if compressor is None else Compressor.load(compressor)
         index = FunnelIndex.open(uri, loaded, model=model)
     with index:
-        if bridge is not None:
-            crossing = Bridge.load(bridge)
+        crossing = None if bridge is None else Bridge.load(bridge)
+        if crossing is not None:
             assert queries is not None
             crossing.check({**backbone_of_files(Tables(queries, codes)), **sidecar_record(queries)}, str(queries))
-            inputs = bridged_queries(index, crossing, inputs)
         elif source is not None:
             index.check(source, index.settings.sizes)
-        hits = index.search(inputs, k, where=condition)
+        if crossing is None:
+            hits = index.search(inputs, k, where=condition)
+        elif new_index is None:
+            hits = index.search(bridged_queries(index, crossing, inputs), k, where=condition)
+        else:
+            with FunnelIndex.open(new_index) as new:
+                hits = BridgedIndex(index, new, crossing).search(inputs, k, where=condition)
     results = [
         [(name, round(float(score), 6)) for name, score in zip(ids, scores, strict=True) if score > float("-inf")]
         for ids, scores in zip(hits.ids.tolist(), hits.scores.tolist(), strict=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
+    from smec_st.evaluation.limits import Limit
     from smec_st.fitting.config import FitConfig
     from smec_st.hub.evidence import Evidence
 
@@ -304,6 +305,7 @@ class Compressor:
         own_document: Sequence[int] | np.ndarray | None = None,
         backbone: Mapping[str, Any] | None = None,
         bytes: int | Sequence[int] | None = None,
+        limit: Limit | None = None,
         **settings: Any,
     ) -> Compressor:
         """Fit on a corpus, better with queries, best with judgements.
@@ -331,6 +333,7 @@ class Compressor:
                 come without it.
             bytes: Also choose the best size and precision for documents of this many bytes, or for each of several
                 numbers of bytes; see :meth:`quantize`.
+            limit: What that size and precision must keep to. Without ``bytes``, the best that keeps to it is chosen.
             **settings: Fields of :class:`~smec_st.fitting.config.FitConfig`.
 
         Raises:
@@ -349,7 +352,7 @@ class Compressor:
         table = VectorTable(corpus, queries, own_document)
         resolved = resolve_config(given, table.width)
         train, dev = _judgements(table, qrels, dev_qrels)
-        budgets = (bytes,) if isinstance(bytes, int) else tuple(bytes or ())
+        budgets = _budgets(bytes, limit)
         if budgets and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
         asking = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
@@ -376,7 +379,7 @@ class Compressor:
         if asking is None and train is not None:
             asking = train.query_rows
         for budget in budgets:
-            compressor = add_best(compressor, table, labels, dev, budget, resolved.seed, asking)
+            compressor = add_best(compressor, table, labels, dev, budget, resolved.seed, asking, None, limit)
         return compressor
 
     def calibrate(self, corpus: np.ndarray, queries: np.ndarray | None = None) -> Compressor:
@@ -404,12 +407,13 @@ class Compressor:
         queries: Any | None = None,
         qrels: Any | None = None,
         *,
-        bytes: int | Sequence[int],
+        bytes: int | Sequence[int] | None = None,
+        limit: Limit | None = None,
         dev_qrels: Any | None = None,
         own_document: Sequence[int] | np.ndarray | None = None,
         seed: int = 0,
     ) -> Compressor:
-        """Add the best way to store documents in this many bytes.
+        """Add the best way to store documents in this many bytes, or within a limit, as the last of :attr:`heads`.
 
         Every size that this compressor has is tried with every precision that takes this many bytes; the best is
         trained through the rounding; held-out queries choose, or without judgements how well the neighbours of full
@@ -419,7 +423,8 @@ class Compressor:
             corpus: As for :meth:`fit`.
             queries: As for :meth:`fit`.
             qrels: As for :meth:`fit`.
-            bytes: Bytes per document; of several numbers, each gets its best way.
+            bytes: Bytes per document; of several numbers, each gets its best way. None for what the limit allows.
+            limit: What the size and the precision must keep to.
             dev_qrels: As for :meth:`fit`.
             own_document: As for :meth:`fit`.
             seed: Random seed.
@@ -427,6 +432,9 @@ class Compressor:
         Raises:
             DataError: If no size of this compressor fits, or the input cannot be used.
         """
+        budgets = _budgets(bytes, limit)
+        if not budgets:
+            raise DataError("`quantize` needs a number of bytes or a limit.")
         load_optional("torch", "fitting")
         from smec_st.fitting.config import HELD_OUT
         from smec_st.quantization.choice import add_best
@@ -436,8 +444,8 @@ class Compressor:
         if train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, seed)
         made = self
-        for budget in (bytes,) if isinstance(bytes, int) else bytes:
-            made = add_best(made, table, train, dev, budget, seed, None)
+        for budget in budgets:
+            made = add_best(made, table, train, dev, budget, seed, None, None, limit)
         return made
 
     def extend(
@@ -547,6 +555,13 @@ class Compressor:
             DataError: If the folder holds no compressor, a newer format, or weights that do not fit.
         """
         return read_files(Path(folder), cls)
+
+
+def _budgets(bytes: int | Sequence[int] | None, limit: Limit | None) -> tuple[int | None, ...]:
+    """Numbers of bytes to choose a way for; None stands for what the limit allows."""
+    if bytes is None:
+        return () if limit is None else (None,)
+    return (bytes,) if isinstance(bytes, int) else tuple(bytes)
 
 
 def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:

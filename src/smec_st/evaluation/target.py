@@ -1,9 +1,10 @@
-"""Choose the smallest size that keeps a share of the original's quality, tested on held-out queries."""
+"""The fewest bytes that keep a share of the original's quality, and what a way to store documents costs."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -11,9 +12,11 @@ import numpy as np
 
 from smec_st.data import Collection, DataError, Qrels
 from smec_st.evaluation import untrained
-from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.evaluation.limits import Limit, Pair
+from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, leave_out, neighbour_overlap
 from smec_st.evaluation.statistics import paired_interval
 
+NEIGHBORS, ASKING = 10, 500
 FORM = re.compile(r"(?P<metric>(ndcg|recall|mrr)@[1-9]\d*)\s*>=\s*(?P<share>\d*\.?\d+)\s*(?:\*\s*)?original")
 
 
@@ -92,6 +95,11 @@ class Choice:
     dim: int | None
     bytes: int | None = None
 
+    @property
+    def smallest(self) -> SizeTest | None:
+        """The test with the fewest bytes that holds, over sizes and precisions; None when none does."""
+        return min((test for test in self.tests if test.holds), key=lambda test: test.bytes, default=None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
         return {
@@ -100,19 +108,85 @@ class Choice:
             "tests": [asdict(test) for test in self.tests],
             "dim": self.dim,
             "bytes": self.bytes,
+            "sentence": str(self),
         }
 
     def __str__(self) -> str:
-        found = "no size holds" if self.dim is None else f"{self.dim} dims is the smallest size that holds"
-        if self.bytes is not None:
-            found += f", {self.bytes} bytes are the fewest"
-        return f"{self.target}, 95 % confidence, {self.queries} held-out queries: {found}"
+        smallest = self.smallest
+        judged = f"Judged by {self.queries:,} held-out queries."
+        if smallest is None:
+            best = max(self.tests, key=lambda test: test.low)
+            return f"no size holds {self.target}: {self._kept(best)}. {judged}"
+        floats = "as float32 no size holds"
+        if self.dim is not None:
+            floats = f"as float32 {self.dim} dims is the smallest size that holds ({4 * self.dim:,} bytes)"
+        return f"{self._kept(smallest)}; {floats}. {judged}"
+
+    def _kept(self, test: SizeTest) -> str:
+        """A test in words. The lower end is the share of the original's mean, as if that were known exactly."""
+        original = test.wanted / self.target.share
+        kept, low = _percent(test.score / original), _percent(self.target.share + test.low / original)
+        pair = Pair(test.dim, test.precision, test.bytes)
+        return f"{test.bytes:,} bytes ({pair}) keep {kept} of {_label(self.target.metric)} (95 % sure: at least {low})"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a way to store documents costs, beside the original vectors.
+
+    Attributes:
+        pair: Size, precision and bytes.
+        original_bytes: Bytes of an original vector as float32.
+        measure: The metric; or "kept neighbours", the share of the ten nearest that are the same, without judgements.
+        score: Its mean, with float queries.
+        original: The same of the original vectors.
+        low: Lower end of the 95 % interval, over queries, of the mean of ``score - original``.
+        high: Upper end.
+        queries: Number of queries.
+    """
+
+    pair: Pair
+    original_bytes: int
+    measure: str
+    score: float
+    original: float
+    low: float
+    high: float
+    queries: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON, those of the pair among them."""
+        fields = asdict(self)
+        return {**self.pair._asdict(), **{name: fields[name] for name in fields if name != "pair"}}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Cost:
+        """Read what :meth:`to_dict` gives."""
+        pair = Pair(**{name: fields[name] for name in Pair._fields})
+        return cls(pair, **{name: value for name, value in fields.items() if name not in Pair._fields})
+
+    def __str__(self) -> str:
+        sizes = f"{self.pair}, {self.pair.bytes:,} bytes instead of {self.original_bytes:,}"
+        quality = f"{_label(self.measure)} {self.score:.3f} instead of {self.original:.3f}"
+        change = f"{self.score - self.original:+.3f}, 95 % sure: {self.low:+.3f} to {self.high:+.3f}"
+        return f"{sizes}; {quality} ({change}), by {self.queries:,} queries"
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that what misses a target does not seem to reach it."""
+    return f"{math.floor(1000 * share + 1e-9) / 10:g} %"
+
+
+def _label(metric: str) -> str:
+    return metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
 
 
 class Stored(Protocol):
     """A way to store documents in few bytes, as :class:`~smec_st.quantization.head.Head` is."""
 
-    info: dict[str, Any]
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """How it was made; what was chosen for a number of bytes says ``for_bytes``."""
 
     @property
     def dim(self) -> int:
@@ -151,11 +225,19 @@ class Sizes(Protocol):
         """Compress vectors, ``(n, D)``, to one size, ``(n, dim)``."""
 
 
-def choose_size(target: Target, compressor: Sizes, collection: Collection, held_out: Qrels, seed: int = 0) -> Choice:
+def choose_size(
+    target: Target,
+    compressor: Sizes,
+    collection: Collection,
+    held_out: Qrels,
+    seed: int = 0,
+    limit: Limit | None = None,
+) -> Choice:
     """Test sizes from the widest down, and stop at the first that does not hold; then codes of chosen bytes likewise.
 
     The order is fixed in advance, so the probability of choosing a size that does not hold is at most that of a single
     test, whatever the number of sizes (fixed-sequence testing, Maurer et al., 1995). The same is true of the codes.
+    One test errs to this side with a probability of 2.5 %, so the smaller of both answers holds with 95 %.
 
     Args:
         target: The target.
@@ -163,39 +245,43 @@ def choose_size(target: Target, compressor: Sizes, collection: Collection, held_
         collection: The collection of the held-out queries.
         held_out: Judgements of the held-out queries.
         seed: Random seed of the bootstrap.
+        limit: What may be tested at all.
+
+    Raises:
+        DataError: If the original vectors find nothing, or the limit allows nothing.
     """
+    limit = limit or Limit()
+    original = _original(collection, held_out, target.metric)
+    if not original.any():
+        raise DataError(f"the original vectors have a {target.metric} of 0: there is no quality to keep.")
 
-    def values(corpus: np.ndarray, queries: np.ndarray) -> np.ndarray:
-        scores = evaluate_retrieval(corpus, queries, held_out, (target.metric,), own_document=collection.own_document)
-        return scores[target.metric]
-
-    as_model = untrained.with_lengths if collection.similarity == "dot" else untrained.original
-    width = collection.corpus.shape[1]
-    original = values(as_model(collection.corpus, width), as_model(collection.queries, width))
-
-    def until_one_fails(stored: Iterable[tuple[int, str, int, np.ndarray, np.ndarray]]) -> Iterator[SizeTest]:
-        for dim, precision, size, documents, queries in stored:
-            scores = values(documents, queries)
+    def until_one_fails(stored: Iterable[tuple[Pair, np.ndarray, np.ndarray]]) -> Iterator[SizeTest]:
+        for pair, documents, queries in stored:
+            scores = _values(collection, held_out, target.metric, documents, queries)
             low = paired_interval(scores, target.share * original, seed).low
             wanted = target.share * float(original.mean())
-            yield SizeTest(dim, precision, size, float(scores.mean()), wanted, low, low >= 0)
+            yield SizeTest(pair.dim, pair.precision, pair.bytes, float(scores.mean()), wanted, low, low >= 0)
             if low < 0:
                 return
 
     corpus, queries = collection.corpus, collection.queries
+    sizes = [pair for dim in compressor.dims if limit.allows(pair := Pair(dim, "float32", 4 * dim))]
     floats = list(
         until_one_fails(
-            (dim, "float32", 4 * dim, compressor.transform(corpus, dim), compressor.transform(queries, dim))
-            for dim in compressor.dims
+            (pair, compressor.transform(corpus, pair.dim), compressor.transform(queries, pair.dim)) for pair in sizes
         )
     )
-    chosen: list[Stored] = [head for head in compressor.heads if "for_bytes" in head.info]
+    chosen: list[Stored] = [
+        head for head in compressor.heads if "for_bytes" in head.info and limit.allows(_pair(head))
+    ]
     codes = list(
         until_one_fails(
-            (head.dim, head.precision, head.bytes, head.decode(head.encode(corpus)), head.queries(queries))
+            (_pair(head), head.decode(head.encode(corpus)), head.queries(queries))
             for head in sorted(chosen, key=lambda head: -head.bytes)
         )
     )
+    if not floats and not codes:
+        raise DataError(f"no size of this compressor fits {limit}.")
     return Choice(
         target,
         len(original),
@@ -203,3 +289,74 @@ def choose_size(target: Target, compressor: Sizes, collection: Collection, held_
         min((test.dim for test in floats if test.holds), default=None),
         min((test.bytes for test in codes if test.holds), default=None),
     )
+
+
+def measure_cost(
+    head: Stored, collection: Collection, qrels: Qrels | None = None, metric: str = "ndcg@10", seed: int = 0
+) -> Cost:
+    """Measure what a way to store documents costs in quality and bytes, beside the original vectors.
+
+    Args:
+        head: Encodes documents and maps queries, for instance ``compressor.heads[-1]``.
+        collection: Corpus and queries.
+        qrels: Judgements of queries that have neither trained nor chosen the head. None to count, for at most
+            :data:`ASKING` queries, or documents where there are none, how many of the ten nearest are still the same.
+        metric: ``ndcg@k``, ``recall@k`` or ``mrr@k``.
+        seed: Random seed of the sample and the bootstrap.
+    """
+    stored = head.decode(head.encode(collection.corpus))
+    if qrels is not None:
+        asked = head.queries(collection.queries)
+        scores, before = _values(collection, qrels, metric, stored, asked), _original(collection, qrels, metric)
+    else:
+        metric, scores = "kept neighbours", _kept_neighbours(head, stored, collection, seed)
+        before = np.ones_like(scores)
+    interval = paired_interval(scores, before, seed)
+    return Cost(
+        _pair(head),
+        4 * collection.corpus.shape[1],
+        metric,
+        float(scores.mean()),
+        float(before.mean()),
+        interval.low,
+        interval.high,
+        len(scores),
+    )
+
+
+def _pair(head: Stored) -> Pair:
+    return Pair(head.dim, head.precision, head.bytes)
+
+
+def _values(
+    collection: Collection, qrels: Qrels, metric: str, documents: np.ndarray, queries: np.ndarray
+) -> np.ndarray:
+    """The metric of each judged query, ``(Q,)``."""
+    found = evaluate_retrieval(documents, queries, qrels, (metric,), own_document=collection.own_document)
+    return found[metric]
+
+
+def _original(collection: Collection, qrels: Qrels, metric: str) -> np.ndarray:
+    """The same of the original vectors, compared as their model does."""
+    return _values(collection, qrels, metric, *_original_sides(collection))
+
+
+def _original_sides(collection: Collection) -> tuple[np.ndarray, np.ndarray]:
+    as_model = untrained.with_lengths if collection.similarity == "dot" else untrained.original
+    width = collection.corpus.shape[1]
+    return as_model(collection.corpus, width), as_model(collection.queries, width)
+
+
+def _kept_neighbours(head: Stored, stored: np.ndarray, collection: Collection, seed: int) -> np.ndarray:
+    """Share of the ten nearest documents that are the same as before, of each asking text, ``(A,)``."""
+    documents, queries = _original_sides(collection)
+    if len(queries):
+        vectors, before, own = collection.queries, queries, collection.own_document
+    else:
+        vectors, before, own = collection.corpus, documents, np.arange(len(documents))
+    some = np.random.default_rng(seed).permutation(len(vectors))[:ASKING]
+
+    def nearest(table: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        return leave_out(exact_search(table, asked, NEIGHBORS + 1)[0], own[some])[:, :NEIGHBORS]
+
+    return neighbour_overlap(nearest(stored, head.queries(vectors[some])), nearest(documents, before[some]))

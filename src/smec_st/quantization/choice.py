@@ -1,4 +1,4 @@
-"""The best pair of size and precision for a number of bytes, chosen on held-out queries."""
+"""The best pair of size and precision for a number of bytes or a limit, chosen on held-out queries."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from smec_st.data import DataError, Qrels, VectorTable, places_among
+from smec_st.data import Qrels, VectorTable, places_among
+from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Binary, Codec, Plain
 from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
+from smec_st.quantization.pairs import pairs_to_try
 from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, sample_rows
 from smec_st.quantization.training import LastStage, train_codes
 
@@ -22,7 +24,7 @@ Like = TypeVar("Like", bound=CompressorLike)
 
 #: Rows that codes are fitted on, and documents that a choice is made among.
 FIT_ROWS, JUDGED_ROWS, ASKING_ROWS = 8_000, 50_000, 500
-WIDEST_GROUP, NEIGHBORS = 16, 10
+NEIGHBORS = 10
 #: More codes than this are not rotated: it takes long and gains nothing.
 MOST_ROTATED = 48
 SHARES = (0.5, 1.0)
@@ -91,37 +93,28 @@ class Judge:
         return int(np.where(behind.mean(axis=1) <= error, kept, -1).argmax())
 
 
-def candidates(compressor: CompressorLike, corpus: np.ndarray, bytes: int, seed: int) -> Iterator[Head]:
-    """Untrained ways to store a document in this many bytes, each with a size that the compressor serves.
+def candidates(compressor: CompressorLike, corpus: np.ndarray, pairs: Sequence[Pair], seed: int) -> Iterator[Head]:
+    """Untrained ways to store a document as these pairs say.
 
     Args:
-        compressor: Gives the sizes.
+        compressor: Gives the maps.
         corpus: Rows that codes are fitted on, ``(n, D)``.
-        bytes: Bytes per document.
+        pairs: Sizes and precisions that the compressor serves.
         seed: Random seed.
     """
-    nested = compressor.nested_dims
-
-    def serves(dim: int) -> bool:
-        return dim in compressor.dims or (len(nested) > 1 and nested[-1] // 4 <= dim <= nested[0])
-
-    for precision, dim in (("float32", bytes // 4), ("float16", bytes // 2)):
-        plain = Plain(dim, precision)
-        if plain.bytes == bytes and serves(dim):
-            yield Head(compressor.map_for(dim), plain)
-    if serves(bytes):
-        folded = compressor.map_for(bytes)
-        yield Head(folded, calibrate_int8(folded.compress(corpus)))
-    if serves(8 * bytes):
-        folded = compressor.map_for(8 * bytes)
-        yield _rotated(folded, itq_rotation(folded.compress(corpus), seed), Binary(None, 8 * bytes))
-    whole = {dim - dim % bytes for dim in compressor.dims}  # a prefix, where the bytes do not divide a size
-    for dim in sorted(whole):
-        if 1 < dim // bytes <= WIDEST_GROUP and serves(dim):
-            folded = compressor.map_for(dim)
-            rows = folded.compress(corpus)
-            for rotate in (False, True) if bytes <= MOST_ROTATED else (False,):
-                rotation, codec = product_codes(rows, bytes, seed, rotate)
+    for dim, precision, size in pairs:
+        folded = compressor.map_for(dim)
+        if precision in ("float32", "float16"):
+            yield Head(folded, Plain(dim, precision))
+            continue
+        rows = folded.compress(corpus)
+        if precision == "int8":
+            yield Head(folded, calibrate_int8(rows))
+        elif precision == "binary":
+            yield _rotated(folded, itq_rotation(rows, seed), Binary(None, dim))
+        else:
+            for rotate in (False, True) if size <= MOST_ROTATED else (False,):
+                rotation, codec = product_codes(rows, size, seed, rotate)
                 yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
 
 
@@ -135,35 +128,32 @@ def add_best(
     table: VectorTable,
     train: Qrels | None,
     dev: Qrels | None,
-    bytes: int,
+    bytes: int | None,
     seed: int,
     unlabelled_queries: Sequence[int] | np.ndarray | None,
     config: LastStage | None = None,
+    limit: Limit | None = None,
 ) -> Like:
-    """Return a compressor with the best head of this many bytes, in place of any other head of that size.
+    """Return a compressor with the best head, in place of any other that was chosen for as many bytes.
 
     Args:
         compressor: Gives sizes and maps.
         table: Corpus and queries.
         train: Training judgements, or None.
         dev: Held-out judgements, or None.
-        bytes: Bytes per document.
+        bytes: Bytes per document; None for what the limit allows.
         seed: Random seed.
         unlabelled_queries: Query rows to train on without judgements; None for all.
         config: Settings of the last stage.
+        limit: What the head must keep to.
 
     Raises:
-        DataError: If nothing fits into so many bytes.
+        DataError: If no size of the compressor can be stored so.
     """
-    if bytes < 1:
-        raise DataError(f"a document needs at least 1 byte, got {bytes}.")
+    pairs = pairs_to_try(compressor.dims, compressor.nested_dims, limit, bytes)
     judge = Judge.of(table, dev, seed, compressor.map_for(None))
     rows = table[torch.from_numpy(sample_rows(table.corpus_size, seed, FIT_ROWS))].numpy()
-    heads = [(head, 0.0) for head in candidates(compressor, rows, bytes, seed)]
-    if not heads:
-        raise DataError(
-            f"no size of this compressor ({', '.join(map(str, compressor.dims))}) can be stored in {bytes} bytes."
-        )
+    heads = [(head, 0.0) for head in candidates(compressor, rows, pairs, seed)]
     scores = [judge.score(head) for head, _ in heads]
     start = heads[judge.best(scores)][0]
     if not isinstance(start.codec, Plain):
@@ -181,10 +171,12 @@ def add_best(
         tried.append({**_label(head), "trained": share, "kept_neighbors": kept})
         if len(values):
             tried[-1]["ndcg@10"] = float(values.mean())
-    info = {**tried[winner], "for_bytes": bytes, "tried": tried}
     best = heads[winner][0]
+    info = {**tried[winner], "for_bytes": best.bytes, "tried": tried}
+    if limit is not None:
+        info["limit"] = str(limit)
     chosen = Head(best.folded, best.codec, best.has_own_map, info)
-    kept_heads = [head for head in compressor.heads if head.info.get("for_bytes") != bytes]
+    kept_heads = [head for head in compressor.heads if head.info.get("for_bytes") != best.bytes]
     return type(compressor)(compressor.maps, compressor.info, (*kept_heads, chosen))
 
 

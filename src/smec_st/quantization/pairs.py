@@ -1,0 +1,101 @@
+"""The pairs of size and precision that a compressor can store documents in, and which of them are worth trying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from smec_st.evaluation.limits import Limit, Pair
+from smec_st.system.errors import DataError
+
+#: Numbers that one product code stands for, at most.
+WIDEST_GROUP = 16
+
+
+def pairs_in(bytes: int, dims: Sequence[int], nested: Sequence[int]) -> Iterator[Pair]:
+    """All pairs that take this many bytes, each with a size that the compressor serves.
+
+    Args:
+        bytes: Bytes per document.
+        dims: Sizes of the compressor.
+        nested: Those that are prefixes of the widest of them, in descending order.
+    """
+
+    def serves(dim: int) -> bool:
+        return dim in dims or (len(nested) > 1 and nested[-1] // 4 <= dim <= nested[0])
+
+    for precision, bits in (("float32", 32), ("float16", 16), ("int8", 8), ("binary", 1)):
+        if 8 * bytes % bits == 0 and serves(8 * bytes // bits):
+            yield Pair(8 * bytes // bits, precision, bytes)
+    whole = {dim - dim % bytes for dim in dims}  # a prefix, where the bytes do not divide a size
+    for dim in sorted(whole):
+        if 1 < dim // bytes <= WIDEST_GROUP and serves(dim):
+            yield Pair(dim, "pq", bytes)
+
+
+def pairs_to_try(
+    dims: Sequence[int], nested: Sequence[int], limit: Limit | None = None, bytes: int | None = None
+) -> list[Pair]:
+    """The pairs among which held-out queries choose.
+
+    Of a number of bytes these are all that take exactly that many. Otherwise each precision comes with as many bytes
+    as the limit allows, and a pair is left out when another one stores at least as many numbers with at least as many
+    bits for each.
+
+    Args:
+        dims: Sizes of the compressor.
+        nested: Those that are prefixes of the widest of them, in descending order.
+        limit: What every pair must keep to.
+        bytes: Bytes per document; None for what the limit allows.
+
+    Raises:
+        DataError: If there is no such pair. The message names the smallest that an index takes.
+    """
+    limit = limit or Limit()
+    if bytes is not None:
+        if bytes < 1:
+            raise DataError(f"a document needs at least 1 byte, got {bytes}.")
+        exact = [pair for pair in pairs_in(bytes, dims, nested) if limit.allows(pair)]
+        if not exact:
+            where = "" if limit == Limit() else f" within {limit}"
+            sizes = ", ".join(map(str, dims))
+            raise DataError(f"no size of this compressor ({sizes}) can be stored in {bytes} bytes{where}.")
+        return exact
+    most: dict[str, list[Pair]] = {}
+    for count in range(int(min(limit.bytes, 4 * max(dims))), 0, -1):
+        allowed = [pair for pair in pairs_in(count, dims, nested) if limit.allows(pair)]
+        for precision in {pair.precision for pair in allowed} - set(most):
+            most[precision] = [pair for pair in allowed if pair.precision == precision]
+    found = [pair for pairs in most.values() for pair in pairs]
+    if not found:
+        raise DataError(_nothing_fits(dims, nested, limit))
+    best = [pair for pair in found if not any(_is_finer(other, pair) for other in found)]
+    return sorted(best, key=lambda pair: (pair.bytes, pair.dim))
+
+
+def _is_finer(one: Pair, other: Pair) -> bool:
+    """Whether one stores at least as many numbers with at least as many bits each, and is not the same."""
+    bits = one.bytes * other.dim - other.bytes * one.dim  # the sign of the difference in bits per number
+    return one.dim >= other.dim and bits >= 0 and (one.dim, one.bytes) != (other.dim, other.bytes)
+
+
+def _nothing_fits(dims: Sequence[int], nested: Sequence[int], limit: Limit) -> str:
+    """Say what the smallest pair takes that the index would take."""
+    index = Limit(limit.index)
+    counts = range(1, 4 * max(dims) + 1)
+    smallest = next((pair for count in counts for pair in pairs_in(count, dims, nested) if index.allows(pair)), None)
+    sizes = ", ".join(map(str, dims))
+    if smallest is None:
+        return f"none of the sizes {sizes} fits {limit}."
+    need = f"{smallest.bytes:,} bytes a document"
+    if limit.documents is not None:
+        need += f", {_readable(smallest.bytes * limit.documents)} for {limit.documents:,} documents"
+    return f"none of the sizes {sizes} fits {limit}: the smallest way to store one, {smallest}, takes {need}."
+
+
+def _readable(count: float) -> str:
+    """A number of bytes in a unit that people read."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
