@@ -195,7 +195,8 @@ def _refuse_lengths(collection: Collection) -> None:
     if longest > shortest * SAME_LENGTH:
         raise DataError(
             f"--similarity dot: a fit compares by cosine, and the documents are {shortest:.3g} to {longest:.3g} long. "
-            "Leave the option out to fit all the same; `evaluate --similarity dot` scores the original as its model."
+            "Leave the option out to fit all the same, and multiply each compressed document by its length: it ranks "
+            "nearly as its model; `evaluate --similarity dot` scores the original as its model."
         )
 
 

@@ -25,6 +25,8 @@ STRICT = click.option("--strict", is_flag=True, help="Refuse judgements of unkno
                       "whole numbers; by default they are left out or rounded, and counted.")  # fmt: skip
 PRECISIONS = ["float32", "float16", "int8", "binary", "pq"]
 PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), help="float32 by default.")
+SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, or hold NaN, infinity "
+                        "or only zeros, and list them beside OUT.")  # fmt: skip
 BYTES = click.option("--bytes", "bytes_", type=int, help="Bytes per vector, instead of --dim and --precision.")
 SEED = click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), help="Random seed.")
 SIMILARITY = click.option(
@@ -140,7 +142,7 @@ def print_estimate(store: str, estimated: Estimate) -> None:
         click.echo(f"{estimated.kept_neighbors:.3f} of the ten nearest neighbours stay (on a sample, before rounding)")
     if estimated.bad:
         with listing_bad_rows():
-            raise BadRows(estimated.bad, "mend or remove them, or leave them out with `transform --skip-bad`.")
+            raise BadRows(estimated.bad, "mend or remove them, or leave them out with --skip-bad.")
 
 
 @contextmanager

@@ -156,6 +156,9 @@ def _are_floats(row: np.ndarray) -> bool:
     """Return whether bytes read as float32 are floats: codes read so get exponents all over the range."""
     if not np.isfinite(row).all() or not row.any():
         return False
+    lower = row.view("<u4")[::2] & 0x1FFFFFFF  # all 0 in float64 numbers that were float32 before
+    if len(row) >= 8 and len(row) % 2 == 0 and not lower.any():
+        return False
     size = np.abs(row[row != 0].astype(np.float64))
     return bool(1e-4 < size.max() < 1e4 and size.min() > 1e-10 * size.max())
 

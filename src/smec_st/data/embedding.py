@@ -14,7 +14,7 @@ import numpy as np
 
 from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.data.vectors import as_numpy, unit_rows
-from smec_st.system.errors import DataError, one_line, parse_json
+from smec_st.system.errors import DataError, one_line
 from smec_st.system.optional import load_optional
 from smec_st.system.quiet import quiet_libraries
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from smec_st.data.vectors import ArrayLike
 
 PROBE_TEXT, PROBE_NUMBERS = "The quick brown fox jumps over the lazy dog.", 8
-SETTINGS = "config_sentence_transformers.json"
+_RECORDS: dict[str, dict[str, Any]] = {}  # descriptions of the models that `embed_tables` loaded, by id
 
 Items = Sequence[str] | Sequence[Path]  # texts, or paths of image files
 
@@ -74,17 +74,9 @@ def _probe(model: SentenceTransformer) -> list[float] | None:
     return [round(float(number), 4) for number in vector]
 
 
-def model_record(model: str) -> dict[str, Any]:
-    """Describe a model by its name, and by how it scores according to its settings file, without loading it."""
-    path: Path | None = Path(model) / SETTINGS
-    if not Path(model).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        name = model if "/" in model else f"sentence-transformers/{model}"
-        found = try_to_load_from_cache(name, SETTINGS)
-        path = Path(found) if isinstance(found, str) else None
-    settings = parse_json(path.read_bytes(), str(path)) if path is not None and path.is_file() else {}
-    return {"model": model, "similarity": settings.get("similarity_fn_name") or "cosine"}
+def model_record(model_id: str) -> dict[str, Any]:
+    """Describe the model that embedded tables in this process; see :func:`backbone_record`."""
+    return _RECORDS.get(model_id, {"model": model_id})
 
 
 def embed(model: SentenceTransformer, texts: Sequence[str], side: str, progress: bool = False) -> np.ndarray:
@@ -194,6 +186,7 @@ def embed_tables(items: Mapping[str, Items], model_id: str) -> list[np.ndarray]:
         One table per name, in the order given.
     """
     model = load_model(model_id)
+    _RECORDS[model_id] = {**backbone_record(model), "model": model_id}
     content = {name: [_fingerprint(item) for item in part] for name, part in items.items()}
     key = hashlib.sha256(json.dumps([model_state(model), model_id, content]).encode()).hexdigest()
     root = Path(os.environ.get("SMEC_ST_CACHE") or Path.home() / ".cache" / "smec-st")

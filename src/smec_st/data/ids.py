@@ -13,8 +13,8 @@ from smec_st.system.errors import DataError, count, some, tell
 
 #: Names of a column or field of ids, without case, `-`, `_` and spaces. An earlier name wins over a later one.
 ID_NAMES = (
-    "id", "ids", "customid", "chunkid", "passageid", "pid", "docid", "documentid", "docno", "corpusid", "queryid",
-    "qid", "uuid", "pk", "index", "unnamed:0", "indexlevel0",
+    "id", "ids", "customid", "recordid", "rowid", "chunkid", "passageid", "pid", "docid", "documentid", "docno",
+    "corpusid", "queryid", "qid", "uuid", "pk", "index", "unnamed:0", "indexlevel0",
 )  # fmt: skip
 
 WHOLE_FLOAT = re.compile(r"-?\d+\.0+")
@@ -33,7 +33,9 @@ def find_id(names: Iterable[str]) -> str | None:
     """
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(plain_name(name), []).append(name)
+        plain = plain_name(name)
+        is_plural = plain.endswith("ids") and plain not in ID_NAMES  # arrays are often called `doc_ids`
+        found.setdefault(plain[:-1] if is_plural else plain, []).append(name)
     best = next((found[known] for known in ID_NAMES if known in found), [])
     if len(best) > 1:
         raise DataError(f"both {' and '.join(best)} may hold the ids; rename all but one.")
@@ -47,7 +49,13 @@ def id_text(value: object, where: str) -> str:
         DataError: If there is no id (None, NaN or an empty text), or it is neither a text nor a number.
     """
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        try:
+            text = value.decode("utf-8")
+        except UnicodeDecodeError:
+            text = ""
+        if value and not (text and text.isprintable()):
+            raise DataError(f"{where}: {len(value)} bytes that are no text are no id.")
+        value = text
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     is_missing = value is None or value == "" or (isinstance(value, float | np.floating) and math.isnan(value))

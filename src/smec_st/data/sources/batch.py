@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,11 +26,13 @@ class Batch:
         start: Number of the first row.
         rows: ``(n, D)``, any float type.
         ids: Ids of the rows, or None if the source has none.
+        faults: Why rows could not be read, by their number in the batch. Such a row is NaN, and its id may be empty.
     """
 
     start: int
     rows: np.ndarray
     ids: list[str] | None = None
+    faults: Mapping[int, str] = field(default_factory=dict)
 
 
 class VectorSource(Protocol):
