@@ -770,7 +770,7 @@ def test_loose_judgements_are_counted_and_told_and_refused_when_strict(tmp_path,
     folder = collection(tmp_path / "c", f"q0\td1\t2\nq1\t7\t1\n{line}\n")
     assert judgements(folder) == expected
     assert any(message in each for each in told())
-    with pytest.raises(DataError, match="names 1 ids|whole numbers, 0 or more"):
+    with pytest.raises(DataError, match="names 1 id|whole numbers, 0 or more"):
         judgements(folder, strict=True)
 
 
@@ -784,7 +784,7 @@ REFUSED_QRELS = {
     "a run": ("q0 Q0 d1 1 12.5 bm25\n", "expected query-id, corpus-id and score"),
     "four columns of something": ("q0\td1\tsome text\t2\n", "expected query-id"),
     "unknown header": ("a\tb\tc\nq0\td1\t1\n", "the score is 'c'"),
-    "no known id": ("x\ty\t1\n", "names 1 ids that the queries lack: x; theirs are q0, q1. No judgement is left"),
+    "no known id": ("x\ty\t1\n", "names 1 id that the queries lack: x; theirs are q0, q1. No judgement is left"),
     "not a number": ("q0\td1\tnan\n", "has a grade that is nan"),
     "two documents": ("qid\tpid\tdocid\tscore\nq0\td1\td1\t1\n", "pid and docid may be the same"),
     "triples of ids": ("q0\t123456\t7654321\n", "looks like an id, not a grade"),
