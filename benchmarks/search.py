@@ -4,9 +4,11 @@
     python benchmarks/search.py engines --rows 1000000 --heads hnsw-int8,codes:12,codes:24 --json ...
     python benchmarks/search.py milvus  --json benchmarks/results/search/milvus.json
     python benchmarks/search.py quality --data ../shared/data/scifact ... --json benchmarks/results/search/quality.json
+    python benchmarks/search.py duplicates --rows 20000 --json benchmarks/results/search/duplicates.json
     python benchmarks/search.py plot    --json benchmarks/results/search/engines.json
 
 ``engines`` and ``milvus`` use made, clustered vectors (said in the result); ``quality`` uses a collection's real ones.
+``duplicates`` compares the same documents with and without 2 % of equal rows, which lie near the queries.
 Every method is set so that the lower end of a 95 % interval of recall@10 on one half of the queries is at least 0.99;
 what is reported is measured on the other half. Ratios count, not milliseconds.
 """
@@ -243,6 +245,39 @@ def milvus(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     return result
 
 
+def duplicates(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """How much longer a search takes, and what it recalls, when 2 % of the documents are one and the same vector.
+
+    The schedule is chosen for each collection on the same queries, a tenth of which lie near the repeated vector.
+    """
+    corpus = clustered(options.rows, options.width, options.clusters, seed=1)
+    queries = clustered(2 * options.queries, options.width, options.clusters, seed=2)
+    queries[::10] = unit(corpus[0] + 0.3 * queries[::10])
+    seen, unseen = queries[: options.queries], queries[options.queries :]
+    repeated = corpus.copy()
+    repeated[np.random.default_rng(3).choice(options.rows, options.rows // 50, replace=False)] = corpus[0]
+    compressor = Compressor.fit(corpus[:: max(1, options.rows // 20_000)], method="pca", dims=options.dims)
+    result: dict[str, Any] = {"methods": {}}
+    for head in options.heads:
+        methods: dict[str, Search] = {}
+        for name, documents in (("without", corpus), ("with", repeated)):
+            index = FunnelIndex.build(
+                Path(folder) / f"{head}-{name}", compressor, documents, queries=seen, recall=TARGET, k=K, head=head
+            )
+            methods[name] = funnel_search(index)
+            best = -np.sort(-(unseen @ documents.T), axis=1)[:, :K]
+            scores = np.einsum("qd,qkd->qk", unseen, documents[methods[name](unseen)])
+            share = (scores >= best[:, -1:] - 1e-5).mean(axis=1)  # equal scores count as found
+            result["methods"][f"{head}, {name}"] = {
+                "schedule": str(index.schedule), "recall by score": share.mean(), "recall_low": lower_bound(share),
+            }  # fmt: skip
+        times = in_turns(methods, unseen, 1, options.rounds)
+        for name in methods:
+            result["methods"][f"{head}, {name}"]["seconds_per_query"] = times[name]
+        result[f"{head}, seconds with against without"] = 1 / ratios(times, "without")["with"]
+    return result
+
+
 def quality(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """nDCG@10 of the funnel and of exact full-width search on collections with judgements."""
     result = {}
@@ -343,7 +378,7 @@ def plot(path: Path) -> None:
 def main() -> None:
     """Run one part and record it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["engines", "milvus", "quality", "plot"])
+    parser.add_argument("part", choices=["engines", "milvus", "quality", "duplicates", "plot"])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--clusters", type=int, default=2000)
@@ -361,7 +396,8 @@ def main() -> None:
     faiss.omp_set_num_threads(1)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        result = {"engines": engines, "milvus": milvus, "quality": quality}[options.part](options, folder)
+        parts = {"engines": engines, "milvus": milvus, "quality": quality, "duplicates": duplicates}
+        result = parts[options.part](options, folder)
     arguments = {k: v for k, v in vars(options).items() if k not in ("json", "data")}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     record = {

@@ -3,7 +3,7 @@
     python examples/funnel_search.py --data scifact --vectors scifact.safetensors
     python examples/funnel_search.py --data scifact --vectors scifact.safetensors --uri http://localhost:19530
 
-The name chooses the engine: a file `NAME.db` is Milvus Lite, `http://...` a Milvus server, a folder FAISS.
+The name chooses the engine: a folder is FAISS, a file `NAME.db` Milvus Lite, `http://...` a Milvus server.
 Milvus Lite is for trying things out: time a server, or FAISS, before you judge the speed.
 """
 
@@ -26,7 +26,7 @@ def main(arguments=None):
     parser.add_argument("--vectors", required=True)
     parser.add_argument("--dims", default="192,96,48")
     parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--uri", default="funnel.db")
+    parser.add_argument("--uri", default="funnel")
     options = parser.parse_args(arguments)
     dims = tuple(int(dim) for dim in options.dims.split(","))
 

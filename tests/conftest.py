@@ -9,14 +9,15 @@ import gc
 
 import numpy as np
 import pytest
-import sentence_transformers  # noqa: F401
 import torch
 
+import smec_st.fitting.recipe  # noqa: F401
+import smec_st.training.trainer  # noqa: F401
 from collection_world import write_collection
 
 torch.set_num_threads(1)
 gc.collect()
-gc.freeze()  # each stage collects twice: half a second each time over all that the libraries hold
+gc.freeze()  # each stage collects twice: half a second each time over all that the libraries imported above hold
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def alignment_l1(student: Tensor, teacher: Tensor, mask: Tensor, mean: Mean = me
 def alignment_kl(
     student: Tensor, teacher: Tensor, tau: float, mask: Tensor | None = None, mean: Mean = mean_of
 ) -> Tensor:
-    """How far the narrow neighbourhood is from the full-width one.
+    """Divergence of the narrow neighbourhood from the full-width one.
 
     ``mean_i KL(softmax(t_i / tau) || softmax(s_i / tau))``. A softmax weighs each pair by how near it is, so the far
     pairs, which no ranking looks at, cost nothing. This replaces the absolute difference of SMEC by default;
@@ -226,7 +226,7 @@ def _leading_axes(moment: Tensor, removed: Tensor, count: int) -> Tensor:
 
 
 def _few_leading_axes(moment: Tensor, removed: Tensor, count: int) -> Tensor:
-    """The same by Lanczos iterations (ARPACK), which for a few axes of many costs a small part."""
+    """As :func:`_leading`, by Lanczos iterations (ARPACK), which cost much less for a few axes of many."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     matrix, out = moment.cpu().numpy(), removed.cpu().numpy()
@@ -267,7 +267,7 @@ def subspace_iteration(moment: Tensor, count: int, rounds: int = 4) -> Tensor:
 
 
 def linear_link(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """The matrix that makes ``outputs`` of ``inputs``, as far as so many pairs can tell.
+    """Estimate the matrix that maps ``inputs`` to ``outputs`` from these pairs.
 
     ``argmin_A mean |y - A x|^2 + l |A - a I|^2``: ridge regression towards ``a I``, where ``a`` is the best single
     factor and ``l = mean |x|^2 / P``, about the covariance that chance makes of ``P`` pairs.
@@ -294,7 +294,7 @@ def leftover_axes(moment: Tensor, taken: Tensor, count: int, last: Tensor | None
     """Principal axes of what the ``taken`` directions leave over.
 
     The data is projected off the row space of ``taken``; the leading eigenvectors of what remains are new directions,
-    by falling variance, orthonormal and orthogonal to all taken ones. With nothing taken these are the uncentred
+    by descending variance, orthonormal and orthogonal to all taken ones. With nothing taken these are the uncentred
     principal axes. Signs are fixed (the largest entry is positive), so the result does not depend on the solver.
 
     Args:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 Order = Literal["grow", "shrink"]
 Phase = Literal["adapt", "select", "compress", "joint"]
 
+NARROW_HIDDEN = 1 / 24  # of the width: sizes up to here are too small for a linear map, and get a hidden layer
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -67,7 +69,7 @@ class Stage:
 
 
 def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
-    """Sizes in descending order, or a ``ValueError`` that says which one is wrong."""
+    """Return sizes in descending order; a ``ValueError`` names a wrong one."""
     if any(dim != int(dim) for dim in dims):
         raise ValueError(f"`dims` must be whole numbers, got {','.join(map(str, dims))}.")
     dims = [int(dim) for dim in dims]
@@ -83,7 +85,7 @@ def check_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
 
 
 def default_dims(width: int) -> tuple[int, ...]:
-    """The full width and its halvings down to a sixteenth, none below 8.
+    """Return the full width and its halvings down to a sixteenth, none below 8.
 
     Example:
         >>> default_dims(384)
@@ -151,7 +153,7 @@ def plan_stages(
 
 @dataclass(kw_only=True)
 class StageReport:
-    """What a finished stage did.
+    """The record of a finished stage.
 
     Attributes:
         stage: The stage's name.
@@ -174,5 +176,5 @@ class StageReport:
     rounding: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields."""
+        """Return the fields for JSON."""
         return asdict(self)

@@ -21,7 +21,7 @@ from smec_st.cli import run
 from smec_st.cli.fit import _work_dir
 from smec_st.cli.options import load_table
 from smec_st.compressor import Compressor
-from smec_st.fitting.choice import Decision
+from smec_st.evaluation.choice import Decision
 from smec_st.fitting.config import CANDIDATES
 
 SHORT = "steps: 8\nadapt_steps: 4\nbatch_size: 16\ncheckpoint_steps: 3\n"  # every candidate is tried
@@ -310,14 +310,14 @@ def test_evaluate_refuses_what_is_no_compressor_or_fits_no_vectors(small_collect
     wide = small_collection(width=48, name="wide")
     base = ["--data", str(wide), "--vectors", str(wide / "vectors.safetensors")]
     fails(capsys, ["evaluate", str(folder), *base], "holds no compressor")
-    run(fit_arguments(folder, out, quick))
+    run(fit_arguments(folder, out, quick, "--method", "pca"))
     capsys.readouterr()
     fails(capsys, ["evaluate", str(out), *base], "48 wide; this compressor reads 32")
 
 
 def test_evaluate_refuses_a_split_that_is_not_there(small_collection, tmp_path, quick, capsys):
     folder, out = small_collection(), tmp_path / "out"
-    run(fit_arguments(folder, out, quick))
+    run(fit_arguments(folder, out, quick, "--method", "pca"))
     capsys.readouterr()
     base = ["--data", str(folder), "--vectors", str(folder / "vectors.safetensors")]
     fails(capsys, ["evaluate", str(out), *base, "--split", "validation"], "toy has no validation split; it has")

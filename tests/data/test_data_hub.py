@@ -90,7 +90,7 @@ def test_load_collection_rejects_a_hub_repository_without_queries(hub):
 
 def test_load_collection_rejects_hub_judgements_of_unknown_documents(hub):
     (hub / "toy-qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n12\td9\t1\n")
-    with pytest.raises(DataError, match="the test split of org/toy names 1 ids that the corpus lacks: d9"):
+    with pytest.raises(DataError, match="the test split of org/toy names 1 id that the corpus lacks: d9"):
         load_collection("org/toy", "v.safetensors")  # no judgement is left
 
 

@@ -9,6 +9,7 @@ from smec_st import Compressor
 from smec_st.cli import run
 from smec_st.data import DataError, open_vectors
 from smec_st.data.sources import read_all
+from smec_st.system.errors import tell
 
 faiss = pytest.importorskip("faiss")
 ROWS, WIDTH = 300, 16
@@ -84,6 +85,26 @@ def test_codes_are_decoded_as_faiss_decodes_them(description, tmp_path):
     rows, ids = read_all(open_vectors(written(index, tmp_path)))
     assert ids is None
     np.testing.assert_allclose(rows, index.reconstruct_n(0, ROWS), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("description", "is_told"),
+    [
+        ("Flat", False),
+        ("HNSW8", False),
+        ("IDMap2,IVF4,Flat", False),
+        ("RR16,Flat", False),
+        ("SQ8", True),
+        ("HNSW8,SQ8", True),
+        ("PCA8,Flat", True),
+        ("IVF4,SQfp16", True),
+    ],
+)
+def test_an_index_that_compresses_says_so(description, is_told, tmp_path, caplog):
+    tell.cache_clear()
+    index = trained(description, OWN if "IDMap" in description else None)
+    next(open_vectors(written(index, tmp_path)).batches())
+    assert any("holds compressed vectors" in record.getMessage() for record in caplog.records) == is_told
 
 
 def removed_behind_its_map():

@@ -67,7 +67,7 @@ def test_qrels_reject_grades_that_are_not_whole_numbers(grade):
 @pytest.mark.parametrize(
     ("judged", "match"),
     [
-        ({"q9": {"d0": 1}}, "qrels names 1 ids that the queries lack: q9"),
+        ({"q9": {"d0": 1}}, "qrels names 1 id that the queries lack: q9"),
         ({"q0": {"d9": 1, "d8": 1}}, "qrels names 2 ids that the corpus lacks: d8, d9"),
         ({"q0": {f"x{i}": 1 for i in range(5)}}, "names 5 ids that the corpus lacks: x0, x1, x2 and 2 more"),
     ],

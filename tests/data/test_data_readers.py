@@ -120,7 +120,27 @@ ANSWERS = {
     "qdrant named": ({"result": {"points": points([{"dense": row} for row in ROWS])}, "status": "ok"}, IDS),
     "weaviate": ({"objects": [{"class": "D", "id": key, "vector": row} for key, row in zip(IDS, ROWS, strict=True)]},
                  IDS),
+    "weaviate named": (
+        {"objects": [{"id": key, "vectors": {"default": row}} for key, row in zip(IDS, ROWS, strict=True)]}, IDS,
+    ),
     "text-embeddings-inference": (ROWS, None),
+    "nomic": ({"embeddings": ROWS, "usage": {"prompt_tokens": 5}, "model": "nomic-embed-text-v1.5"}, None),
+    "nomic without model": ({"embeddings": ROWS, "usage": {"prompt_tokens": 5}}, None),
+    "jina by type": (
+        {**openai(), "data": [{"index": i, "embedding": {"float": row}} for i, row in enumerate(ROWS)]}, None,
+    ),
+    "titan v2": (
+        [{"embedding": row, "embeddingsByType": {"float": row}, "inputTextTokenCount": 5} for row in ROWS], None,
+    ),
+    "titan by type": ([{"embeddingsByType": {"float": row, "binary": [1, 0]}} for row in ROWS], None),
+    "nova": ({"embeddings": [{"embeddingType": "TEXT", "embedding": row} for row in ROWS]}, None),
+    "cohere on bedrock": ({**COHERE, "embeddings": {"float": ROWS}, "response_type": "embeddings_by_type"}, None),
+    "watsonx": ({"model_id": "m", "results": [{"embedding": row} for row in ROWS], "input_token_count": 3}, None),
+    "cloudflare": ({"result": {"shape": [3, 4], "data": ROWS}, "success": True, "errors": []}, None),
+    "tensorflow serving": ({"predictions": ROWS}, None),
+    "azure ai": ({"id": "x", "object": "list", "model": "m", "data": openai()["data"], "usage": {}}, None),
+    "elasticsearch": ([{"_index": "i", "_id": key, "_source": {"embedding": row, "id": "no"}}
+                       for key, row in zip(IDS, ROWS, strict=True)], IDS),
 }  # fmt: skip
 
 
@@ -140,6 +160,18 @@ JSON_LINES = {
         IDS,
     ),
     "vertex batch": (lines(*({"instance": {"content": "a"}, "predictions": [p], "status": ""} for p in VERTEX)), None),
+    "azure batch": (
+        lines(*({"response": {"body": openai([row]), "status_code": 200}, "custom_id": key, "error": None}
+                for key, row in zip(IDS, ROWS, strict=True))), IDS,
+    ),
+    "titan batch": (
+        lines(*({"recordId": key, "modelInput": {"inputText": "x"}, "modelOutput": {"embedding": row}}
+                for key, row in zip(IDS, ROWS, strict=True))), IDS,
+    ),
+    "cohere batch on bedrock": (
+        lines(*({"recordId": key, "modelInput": {}, "modelOutput": {**COHERE, "embeddings": [row]}}
+                for key, row in zip(IDS, ROWS, strict=True))), IDS,
+    ),
     "qdrant client": (lines(*points()), IDS),
     "pinecone import": (lines(*pinecone().values()), IDS),
     "tei, one answer per line": (lines(ROWS[:2], ROWS[2:]), None),
@@ -155,7 +187,7 @@ JSON_LINES = {
     "error beside": (lines(*objects(error=["x", None, "y"], embedding=ROWS)), None),
     "pgvector text": (lines(*objects(id=IDS, embedding=[str(row) for row in ROWS])), IDS),
     "byte order mark": ("\ufeff" + lines(*ROWS), None),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
@@ -199,14 +231,14 @@ REFUSED_JSON = {
     "tei error": ({"error": "overloaded", "error_type": "Overloaded"}, "answered with an error: overloaded"),
     "cohere by types": ({**COHERE, "embeddings": {"float": ROWS, "int8": CODES}}, "holds float, int8; name one"),
     "chroma query": ({"ids": [IDS], "embeddings": [ROWS], "distances": [[0, 1, 2]]}, "no known answer"),
-    "chroma without embeddings": ({"ids": IDS, "embeddings": None, "documents": IDS}, "no known answer"),
+    "chroma without embeddings": ({"ids": IDS, "embeddings": None, "documents": IDS}, "holds no vector"),
     "chroma without ids": ({"ids": None, "embeddings": ROWS, "documents": IDS}, "3 embeddings for no list of ids"),
     "chroma with a null id": ({"ids": ["a", None, "c"], "embeddings": ROWS}, "lacks an id"),
     "chroma of other ids": ({"ids": IDS[:2], "embeddings": ROWS}, "3 embeddings for 2 ids"),
     "qdrant sparse": ({"result": {"points": points([{"indices": [1], "values": [0.5]}] * 3)}, "status": "ok"}, "no"),
     "qdrant several": ({"result": {"points": points(NAMED)}, "status": "ok"}, "holds dense, title; name one"),
     "pinecone without values": ({"matches": [{"id": "a", "score": 1, "values": []}]}, "no known answer"),
-    "later entry without vector": ({"result": [points()[0], {"id": "b", "vector": None}]}, "unlike the first"),
+    "later entry without vector": ({"result": [points()[0], {"id": "b", "vector": None}]}, "null"),
     "token embeddings": ([[ROWS]], "one of its numbers is a list"),
     "a text beside nested vectors": ({"text": "a", "embeddings": ROWS}, "no known answer"),
     "a text beside token vectors": ({"text": "a", "embedding": ROWS}, "no known answer"),
@@ -326,7 +358,9 @@ REFUSED_CSV = {
     "whole numbers": (table(rows=CODES), "whole numbers only"),
     "header without numbers": (table(header=["a", "b", "c", "d"]), "has no columns of vectors"),
     "lost dimension": (table(header=["x0", "x1", "x3", "x4"]), "has no columns of vectors"),
-    "semicolons": (table(delimiter=";"), "has no columns of vectors|neither|no rows"),
+    "decimal commas": (table(IDS, header=["id", 0, 1, 2, 3], delimiter=";").replace(".", ","), "not a vector"),
+    "semicolons and commas": ("0,5;1,5\n0,5;1,5\n", "neither a header nor numbers"),
+    "utf-16": (table().encode("utf-16"), "not readable"),
     "trailing comma": (table(rows=[[*row, ""] for row in ROWS]), "neither a header nor numbers"),
     "header alone": ("id,0,1\n", "no rows below its header"),
     "short row": (table(IDS, header=["id", 0, 1, 2, 3]) + "x,1.5\n", "2 cells, the first line has 5"),
@@ -566,7 +600,10 @@ def test_columns_of_matrices_of_one_row_are_vectors(tmp_path):
 
 @pytest.mark.parametrize(
     ("ids", "expected"),
-    [(pa.array([1.0, 2.0, 3.0]), ["1", "2", "3"]), (pa.array(["a", "b", None]), "row 2: lacks an id")],
+    [
+        (pa.array([1.0, 2.0, 3.0]), ["1", "2", "3"]),
+        (pa.array(["a", "b", None]), "docid: lacks an id"),
+    ],
 )
 def test_ids_of_parquet(tmp_path, ids, expected):
     pq.write_table(pa.table({"docid": ids, "emb": ROWS}), tmp_path / "v.parquet")
@@ -575,6 +612,86 @@ def test_ids_of_parquet(tmp_path, ids, expected):
             read_all(open_vectors(tmp_path / "v.parquet"))
     else:
         assert read_all(open_vectors(tmp_path / "v.parquet"))[1] == expected
+
+
+def test_cells_may_be_separated_by_semicolons_tabs_or_bars(tmp_path):
+    for mark in ";\t|":
+        path = write(tmp_path, "v.csv", table(IDS, header=["id", 0, 1, 2, 3], delimiter=mark))
+        rows, ids = read_all(open_vectors(path))
+        np.testing.assert_array_equal(rows, V)
+        assert ids == IDS
+
+
+def test_bytes_that_are_no_text_are_no_ids(tmp_path):
+    for keys in ([b"a", b"\xff\xfe", b"c"], [bytes(range(16))] * 3):
+        pq.write_table(pa.table({"id": keys, "v": ROWS}), tmp_path / "v.parquet")
+        with pytest.raises(DataError, match="bytes that are no text"):
+            read_all(open_vectors(tmp_path / "v.parquet"))
+
+
+def test_float64_bytes_are_not_taken_for_twice_as_many_floats(tmp_path):
+    single = np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)
+    pq.write_table(pa.table({"embedding": [row.astype("<f8").tobytes() for row in single]}), tmp_path / "v.parquet")
+    with pytest.raises(DataError, match="no plausible float32"):
+        open_vectors(tmp_path / "v.parquet")
+    pq.write_table(pa.table({"embedding": [row.tobytes() for row in single]}), tmp_path / "v.parquet")
+    np.testing.assert_array_equal(read_all(open_vectors(tmp_path / "v.parquet"))[0], single)
+
+
+@pytest.mark.parametrize("name", ["url", None, "docid"])
+def test_the_index_of_a_pandas_table_is_its_id(tmp_path, name):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"emb": ROWS}, index=pandas.Index(IDS, name=name))
+    frame.to_parquet(tmp_path / "v.parquet")
+    assert read_all(open_vectors(tmp_path / "v.parquet"))[1] == IDS
+    frame.reset_index(drop=True).to_parquet(tmp_path / "v.parquet")
+    assert read_all(open_vectors(tmp_path / "v.parquet"))[1] is None
+
+
+def test_ids_in_hdf5_are_those_of_the_same_group(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        for group, ids in (("corpus", IDS), ("queries", ["x", "y", "z"])):
+            file[f"{group}/emb"] = V
+            file[f"{group}/doc_ids"] = ids
+        file["others/emb"] = V
+    for group, ids in (("corpus", IDS), ("queries", ["x", "y", "z"]), ("others", None)):
+        assert read_all(open_vectors(tmp_path / "v.h5", f"{group}/emb"))[1] == ids
+
+
+def pandas_store(path, blocks):
+    """Write what ``DataFrame.to_hdf`` writes in its fixed format, whose attributes and arrays these are."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        group = file.create_group("df")
+        group.attrs.update(pandas_type=np.bytes_("frame"), nblocks=len(blocks), encoding=np.bytes_("UTF-8"))
+        group["axis0"] = np.arange(sum(block.shape[1] for block in blocks))
+        group["axis1"] = np.array(IDS, dtype="S5")
+        for number, block in enumerate(blocks):
+            group[f"block{number}_items"], group[f"block{number}_values"] = np.arange(block.shape[1]), block
+    return path
+
+
+def test_a_pandas_store_is_read_with_its_index(tmp_path):
+    rows, ids = read_all(open_vectors(pandas_store(tmp_path / "v.h5", [V])))
+    np.testing.assert_array_equal(rows, V)
+    assert ids == IDS
+    with pytest.raises(DataError, match="several kinds of columns"):  # its columns are in two arrays
+        open_vectors(pandas_store(tmp_path / "w.h5", [V[:, :3], V[:, 3:].astype(np.float64)]))
+
+
+def test_arrays_beside_the_vectors_that_may_be_ids_are_told(tmp_path, told):
+    np.savez(tmp_path / "v.npz", emb=V, names=np.array(IDS))
+    assert read_all(open_vectors(tmp_path / "v.npz"))[1] is None
+    assert any("names is left out; ids would be named `ids`" in each for each in told())
+    np.savez(tmp_path / "v.npz", emb=V, row_ids=np.array([5, 6, 7]))
+    assert read_all(open_vectors(tmp_path / "v.npz"))[1] == ["5", "6", "7"]
+
+
+def test_whole_numbers_in_fvecs_are_no_vectors(tmp_path):
+    rows = b"".join(np.array([4, *row], "<i4").tobytes() for row in np.arange(12).reshape(3, 4))
+    with pytest.raises(DataError, match="whole numbers, as an .ivecs file"):
+        open_vectors(write(tmp_path, "v.fvecs", rows))
 
 
 # -- collections ------------------------------------------------------------------------------------------------------
@@ -640,10 +757,10 @@ def test_texts_have_ids_of_any_known_name_and_may_be_packed(tmp_path, key, packe
 
 
 LOOSE = {
-    "unknown document": ("q0\td9\t1", "names 1 ids that the corpus lacks: d9. 1 of 3 judgements are left out", RIGHT),
-    "unknown query": ("q9\td0\t1", "names 1 ids that the queries lack: q9. 1 of 3 judgements are left out", RIGHT),
-    "negative": ("q0\td0\t-2", "1 negative grades are read as 0", [(0, 0, 0.0), *RIGHT]),
-    "fraction": ("q0\td0\t0.5", "1 grades are no whole numbers and are rounded up", [(0, 0, 1.0), *RIGHT]),
+    "unknown document": ("q0\td9\t1", "names 1 id that the corpus lacks: d9. 1 of 3 judgements is left out", RIGHT),
+    "unknown query": ("q9\td0\t1", "names 1 id that the queries lack: q9. 1 of 3 judgements is left out", RIGHT),
+    "negative": ("q0\td0\t-2", "1 negative grade is read as 0", [(0, 0, 0.0), *RIGHT]),
+    "fraction": ("q0\td0\t0.5", "1 grade is a fraction, rounded up", [(0, 0, 1.0), *RIGHT]),
 }
 
 
@@ -653,7 +770,7 @@ def test_loose_judgements_are_counted_and_told_and_refused_when_strict(tmp_path,
     folder = collection(tmp_path / "c", f"q0\td1\t2\nq1\t7\t1\n{line}\n")
     assert judgements(folder) == expected
     assert any(message in each for each in told())
-    with pytest.raises(DataError, match="names 1 ids|whole numbers, 0 or more"):
+    with pytest.raises(DataError, match="names 1 id|whole numbers, 0 or more"):
         judgements(folder, strict=True)
 
 
@@ -667,9 +784,10 @@ REFUSED_QRELS = {
     "a run": ("q0 Q0 d1 1 12.5 bm25\n", "expected query-id, corpus-id and score"),
     "four columns of something": ("q0\td1\tsome text\t2\n", "expected query-id"),
     "unknown header": ("a\tb\tc\nq0\td1\t1\n", "the score is 'c'"),
-    "no known id": ("x\ty\t1\n", "names 1 ids that the queries lack: x; theirs are q0, q1. No judgement is left"),
+    "no known id": ("x\ty\t1\n", "names 1 id that the queries lack: x; theirs are q0, q1. No judgement is left"),
     "not a number": ("q0\td1\tnan\n", "has a grade that is nan"),
     "two documents": ("qid\tpid\tdocid\tscore\nq0\td1\td1\t1\n", "pid and docid may be the same"),
+    "triples of ids": ("q0\t123456\t7654321\n", "looks like an id, not a grade"),
     "unknown grade": ("query-id\tcorpus-id\tquality\nq0\td1\t1\n", "is a known name of the grade"),
 }
 
@@ -739,6 +857,11 @@ def test_rows_keep_ids_and_dates_as_they_are_written(tmp_path):
     content = lines(*objects(ID=["00042", "7"], day=["2020-01-02 10:00:00", "x"]))
     ids, fields = read_rows(write(tmp_path, "r.jsonl", content), ["day"], 2)
     assert (ids, fields) == (["00042", "7"], {"day": ["2020-01-02 10:00:00", "x"]})
+
+
+def test_fields_may_be_separated_by_semicolons(tmp_path):
+    path = write(tmp_path, "r.csv", "\ufeffid;lang\nd 0;en\nd 1;de, at\n")
+    assert read_rows(path, ["lang"], 2, None) == (["d 0", "d 1"], {"lang": ["en", "de, at"]})
 
 
 def test_rows_are_joined_to_vectors_by_id(tmp_path, told):

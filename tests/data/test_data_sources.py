@@ -328,6 +328,21 @@ def test_a_collection_needs_no_text(tmp_path, vectors):
     np.testing.assert_allclose(collection.queries, vectors[:9], rtol=1e-6)
 
 
+def test_vectors_of_another_model_replace_those_of_a_folder(tmp_path, vectors):
+    """As a bridge needs it; rows are joined by the ids of the folder."""
+    from smec_st.data import load_collection
+
+    folder, other = write_sides(tmp_path, vectors), tmp_path / "other"
+    other.mkdir()
+    np.save(other / "corpus.npy", 2 * vectors)
+    np.save(other / "queries.npy", -vectors[:9])
+    collection = load_collection(folder, other)
+    assert collection.corpus_ids == IDS
+    np.testing.assert_array_equal(collection.corpus, 2 * vectors)
+    np.testing.assert_array_equal(collection.queries, -vectors[:9])
+    assert len(collection.qrels["test"].pairs) == 2
+
+
 def test_a_collection_of_two_models_is_refused(tmp_path, vectors):
     from smec_st.data import load_collection
 

@@ -121,9 +121,9 @@ def test_the_sentence_says_bytes_share_and_certainty():
     )
     assert "as float32 no size holds" in str(Choice(Target(), 60, (floats[1], *codes), None, 12))
     nearly = SizeTest(96, "pq", 12, 0.5999, 0.6, -0.0001, False)
-    assert str(Choice(Target(), 1, (nearly,), None)) == (
+    assert str(Choice(Target(), 60, (nearly,), None)) == (
         "no size holds ndcg@10 >= 1 original: 12 bytes (pq of 96 numbers) keep 99.9 % of nDCG@10 (95 % sure: at least "
-        "99.9 %). Judged by 1 held-out queries."
+        "99.9 %). Judged by 60 held-out queries."
     )
 
 
@@ -336,3 +336,11 @@ def test_queries_that_choose_the_size_train_nothing(collection_dir, tmp_path, mo
     dev = load_collection(collection_dir, collection_dir / "vectors.safetensors").qrels["dev"]
     assert seen["dev_qrels"] is None
     assert not np.isin(seen["args"][2].query_rows, dev.query_rows).any()
+
+
+def test_a_choice_by_few_queries_says_that_they_are_too_few(collection):
+    compressor = Compressor.fit(collection.corpus, method="truncate", dims=(collection.corpus.shape[1],))
+    test = collection.judged("test")
+    few = choose_size(Target(), compressor, collection, test.of_queries(test.query_rows[:5]))
+    assert "Fewer than 20 queries are too few to rely on this" in str(few)
+    assert "too few" not in str(choose_size(Target(), compressor, collection, test))

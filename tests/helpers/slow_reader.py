@@ -17,8 +17,8 @@ import struct
 import zipfile
 
 ID_ORDER = [
-    "id", "ids", "customid", "chunkid", "passageid", "pid", "docid", "documentid", "docno", "corpusid", "queryid",
-    "qid", "uuid", "pk", "index", "unnamed:0", "indexlevel0",
+    "id", "ids", "customid", "recordid", "rowid", "chunkid", "passageid", "pid", "docid", "documentid", "docno",
+    "corpusid", "queryid", "qid", "uuid", "pk", "index", "unnamed:0", "indexlevel0",
 ]  # fmt: skip
 FIELDS = ["embedding", "vector", "embeddings", "values", "vectors"]
 BYTES = {"float32": ("f", 4), "int8": ("b", 1), "uint8": ("B", 1), "binary": ("b", 1), "ubinary": ("B", 1)}
@@ -34,7 +34,7 @@ def same(name):
 
 def id_name(names):
     for known in ID_ORDER:
-        found = [name for name in names if same(name) == known]
+        found = [name for name in names if same(name) == known or (same(name) == known + "s" and known != "id")]
         if len(found) > 1:
             raise Unclear
         if found:

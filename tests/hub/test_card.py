@@ -17,8 +17,8 @@ from paths import ROOT
 from smec_st import Compressor, DataError, load_collection
 from smec_st.cli import run
 from smec_st.compressor.scoring import measure
+from smec_st.evaluation.choice import first_unbeaten
 from smec_st.evaluation.report import Row
-from smec_st.fitting.choice import first_unbeaten
 from smec_st.hub.card import TEMPLATE, lossless_sentence, model_card, public_name
 from smec_st.hub.evidence import Evidence
 

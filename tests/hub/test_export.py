@@ -163,7 +163,11 @@ def test_export_command_names_folder_and_sizes_and_refuses_a_model_that_is_not_t
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "cannot load the model" in lines[0]
+    assert run([*arguments, str(tmp_path / "compressor"), "--out", str(tmp_path / "other")]) == 2
+    assert "holds a compressor, which is no model by itself" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+    with pytest.raises(ValueError, match="This is a model; its compressor is .*model/compressor"):
+        Compressor.load(tmp_path / "model")
 
 
 def test_fit_on_texts_remembers_the_backbone(backbone):

@@ -45,7 +45,7 @@ LAYERS = [
     {"maps"},
     {"evaluation"},
     {"losses"},
-    {"fitting.choice", "fitting.config", "quantization"},
+    {"quantization"},
     {"training"},
     {"fitting", "hub"},
     {"compressor"},

@@ -62,10 +62,10 @@ def test_index_then_search_finds_the_nearest(here, capsys, uri):
     assert [row[0]["id"] for row in json.loads((here / "hits.json").read_text())] == [f"m{i}" for i in range(40)]
 
 
-def test_index_goes_to_a_local_milvus_file_by_default(here, capsys):
+def test_index_goes_to_a_folder_by_default(here, capsys):
     assert run(["index", "small", "--vectors", "vectors.safetensors", "--dims", "8"]) == 0
-    assert (here / "index.db").exists()
-    assert "index.db: 300 rows" in capsys.readouterr().out
+    assert (here / "index" / "manifest.json").exists()
+    assert "index: 300 rows" in capsys.readouterr().out
 
 
 def test_text_queries_are_embedded_by_the_model(here, capsys):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from sentence_transformers import SentenceTransformer
 
 from smec_st.cli import run
 from smec_st.cli.fit import _run_key, _work_dir
@@ -19,6 +20,7 @@ from smec_st.compressor import Compressor
 from smec_st.compressor.space import check_space
 from smec_st.data import DataError, load_collection, open_vectors
 from smec_st.data.embedding import backbone_record, embed_tables, model_state
+from smec_st.data.space import check_backbone
 from smec_st.search import FunnelIndex
 from smec_st.search.build import BuildOptions, _input_hash
 from smec_st.search.checks import Documents
@@ -106,6 +108,23 @@ def test_a_model_that_was_trained_further_and_saved_in_its_place_embeds_again(tm
     second = embed_tables(TEXTS, str(tmp_path / "saved"))
     np.testing.assert_allclose(second[0], model.encode(TEXTS["corpus"], normalize_embeddings=True), atol=1e-6)
     assert not np.allclose(first[0], second[0], atol=1e-3)
+
+
+def test_a_collection_embedded_by_a_model_knows_the_model_as_a_fit_in_python_does(
+    tmp_path, small_collection, monkeypatch
+):
+    monkeypatch.setenv("SMEC_ST_CACHE", str(tmp_path / "cache"))
+    path = str(tmp_path / "saved")
+    model = tiny_bert(tmp_path / "m")
+    model.save_pretrained(path)
+    folder = small_collection(documents=20, queries=20)
+    before = load_collection(folder, model=path)
+    assert before.backbone == {**backbone_record(SentenceTransformer(path)), "model": path}
+    assert len(before.backbone["probe"]) == 8
+    trained_further(model)
+    model.save_pretrained(path)
+    with pytest.raises(DataError, match="trained further"):
+        check_backbone(before.backbone, load_collection(folder, model=path).backbone, "the model")
 
 
 def test_a_compressor_refuses_the_model_that_was_trained_further(tmp_path):

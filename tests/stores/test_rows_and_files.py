@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -96,6 +97,14 @@ def test_a_dry_run_of_good_rows_estimates(folder, vectors, tmp_path, capsys):
     assert estimate(Plan(Job(folder, source), None)).bad == ()
 
 
+def test_a_dry_run_and_a_check_look_at_the_same_sample(folder, vectors, tmp_path):
+    rows = np.concatenate([vectors, vectors[:300]])  # repeated rows count once
+    source = write(tmp_path / "in.npy", rows)
+    (drift,) = check_drift(Compressor.load(folder), open_vectors(source))
+    for dim in (8, 4):
+        assert estimate(Plan(Job(folder, source, dim=dim), None)).kept_neighbors == drift.kept[dim]
+
+
 def test_bad_rows_stop_a_transform_and_say_what_to_do(folder, spoiled, tmp_path):
     with pytest.raises(BadRows, match="--skip-bad leaves them out") as caught:
         transform_files(Job(folder, write(tmp_path / "in.npy", spoiled)), tmp_path / "out")
@@ -167,6 +176,149 @@ def test_drift_refuses_bad_rows_outside_its_sample(compressor, vectors, tmp_path
         check_drift(compressor, open_vectors(write(tmp_path / "in.npy", many)))
 
 
+FAULTS = {3: "holds no vector", 40: "lacks a number", 41: "is 2 wide", 77: "lacks an id", 300: "is all zero"}
+
+
+def faulty(path, vectors):
+    """Write rows with every fault that a format can hold; returns the path."""
+    rows = [[float(number) for number in row] for row in vectors[:400]]
+    rows[3], rows[41], rows[300] = None, [0.5, 0.25], [0.0] * WIDTH
+    rows[40][5] = None
+    ids = [f"d{row}" for row in range(len(rows))]
+    ids[77] = None
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"id": ids, "vector": rows}), path, row_group_size=150)
+    elif path.suffix == ".csv":
+        cells = [",".join("" if cell is None else str(cell) for cell in row or []) for row in rows]
+        lines = [f"{key or ''},{row}" for key, row in zip(ids, cells, strict=True)]
+        path.write_text("\n".join([",".join(["id", *map(str, range(WIDTH))]), *lines]))
+    else:
+        lines = [json.dumps({"id": key, "embedding": row}) for key, row in zip(ids, rows, strict=True)]
+        lines[3] = '{"id": "d3", "error": "rate limit"}'
+        path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["in.parquet", "in.csv", "in.jsonl"])
+def test_rows_that_cannot_be_read_are_listed_with_the_others_and_left_out(folder, compressor, vectors, tmp_path, name):
+    source, out = faulty(tmp_path / name, vectors), tmp_path / "out.parquet"
+    found = estimate(Plan(Job(folder, source), None)).bad
+    assert [(row.file, row.row) for row in found] == [(source, row) for row in FAULTS]
+    assert [row.id for row in found if row.row in (40, 300)] == ["d40", "d300"]
+    with pytest.raises(BadRows) as caught:
+        check_drift(compressor, open_vectors(source))
+    assert caught.value.rows == found
+    with pytest.raises(DataError, match="4 rows cannot be read"):
+        load_vectors(source)
+    with pytest.raises(BadRows):
+        transform_files(Job(folder, source), tmp_path / "refused")
+    assert transform_files(Job(folder, source, skip_bad=True, shard_rows=64), out).rows == 400 - len(FAULTS)
+    good = [row for row in range(400) if row not in FAULTS]
+    table = pq.read_table(out)
+    assert table["id"].to_pylist() == [f"d{row}" for row in good]
+    np.testing.assert_allclose(np.array(table["vector"].to_pylist()), compressor.transform(vectors[good]), atol=1e-6)
+    left = [json.loads(line) for line in (tmp_path / "out.parquet.left-out.jsonl").read_text().splitlines()]
+    assert [each["row"] for each in left] == list(FAULTS)
+
+
+def test_whys_name_what_was_seen(folder, vectors, tmp_path):
+    found = estimate(Plan(Job(folder, faulty(tmp_path / "in.parquet", vectors)), None)).bad
+    assert all(why in row.why for row, why in zip(found, FAULTS.values(), strict=True))
+    found = estimate(Plan(Job(folder, faulty(tmp_path / "in.jsonl", vectors)), None)).bad
+    whys = ["line 4: the API answered with an error: rate limit", "line 41.*null", "line 42: 2 wide", "lacks an id"]
+    for row, why in zip(found, whys, strict=False):
+        assert re.search(why, row.why), (row, why)
+    assert [row.id for row in found] == ["d3", "d40", "d41", None, "d300"]
+
+
+def test_failed_requests_of_a_batch_are_bad_rows(folder, vectors, tmp_path):
+    rows = vectors[:400].tolist()
+    body = [{"status_code": 200, "body": {"object": "list", "data": [{"embedding": row}]}} for row in rows]
+    body[0] = {"status_code": 429, "body": {"error": {"message": "slow down"}}}
+    lines = [{"custom_id": f"q{i}", "response": each, "error": None} for i, each in enumerate(body)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (bad,) = estimate(Plan(Job(folder, str(tmp_path / "in.jsonl")), None)).bad
+    assert (bad.row, bad.id) == (0, "q0")
+    assert "429" in bad.why
+
+
+def test_a_lost_line_of_several_vectors_is_refused(tmp_path, vectors):
+    lines = [json.dumps({"embeddings": vectors[at : at + 5].tolist()}) for at in range(0, 50, 5)]
+    lines[3] = lines[3][:-30]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="line 4: not JSON"):
+        list(open_vectors(tmp_path / "in.jsonl").batches())
+
+
+def test_rows_of_a_null_vector_at_the_start_tell_no_width(tmp_path, vectors):
+    for width in (1, 999):
+        rows = [None] * width + vectors[:5].tolist()
+        pq.write_table(pa.table({"v": rows}), tmp_path / "in.parquet")
+        source = open_vectors(tmp_path / "in.parquet")
+        assert source.width == WIDTH
+        rest = np.concatenate([batch.rows for batch in source.batches(5, width)])
+        np.testing.assert_array_equal(rest, vectors[:5])
+    pq.write_table(pa.table({"v": [None] * 1000 + vectors[:5].tolist()}), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match="row 0 holds no vector"):
+        open_vectors(tmp_path / "in.parquet")
+
+
+@pytest.mark.parametrize("kind", ["Flat", "IDMap,Flat", "IVF4,Flat"])
+def test_migrate_leaves_bad_rows_out_of_an_index_and_keeps_the_ids(
+    folder, compressor, spoiled, tmp_path, capsys, kind
+):
+    faiss = pytest.importorskip("faiss")
+    index = faiss.index_factory(WIDTH, kind)
+    rows = np.where(np.isfinite(spoiled), spoiled, 0)
+    rows[[17, 301, 999]] = 0
+    ids = np.arange(ROWS) * (1 if kind == "Flat" else 3)
+    index.train(np.delete(rows, list(BAD), 0))
+    index.add(rows) if kind == "Flat" else index.add_with_ids(rows, ids)
+    faiss.write_index(index, str(tmp_path / "i.faiss"))
+    command = ["migrate", folder, str(tmp_path / "i.faiss"), "--out", str(tmp_path / "o.faiss")]
+    assert run(command) == 2
+    listed = capsys.readouterr().err.splitlines()
+    assert "4 rows cannot be used" in listed[-1]
+    assert len(listed) == 5
+    assert run([*command, "--skip-bad"]) == 0
+    migrated = open_vectors(tmp_path / "o.faiss")
+    (batch,) = migrated.batches()
+    good = [row for row in range(ROWS) if row not in BAD]
+    assert batch.ids == [str(ids[row]) for row in good]
+    np.testing.assert_allclose(batch.rows, compressor.transform(rows[good], 8), atol=1e-5)
+    left = [json.loads(line) for line in (tmp_path / "o.faiss.left-out.jsonl").read_text().splitlines()]
+    assert [each["row"] for each in left] == list(BAD)
+    assert run(command) == 2  # what is there already is not overwritten
+    assert "exists already" in capsys.readouterr().err
+    assert run(["migrate", folder, str(tmp_path / "i.faiss"), "--out", str(tmp_path / "o.npy"), "--skip-bad"]) == 2
+    assert run(["migrate", folder, str(tmp_path / "i.faiss"), "--in-place", "--skip-bad"]) == 2
+    assert "would be lost" in capsys.readouterr().err
+
+
+def test_migrate_leaves_bad_rows_out_of_files(folder, spoiled, tmp_path, caplog):
+    source = write(tmp_path / "in.parquet", spoiled)
+    assert run(["migrate", folder, source, "--out", str(tmp_path / "new"), "--skip-bad"]) == 0
+    assert "4 rows left out, listed in" in caplog.text
+    assert sum(len(pq.read_table(path)) for path in (tmp_path / "new").glob("shard-*")) == ROWS - len(BAD)
+
+
+def test_migrate_leaves_bad_rows_out_of_a_collection(folder, vectors, tmp_path, capsys):
+    pymilvus = pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    client = pymilvus.MilvusClient(str(tmp_path / "s.db"))
+    client.create_collection("docs", dimension=WIDTH, metric_type="IP")
+    rows = vectors[:20].copy()
+    rows[7] = 0
+    client.insert("docs", [{"id": 5 * i, "vector": row.tolist(), "text": f"t{i}"} for i, row in enumerate(rows)])
+    store = f"{tmp_path / 's.db'}#docs"
+    assert run(["migrate", folder, store, "--out", "small"]) == 2
+    assert "row 7 (id 35) is all zero" in capsys.readouterr().err
+    assert run(["migrate", folder, store, "--out", "small", "--skip-bad"]) == 0
+    found = client.query("small", filter="", output_fields=["id", "text"], limit=100)
+    assert [(each["id"], each["text"]) for each in found] == [(5 * i, f"t{i}") for i in range(20) if i != 7]
+    assert json.loads((tmp_path / "s.db.small.left-out.jsonl").read_text())["id"] == "35"
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +388,24 @@ def test_the_ending_and_the_format_must_agree(folder, vectors, tmp_path, capsys)
     assert run(["transform", folder, source, str(tmp_path / "mine.npy")]) == 2
     assert run(["transform", folder, source, source]) == 2
     np.testing.assert_array_equal(np.load(source), vectors)
+
+
+@pytest.mark.parametrize(
+    "name", ["out.csv", "out.jsonl", "out.NPY", "out.faiss", "out.npz", "out.parquet.gz", "out.h5"]
+)
+def test_a_name_of_a_file_that_is_not_written_is_refused(folder, vectors, tmp_path, capsys, name):
+    source = write(tmp_path / "in.npy", vectors)
+    for command in (["transform", folder, source, str(tmp_path / name)],
+                    ["migrate", folder, source, "--out", str(tmp_path / name)]):  # fmt: skip
+        assert run(command) == 2
+        assert "files are written as .npy, .parquet, .safetensors, not ." in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"c", "in.npy"}
+
+
+@pytest.mark.parametrize("name", ["out", "docs.v2", "docs-0.1", "docs.2024-01"])
+def test_a_name_without_the_ending_of_a_file_becomes_a_folder(folder, vectors, tmp_path, name):
+    assert run(["transform", folder, write(tmp_path / "in.npy", vectors), str(tmp_path / name)]) == 0
+    assert (tmp_path / name / "manifest.json").is_file()
 
 
 # -- bits -------------------------------------------------------------------------------------------------------------

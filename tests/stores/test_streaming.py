@@ -282,6 +282,6 @@ def test_ray_is_started_again_before_it_is_an_error(kind):
 def test_the_command_reports_what_it_did(folder, vectors, tmp_path, capsys):
     arguments = ["transform", str(folder), npy(tmp_path, vectors), str(tmp_path / "out")]
     assert run([*arguments, "--precision", "binary", "--dim", "4"]) == 0
-    assert "1,000 vectors of 4 numbers (binary, 1 bytes) in 1 files" in capsys.readouterr().out
+    assert "1,000 vectors of 4 numbers (binary, 1 byte) in 1 file" in capsys.readouterr().out
     assert run([*arguments, "--bytes", "3"]) == 2
     assert "this compressor has no codes of 3 bytes; it has int8 of 8" in capsys.readouterr().err

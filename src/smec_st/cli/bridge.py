@@ -57,7 +57,7 @@ def bridge(
 
         from smec_st.compressor import Bridge, Compressor
         from smec_st.data import DataError, Qrels, load_collection
-        from smec_st.fitting.choice import Decision
+        from smec_st.evaluation.choice import Decision
 
         if new_vectors is None and new_model is None:
             raise DataError("give the new model's vectors: --new-vectors or --new-model.")

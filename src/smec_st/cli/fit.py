@@ -124,7 +124,7 @@ def fit(
             _check_report(collection)
         budgets = _bytes_to_try(budgets, limit, aim is not None, settings, collection.corpus.shape[1])
         train, dev, kept = _judgements(collection, no_labels, aim is not None, limit is not None)
-        asking = _may_be_read(collection, train)
+        unlabelled = _may_be_read(collection, train)
         labels = None if no_labels else train
         fitted_on = dataclasses.replace(collection, qrels={} if labels is None else {"train": labels})
         if synthetic is not None:
@@ -139,7 +139,7 @@ def fit(
         from smec_st.system.files import new_folder
         from smec_st.system.locks import write_lock
     given = {**settings, "method": method, "bytes": budgets, "limit": limit, "labels": not no_labels}
-    key = _run_key(fitted_on, asking, dev, given)
+    key = _run_key(fitted_on, unlabelled, dev, given)
     with _quiet_labels(), write_lock(out), _work_dir(out, key) as work:
         refuse_existing(out)  # another process may have finished it meanwhile
         compressor = Compressor.fit(
@@ -148,7 +148,7 @@ def fit(
             labels,
             model=model,
             dev_qrels=None if no_labels else dev,
-            unlabelled_queries=asking,
+            unlabelled_queries=unlabelled,
             own_document=fitted_on.own_document,
             backbone=fitted_on.backbone,
             bytes=budgets or None,
@@ -195,7 +195,8 @@ def _refuse_lengths(collection: Collection) -> None:
     if longest > shortest * SAME_LENGTH:
         raise DataError(
             f"--similarity dot: a fit compares by cosine, and the documents are {shortest:.3g} to {longest:.3g} long. "
-            "Leave the option out to fit all the same; `evaluate --similarity dot` scores the original as its model."
+            "Leave the option out to fit all the same, and multiply each compressed document by its length: it ranks "
+            "nearly as its model; `evaluate --similarity dot` scores the original as its model."
         )
 
 
@@ -228,10 +229,10 @@ def _judgements(
 
 
 def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
-    """Say how many judgements of another split are trained on, as its figures are no test then."""
+    """Say how many judgements of another split are trained on: the scores of that split are no test then."""
     import numpy as np
 
-    from smec_st.system.errors import tell
+    from smec_st.system.errors import count, tell
 
     def numbers(qrels: Qrels) -> np.ndarray:
         found: np.ndarray = qrels.pairs[:, 0] * len(collection.corpus) + qrels.pairs[:, 1]
@@ -240,7 +241,8 @@ def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
     for split, qrels in collection.qrels.items():
         shared = 0 if split == "train" else len(np.intersect1d(numbers(train), numbers(qrels)))
         if shared:
-            tell(f"{shared} judgements of the {split} split of {collection.name} are in its train split as well.")
+            what, verb = count(shared, "judgement"), "is" if shared == 1 else "are"
+            tell(f"{what} of the {split} split of {collection.name} {verb} in its train split as well.")
 
 
 def _measure_costs(compressor: Compressor, collection: Collection, unread: Qrels | None, no_labels: bool) -> None:
@@ -256,9 +258,9 @@ def _measure_costs(compressor: Compressor, collection: Collection, unread: Qrels
 
 def _print_decisions(compressor: Compressor, limit: Limit | None) -> None:
     """What held-out queries chose, and what the chosen ways to store documents cost."""
+    from smec_st.evaluation.choice import Decision
     from smec_st.evaluation.limits import Pair
     from smec_st.evaluation.target import Cost
-    from smec_st.fitting.choice import Decision
 
     for decision in compressor.info.get("decisions", []):
         click.echo(str(Decision(**decision)))
@@ -270,7 +272,7 @@ def _print_decisions(compressor: Compressor, limit: Limit | None) -> None:
 
 
 def _check_report(collection: Collection) -> None:
-    """Refuse --report before the fit where it could not be written after it."""
+    """Refuse --report before the fit if it could not be written afterwards."""
     from smec_st.data import DataError
     from smec_st.report.figures import plotly_script
 
@@ -280,7 +282,7 @@ def _check_report(collection: Collection) -> None:
 
 
 def _may_be_read(collection: Collection, train: Qrels | None) -> np.ndarray:
-    """Queries that training may read without judgements: its own, and those that no split judges, ``(q,)``."""
+    """Return the queries that may be read without judgements: those of training, and unjudged ones, ``(q,)``."""
     import numpy as np
 
     judged = [np.empty(0, dtype=np.int64), *(qrels.query_rows for qrels in collection.qrels.values())]
@@ -358,8 +360,8 @@ def _settings(config: Path | None, dims: str | None, seed: int | None, method: s
     return settings
 
 
-def _run_key(collection: Collection, asking: np.ndarray, dev: Qrels | None, settings: dict[str, Any]) -> str:
-    """A hash of all that a fit depends on: an unfinished run is only continued with the very same input."""
+def _run_key(collection: Collection, unlabelled: np.ndarray, dev: Qrels | None, settings: dict[str, Any]) -> str:
+    """Hash all that a fit depends on: an unfinished run is only continued with the very same input."""
     from smec_st import __version__
     from smec_st.data.vectors import hash_rows
 
@@ -367,14 +369,14 @@ def _run_key(collection: Collection, asking: np.ndarray, dev: Qrels | None, sett
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     judged = [collection.qrels[name] for name in sorted(collection.qrels)]
     arrays = [getattr(qrels, name) for qrels in (*judged, *([] if dev is None else [dev])) for name in JUDGED]
-    for array in (*arrays, collection.corpus, collection.queries, collection.own_document, asking):
+    for array in (*arrays, collection.corpus, collection.queries, collection.own_document, unlabelled):
         hash_rows(digest, array)
     return digest.hexdigest()[:KEY_LENGTH]
 
 
 @contextmanager
 def _quiet_labels() -> Iterator[None]:
-    """The decision is printed below the table; as a warning above it nobody would see it."""
+    """Hide the warning about unused labels: the decision is printed below the table instead."""
     import warnings
 
     from smec_st.fitting.fit import LabelsWarning
@@ -386,7 +388,7 @@ def _quiet_labels() -> Iterator[None]:
 
 @contextmanager
 def _work_dir(out: Path, key: str) -> Iterator[Path]:
-    """A folder for checkpoints beside ``out``; it stays when the run is cut off and goes when the run is done."""
+    """Yield a folder for checkpoints next to ``out``; it is removed unless the run is interrupted."""
     work = out.with_name(f".{out.name}.{key}.unfinished")
     if _has_progress(work):
         click.echo(f"continuing the unfinished run in {work}", err=True)
@@ -408,5 +410,5 @@ def _work_dir(out: Path, key: str) -> Iterator[Path]:
 
 
 def _has_progress(work: Path) -> bool:
-    """Whether a run can be continued: a candidate was chosen, or a stage has a checkpoint."""
+    """Return whether a run can be continued: a candidate was chosen, or a stage has a checkpoint."""
     return any(any(work.rglob(name)) for name in ("decision.json", "stage-*/final", "stage-*/checkpoint-*"))

@@ -7,11 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from smec_st.cli.options import CODES, COLUMN, FOLDER, load_table, thinking, whole_numbers
+
+if TYPE_CHECKING:
+    from smec_st.search import FunnelIndex
+
+RowIds = Sequence[int] | Sequence[str]
 
 
 @click.command()
@@ -19,8 +24,8 @@ from smec_st.cli.options import CODES, COLUMN, FOLDER, load_table, thinking, who
 @click.option("--vectors", type=FOLDER, required=True, help="Documents, in any format; their ids are kept.")
 @COLUMN
 @CODES
-@click.option("--out", "uri", default="index.db", show_default=True, metavar="URI", help="NAME.db (Milvus Lite), "
-              "http://HOST:19530 (Milvus), or a folder (FAISS in this process).")  # fmt: skip
+@click.option("--out", "uri", default="index", show_default=True, metavar="URI", help="A folder (searched by FAISS "
+              "in this process), NAME.db (Milvus Lite), or http://HOST:19530 (Milvus).")  # fmt: skip
 @click.option("--rows", type=FOLDER, help="Ids and fields, one row per vector: .jsonl, .csv or .parquet. Joined by "
               "id if the vectors have ids too, else by position. Fields are those named by --field.")  # fmt: skip
 @click.option("--field", "names", multiple=True, help="Column of --rows to filter by; may be repeated.")
@@ -88,10 +93,9 @@ def index(
         if add:
             with FunnelIndex.open(uri, loaded) as opened:
                 opened.check(source, () if opened.settings.originals else opened.settings.sizes[-1:])
-                if ids is not None and opened.settings.id_type == "str":
-                    ids = list(map(str, ids))
-                count = _count_added(report_progress, len(table))
-                opened.add(table, ids, fields, replace=replace or old is not None, progress=count)
+                kept = None if ids is None else _ids_of(opened, ids)
+                progress = _add_up(report_progress, len(table))
+                opened.add(table, kept, fields, replace=replace or old is not None, progress=progress)
                 opened.flush()
         else:
             built = FunnelIndex.build(
@@ -113,14 +117,12 @@ def index(
         truth = "full-width search" if opened.settings.originals else f"search at {opened.settings.full} numbers"
         _print_report(opened.uri, str(opened.schedule), report, truth)
     if old is not None and ids is not None:
-        with FunnelIndex.open(old) as left:
-            moved = left.delete(list(map(str, ids)) if left.settings.id_type == "str" else ids)
-            click.echo(f"{left.uri}: {moved} documents moved, {len(left)} left")
+        _delete_moved(old, ids)
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_move(old: str, ids: Sequence[int] | Sequence[str] | None) -> None:
+def _check_move(old: str, ids: RowIds | None) -> None:
     """Refuse a move from an index that cannot be opened, or of documents whose ids cannot be those of that index."""
     from smec_st.data import DataError
     from smec_st.search import FunnelIndex
@@ -130,6 +132,21 @@ def _check_move(old: str, ids: Sequence[int] | Sequence[str] | None) -> None:
     with FunnelIndex.open(old) as index:
         if index.settings.id_type == "int" and any(isinstance(each, str) for each in ids):
             raise DataError(f"{old} has whole numbers as ids, and these documents have texts, such as {ids[0]!r}.")
+
+
+def _delete_moved(old: str, ids: RowIds) -> None:
+    """Delete the documents that the new index holds from the old one."""
+    from smec_st.search import FunnelIndex
+    from smec_st.system.errors import count
+
+    with FunnelIndex.open(old) as left:
+        moved = left.delete(_ids_of(left, ids))
+        click.echo(f"{left.uri}: {count(moved, 'document')} moved, {len(left)} left")
+
+
+def _ids_of(index: FunnelIndex, ids: RowIds) -> RowIds:
+    """Convert ids to the type of the index: whole numbers become texts if its ids are texts."""
+    return list(map(str, ids)) if index.settings.id_type == "str" else ids
 
 
 @contextmanager
@@ -150,25 +167,27 @@ def _progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def _count_added(report: Callable[[str, int, int], None], total: int) -> Callable[[int], None]:
+def _add_up(report: Callable[[str, int, int], None], total: int) -> Callable[[int], None]:
     """Return a function that takes the rows of each batch and reports their sum."""
     done = 0
 
-    def count(rows: int) -> None:
+    def add(rows: int) -> None:
         nonlocal done
         done += rows
         report("adding", done, total)
 
-    return count
+    return add
 
 
 def _print_report(uri: str, schedule: str, report: dict[str, Any], truth: str) -> None:
+    from smec_st.system.errors import count
+
     choice = report["schedule"]
-    click.echo(f"{uri}: {report['rows']} rows, schedule {schedule}")
+    click.echo(f"{uri}: {count(report['rows'], 'row')}, schedule {schedule}")
     if choice["recall"] is not None:
         click.echo(
             f"recall@{choice['k']} {choice['recall']:.4f} of exact {truth} "
-            f"(at least {choice['recall_low']:.4f}, {choice['queries']} queries)"
+            f"(at least {choice['recall_low']:.4f}, {count(choice['queries'], 'query', 'queries')})"
         )
     for kind in ("ram", "disk"):
         sizes = report[kind]

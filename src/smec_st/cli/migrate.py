@@ -12,6 +12,7 @@ from smec_st.cli.options import (
     COLUMN,
     FOLDER,
     PRECISION,
+    SKIP_BAD,
     listing_bad_rows,
     print_estimate,
     row_progress,
@@ -24,6 +25,7 @@ from smec_st.cli.options import (
 @click.argument("store")
 @click.option("--out", help="Where to write: a folder, a FAISS file, or a collection in the same Milvus database.")
 @click.option("--in-place", is_flag=True, help="Replace the store, and delete the old one when that is done.")
+@SKIP_BAD
 @click.option("--dry-run", is_flag=True, help="Look at all rows, estimate cost and loss, and write nothing.")
 @click.option("--dim", type=int, help="Size; the widest by default.")
 @PRECISION
@@ -35,6 +37,7 @@ def migrate(
     store: str,
     out: str | None,
     in_place: bool,
+    skip_bad: bool,
     dry_run: bool,
     dim: int | None,
     precision: str | None,
@@ -49,7 +52,7 @@ def migrate(
         from smec_st.stores import migrate as rewrite
     if not dry_run and in_place == (out is not None):
         raise DataError("say where to write: --out or --in-place; or estimate first with --dry-run.")
-    plan = Plan(Job(str(compressor), store, column, dim, precision, bytes_, codes=codes), out)
+    plan = Plan(Job(str(compressor), store, column, dim, precision, bytes_, codes=codes, skip_bad=skip_bad), out)
     if dry_run:
         print_estimate(store, estimate(plan))
         return

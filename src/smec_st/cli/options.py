@@ -25,6 +25,8 @@ STRICT = click.option("--strict", is_flag=True, help="Refuse judgements of unkno
                       "whole numbers; by default they are left out or rounded, and counted.")  # fmt: skip
 PRECISIONS = ["float32", "float16", "int8", "binary", "pq"]
 PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), help="float32 by default.")
+SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, or hold NaN, infinity "
+                        "or only zeros, and list them beside OUT.")  # fmt: skip
 BYTES = click.option("--bytes", "bytes_", type=int, help="Bytes per vector, instead of --dim and --precision.")
 SEED = click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), help="Random seed.")
 SIMILARITY = click.option(
@@ -85,7 +87,7 @@ def refuse_existing(folder: Path) -> None:
 
 
 def print_similarity(collection: Collection) -> None:
-    """Say it where the original vectors are compared otherwise than the compressed ones."""
+    """Print a line if the original vectors are compared in another way than the compressed ones."""
     if collection.similarity == "dot":
         click.echo("original: by inner product, as its model scores; all others by cosine, which knows no lengths")
     elif collection.similarity != "cosine":
@@ -128,8 +130,9 @@ def print_estimate(store: str, estimated: Estimate) -> None:
         DataError: If there are rows that cannot be used; all are listed.
     """
     from smec_st.stores.bad_rows import BadRows
+    from smec_st.system.errors import count
 
-    click.echo(f"{estimated.rows:,} vectors in {store}")
+    click.echo(f"{count(estimated.rows, 'vector')} in {store}")
     if estimated.rows:
         ratio = estimated.bytes_before / estimated.bytes_after
         click.echo(f"{estimated.bytes_before:,} bytes become {estimated.bytes_after:,} ({ratio:.0f}x smaller)")
@@ -139,7 +142,7 @@ def print_estimate(store: str, estimated: Estimate) -> None:
         click.echo(f"{estimated.kept_neighbors:.3f} of the ten nearest neighbours stay (on a sample, before rounding)")
     if estimated.bad:
         with listing_bad_rows():
-            raise BadRows(estimated.bad, "mend or remove them, or leave them out with `transform --skip-bad`.")
+            raise BadRows(estimated.bad, "mend or remove them, or leave them out with --skip-bad.")
 
 
 @contextmanager

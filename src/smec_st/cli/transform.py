@@ -12,6 +12,7 @@ from smec_st.cli.options import (
     COLUMN,
     FOLDER,
     PRECISION,
+    SKIP_BAD,
     listing_bad_rows,
     print_estimate,
     row_progress,
@@ -31,7 +32,7 @@ from smec_st.cli.options import (
     "--format", "kind", type=click.Choice(["npy", "parquet"]), help="Format in a folder OUT; by default the input's."
 )
 @COLUMN
-@click.option("--skip-bad", is_flag=True, help="Leave out rows of NaN, infinity or zeros, and list them beside OUT.")
+@SKIP_BAD
 @click.option("--dry-run", is_flag=True, help="Look at all rows, estimate cost and loss, and write nothing.")
 @CODES
 @click.option("--shard-rows", type=int, default=131_072, show_default=True, help="Rows per output file.")
@@ -52,23 +53,24 @@ def transform(
 ) -> None:
     """Compress VECTORS into OUT in bounded memory; the same command continues after an interruption.
 
-    OUT is one file if its name ends in .npy, .parquet or .safetensors, and else a folder of such files.
+    OUT is one file if its name ends in .npy, .parquet or .safetensors, and a folder of such files if it has no ending.
     """
     with thinking("reading"):
         from smec_st.stores import Job, Plan, estimate, transform_files
+        from smec_st.stores.job import left_out_lists
+        from smec_st.system.errors import count
     job = Job(str(compressor), vectors, column, dim, precision, bytes_, kind, shard_rows, codes, skip_bad)
     if dry_run:
         print_estimate(vectors, estimate(Plan(job, str(out))))
         return
     with row_progress() as report, listing_bad_rows():
         manifest = transform_files(job, out, engine, report)
-    space, count = manifest.job["space"], len(manifest.shards)
-    where = f"{count} files of {out}" if out.is_dir() else str(out)
-    stored = f"{space['precision']}, {space['bytes']} bytes"
-    click.echo(f"{manifest.rows:,} vectors of {space['dim']} numbers ({stored}) in {where}")
+    space = manifest.job["space"]
+    where = f"{count(len(manifest.shards), 'file')} of {out}" if out.is_dir() else str(out)
+    stored = f"{space['precision']}, {count(space['bytes'], 'byte')}"
+    click.echo(f"{count(manifest.rows, 'vector')} of {count(space['dim'], 'number')} ({stored}) in {where}")
     left_out = sum(shard.read - shard.rows for shard in manifest.shards)
     if left_out:
-        lists = f"{out}/left-out*.jsonl" if out.is_dir() else f"{out}.left-out.jsonl"
-        click.echo(f"{left_out:,} rows left out, listed in {lists}")
+        click.echo(f"{count(left_out, 'row')} left out, listed in {left_out_lists(out)}")
     if manifest.job["ids"] is False:
         click.echo("the ids of the rows were not written; .parquet keeps them")

@@ -12,7 +12,7 @@ import numpy as np
 
 from smec_st import __version__
 from smec_st.data.own import as_own_document
-from smec_st.data.qrels import Qrels, as_qrels
+from smec_st.data.qrels import as_qrels
 from smec_st.data.safetensors import read_safetensors
 from smec_st.data.space import check_backbone
 from smec_st.data.vectors import check_vectors, unit_rows
@@ -23,6 +23,7 @@ from smec_st.system.files import new_folder
 
 if TYPE_CHECKING:
     from smec_st.compressor.compressor import Compressor
+    from smec_st.data.qrels import Judgements
     from smec_st.data.vectors import ArrayLike
 
 CONFIG_FILE, WEIGHTS_FILE = "bridge.json", "bridge.safetensors"
@@ -109,7 +110,7 @@ class Bridge:
         old_queries: ArrayLike,
         new_corpus: ArrayLike,
         new_queries: ArrayLike,
-        qrels: Qrels | Mapping[int, Mapping[int, float]] | ArrayLike | None = None,
+        qrels: Judgements | None = None,
         *,
         compressor: Compressor | None = None,
         share: float = 0.0,
@@ -147,27 +148,7 @@ class Bridge:
             raise DataError(f"`share` is the part of the store that the sample holds, from 0 to 1; got {share}.")
         if not 0 <= least:
             raise DataError(f"`least` must be 0 or more, got {least}.")
-        tables = [
-            check_vectors(rows, what)
-            for rows, what in (
-                (old_corpus, "old document"),
-                (old_queries, "old query"),
-                (new_corpus, "new document"),
-                (new_queries, "new query"),
-            )
-        ]
-        for side, one, other in (("documents", *tables[::2]), ("queries", *tables[1::2])):
-            if len(one) != len(other):
-                raise DataError(
-                    f"{side} of both models must be the same texts in the same order; the old model has {len(one)} "
-                    f"and the new one {len(other)}."
-                )
-        for name, part, side in (("old", tables[:2], "old"), ("new", tables[2:], "new")):
-            if part[0].shape[1] != part[1].shape[1]:
-                raise DataError(
-                    f"{name} queries are {part[1].shape[1]} wide and {side} documents {part[0].shape[1]}; both must "
-                    "come from the same model."
-                )
+        tables = _checked_pairs(old_corpus, old_queries, new_corpus, new_queries)
         old = {**((compressor.info.get("backbone") or {}) if compressor else {}), **(old or {})}
         spaces, sizes = [unit_rows(table) for table in tables[:2]], tuple(tables[0].shape[1:])
         if compressor is not None:
@@ -262,3 +243,29 @@ class Bridge:
                 f"{folder}: {WEIGHTS_FILE} and {CONFIG_FILE} do not belong together (fingerprints differ)."
             )
         return bridge
+
+
+def _checked_pairs(
+    old_corpus: ArrayLike, old_queries: ArrayLike, new_corpus: ArrayLike, new_queries: ArrayLike
+) -> list[np.ndarray]:
+    """Return the four tables as arrays; refuse them if rows do not pair up, or sides of a model differ in width."""
+    given = {
+        "old document": old_corpus,
+        "old query": old_queries,
+        "new document": new_corpus,
+        "new query": new_queries,
+    }
+    tables = [check_vectors(rows, what) for what, rows in given.items()]
+    for side, one, other in (("documents", *tables[::2]), ("queries", *tables[1::2])):
+        if len(one) != len(other):
+            raise DataError(
+                f"{side} of both models must be the same texts in the same order; the old model has {len(one)} "
+                f"and the new one {len(other)}."
+            )
+    for name, (corpus, queries) in (("old", tables[:2]), ("new", tables[2:])):
+        if corpus.shape[1] != queries.shape[1]:
+            raise DataError(
+                f"{name} queries are {queries.shape[1]} wide and {name} documents {corpus.shape[1]}; both must "
+                "come from the same model."
+            )
+    return tables

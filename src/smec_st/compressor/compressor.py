@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
+    from smec_st.data.qrels import Judgements
+    from smec_st.data.vectors import ArrayLike
     from smec_st.evaluation.limits import Limit
     from smec_st.fitting.config import FitConfig
     from smec_st.hub.evidence import Evidence
@@ -36,8 +38,8 @@ Vectors = TypeVar("Vectors", np.ndarray, "Tensor")
 class Compressor:
     """Maps a backbone's vectors to any of its sizes, unit norm at each.
 
-    Made by :meth:`fit` or :meth:`load`; never half-made. With the order ``grow`` one map serves all sizes and the
-    first ``m`` numbers are the ``m``-dimensional vector ("nested").
+    Made by :meth:`fit` or :meth:`load`. With the order ``grow`` one map serves all sizes, and the first ``m`` numbers
+    are the ``m``-dimensional vector: the sizes are nested.
 
     Args:
         maps: Folded maps and the sizes each serves.
@@ -73,12 +75,12 @@ class Compressor:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Sizes it was trained for, falling."""
+        """Sizes that it was trained for, in descending order."""
         return tuple(sorted(self._by_dim, reverse=True))
 
     @property
     def nested_dims(self) -> tuple[int, ...]:
-        """Sizes that are prefixes of the widest of them, falling."""
+        """Sizes that are prefixes of the widest of them, in descending order."""
         best = max((sizes for _, sizes in self._maps), key=lambda sizes: (len(sizes), max(sizes)))
         return tuple(sorted(best, reverse=True))
 
@@ -89,7 +91,7 @@ class Compressor:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of backbone, maps and sizes: vectors of different fingerprints must not meet in one index."""
+        """A short hash of backbone, maps and sizes: one index holds vectors of one fingerprint."""
         return fingerprint(self)
 
     @property
@@ -107,7 +109,7 @@ class Compressor:
         return as_html(self.width, self.dims, self.info, self.heads, self.fingerprint)
 
     def map_for(self, dim: int | None = None) -> FoldedMap:
-        """The folded map to one of :attr:`dims`, or to any prefix when nested; the widest by default.
+        """Return the folded map to one of :attr:`dims`, or to any prefix when nested; to the widest by default.
 
         Raises:
             DataError: If no map serves that size.
@@ -122,11 +124,11 @@ class Compressor:
     # -- use ----------------------------------------------------------------------------------------------------------
 
     def head(self, dim: int | None = None, precision: str | None = None, bytes: int | None = None) -> Head:
-        """A way to store documents: what encodes them, and what queries are compared with.
+        """Return a way to store documents, which encodes them, maps queries, and scores one against the other.
 
         Args:
-            dim: Size; the widest that fits the rest by default.
-            precision: "float32", "float16", "int8", "binary" or "pq". By default that of the head with so many
+            dim: Size; by default the widest that matches the other arguments.
+            precision: "float32", "float16", "int8", "binary" or "pq". By default that of the head of this many
                 ``bytes``, or float32.
             bytes: Bytes per document.
 
@@ -184,7 +186,7 @@ class Compressor:
         return codes  # type: ignore[no-any-return]
 
     def attach(self, model: SentenceTransformer | str, dim: int | None = None) -> SentenceTransformer:
-        """An ordinary sentence-transformers model: the backbone's modules, then stock ``Dense`` and ``Normalize``.
+        """Make a sentence-transformers model: the backbone's modules, then stock ``Dense`` and ``Normalize``.
 
         Args:
             model: The backbone whose vectors this was fitted on; its modules are shared, not copied.
@@ -231,8 +233,8 @@ class Compressor:
     ) -> str:
         """Publish on the Hugging Face Hub: folded into its backbone, or by itself when no ``model`` is given.
 
-        Everything is safetensors. Each revision is one commit and ``main`` moves last; what a failed push has created
-        is removed again.
+        All weights are safetensors. Each revision is one commit, and ``main`` moves last. A push that fails removes
+        what it created.
 
         Args:
             repo_id: ``owner/name``.
@@ -244,7 +246,7 @@ class Compressor:
             overwrite: Whether a repository that holds something may be changed.
             revision: Branch to publish on; ``main`` by default.
             per_size: ``branches`` or ``tags``: a revision ``dim-48`` for each size as well, which holds that one size.
-            message: Of the commits.
+            message: Message of the commits.
             evidence: Measurements for the model card.
             license: The Hub's short name of the licence, for the card.
 
@@ -290,25 +292,25 @@ class Compressor:
     @classmethod
     def fit(
         cls,
-        corpus: Any,
-        queries: Any | None = None,
-        qrels: Any | None = None,
+        corpus: ArrayLike,
+        queries: ArrayLike | None = None,
+        qrels: Judgements | None = None,
         dims: int | Sequence[int] | None = None,
         *,
-        dev_qrels: Any | None = None,
+        dev_qrels: Judgements | None = None,
         model: SentenceTransformer | str | None = None,
         method: str = "smec",
         config: FitConfig | None = None,
         work_dir: str | Path | None = None,
         progress: bool = False,
-        unlabelled_queries: Sequence[int] | np.ndarray | None = None,
-        own_document: Sequence[int] | np.ndarray | None = None,
+        unlabelled_queries: ArrayLike | None = None,
+        own_document: ArrayLike | None = None,
         backbone: Mapping[str, Any] | None = None,
         bytes: int | Sequence[int] | None = None,
         limit: Limit | None = None,
         **settings: Any,
     ) -> Compressor:
-        """Fit on a corpus, better with queries, best with judgements.
+        """Fit on a corpus; with queries the result is better, and with judgements best.
 
         Args:
             corpus: ``(N, D)`` vectors (array, memory map, tensor), or a list of texts when ``model`` is given.
@@ -319,19 +321,19 @@ class Compressor:
             dev_qrels: Judgements of held-out queries, which only choose among the candidates; by default the training
                 queries are cross-validated. With fewer than 20 judged queries nothing is trained on them; a warning
                 says so.
-            model: The backbone, to embed texts with and to remember by name.
+            model: The backbone, which embeds texts; its name is recorded.
             method: A name in :data:`~smec_st.fitting.config.METHODS`.
             config: Settings; ``settings`` override them one by one.
-            work_dir: Folder for checkpoints; an unfinished run of the same input found there is continued, and one of
-                another input refused. None to keep none.
+            work_dir: Folder for checkpoints. An unfinished run of the same input is continued there, and one of
+                another input is refused. None to write no checkpoints.
             progress: Show a progress bar.
-            unlabelled_queries: Query rows that may be read without their judgements; all by default where there are
-                no labels, and else those that are judged.
+            unlabelled_queries: Query rows that may be read without their judgements. By default those that are judged,
+                or all if there are no judgements.
             own_document: Corpus row that is the query itself, ``(Q,)``, -1 for none (duplicate questions, images among
                 images): it counts neither as relevant nor as irrelevant.
-            backbone: What is known of the model that made the vectors (``model``, ``revision``, ``prompt``), when they
-                come without it.
-            bytes: Also choose the best size and precision for documents of this many bytes, or for each of several
+            backbone: Description of the model that made the vectors (``model``, ``revision``, ``prompt``), if
+                ``model`` is not given.
+            bytes: Also choose the best size and precision for documents of this many bytes, or of each of several
                 numbers of bytes; see :meth:`quantize`.
             limit: What that size and precision must keep to. Without ``bytes``, the best that keeps to it is chosen.
             **settings: Fields of :class:`~smec_st.fitting.config.FitConfig`.
@@ -347,7 +349,7 @@ class Compressor:
             raise DataError(f"these vectors are compressed already (by {backbone['fingerprint']}); fit the originals.")
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}
         if dims is not None:
-            given["dims"] = (dims,) if isinstance(dims, int) else tuple(dims)
+            given["dims"] = _as_tuple(dims)
         corpus, queries, known = embed_if_texts(corpus, queries, model, progress)
         table = VectorTable(corpus, queries, own_document)
         resolved = resolve_config(given, table.width)
@@ -355,41 +357,41 @@ class Compressor:
         budgets = _budgets(bytes, limit)
         if budgets and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
-        asking = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
+        unlabelled = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
         if work_dir is not None:
-            claim_work_dir(Path(work_dir), table, (train, dev), asking, {**resolved.to_dict(), "method": method})
+            claim_work_dir(Path(work_dir), table, (train, dev), unlabelled, {**resolved.to_dict(), "method": method})
         made = fit_maps(
             method,
             table,
             train,
             dev,
             resolved,
-            unlabelled_queries=asking,
+            unlabelled_queries=unlabelled,
             work_dir=None if work_dir is None else Path(work_dir),
             progress=progress,
         )
         backbone = {**(known or {"width": table.width}), **(backbone or {})}
         compressor = cls(made.maps, {"backbone": backbone, **made.info})
-        compressor = compressor.calibrate(table.documents(), table.some_queries(asking))
+        compressor = compressor.calibrate(table.documents(), table.some_queries(unlabelled))
         if not budgets:
             return compressor
         from smec_st.quantization.choice import add_best
 
         labels = train if made.trains_on_labels else None
-        if asking is None and train is not None:
-            asking = train.query_rows
+        if unlabelled is None and train is not None:
+            unlabelled = train.query_rows
         for budget in budgets:
-            compressor = add_best(compressor, table, labels, dev, budget, resolved.seed, asking, None, limit)
+            compressor = add_best(compressor, table, labels, dev, budget, resolved.seed, unlabelled, None, limit)
         return compressor
 
     def calibrate(self, corpus: np.ndarray, queries: np.ndarray | None = None) -> Compressor:
-        """Ranges for int8 and rotations for binary codes at every size; what is there already stays.
+        """Add ranges for int8 and rotations for binary codes at every size that has none.
 
-        How well neighbours are kept is recorded as well, for ``smec-st check``.
+        The share of neighbours that each size keeps is recorded as well, for ``smec-st check``.
 
         Args:
-            corpus: ``(N, D)`` vectors; a sample of them is looked at.
-            queries: ``(Q, D)`` vectors, likewise; None leaves the record of queries as it is.
+            corpus: ``(N, D)`` vectors, of which a sample is used.
+            queries: ``(Q, D)`` vectors, of which a sample is used; None leaves the record of queries as it is.
         """
         from smec_st.evaluation.overlap import kept_by_pool
         from smec_st.quantization.starts import untrained_heads
@@ -403,21 +405,21 @@ class Compressor:
 
     def quantize(
         self,
-        corpus: Any,
-        queries: Any | None = None,
-        qrels: Any | None = None,
+        corpus: ArrayLike,
+        queries: ArrayLike | None = None,
+        qrels: Judgements | None = None,
         *,
         bytes: int | Sequence[int] | None = None,
         limit: Limit | None = None,
-        dev_qrels: Any | None = None,
-        own_document: Sequence[int] | np.ndarray | None = None,
+        dev_qrels: Judgements | None = None,
+        own_document: ArrayLike | None = None,
         seed: int = 0,
     ) -> Compressor:
         """Add the best way to store documents in this many bytes, or within a limit, as the last of :attr:`heads`.
 
-        Every size that this compressor has is tried with every precision that takes this many bytes; the best is
-        trained through the rounding; held-out queries choose, or without judgements how well the neighbours of full
-        width are found again. Float vectors, and codes that were there, stay as they are.
+        Every size of this compressor is tried with every precision that takes this many bytes, and the best is trained
+        through the rounding. Held-out queries choose; without judgements, the share of full-width neighbours that are
+        found does. Float vectors and existing codes stay as they are.
 
         Args:
             corpus: As for :meth:`fit`.
@@ -450,17 +452,17 @@ class Compressor:
 
     def extend(
         self,
-        corpus: Any,
-        queries: Any | None = None,
-        qrels: Any | None = None,
+        corpus: ArrayLike,
+        queries: ArrayLike | None = None,
+        qrels: Judgements | None = None,
         dims: Sequence[int] = (),
         *,
-        dev_qrels: Any | None = None,
-        own_document: Sequence[int] | np.ndarray | None = None,
+        dev_qrels: Judgements | None = None,
+        own_document: ArrayLike | None = None,
         progress: bool = False,
         **settings: Any,
     ) -> Compressor:
-        """Add sizes without retraining what exists: every size that was there gives the same vectors as before.
+        """Add sizes without retraining what exists: existing sizes give the same vectors as before.
 
         A size above the widest grows new columns. A smaller or in-between one is a new map on top of the next larger
         size, so it can be computed from stored vectors of that size; it is not a prefix.
@@ -487,7 +489,7 @@ class Compressor:
         info = {**self.info, "stages": [*self.info.get("stages", []), *reports]}
         return type(self)(maps, info, self.heads).calibrate(table.documents(), table.some_queries())
 
-    def _table(self, corpus: Any, queries: Any, own_document: Any) -> VectorTable:
+    def _table(self, corpus: ArrayLike, queries: ArrayLike | None, own_document: ArrayLike | None) -> VectorTable:
         table = VectorTable(corpus, queries, own_document)
         if table.width != self.width:
             raise DataError(f"the vectors are {table.width} wide; this compressor reads {self.width}.")
@@ -496,7 +498,7 @@ class Compressor:
     # -- keep ---------------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """The weights of the maps by name, ``MAP.LAYER.weight``."""
+        """Return the weights of the maps by name, ``MAP.LAYER.weight``."""
         return {
             f"{m}.{n}.weight": layer.weight
             for m, (folded, _) in enumerate(self._maps)
@@ -506,7 +508,7 @@ class Compressor:
     def save(self, folder: str | Path) -> None:
         """Write ``compressor.json`` and ``compressor.safetensors``; no backbone, a few MB.
 
-        The folder must be new or empty. It is written under another name first, so it is never there half-written.
+        The folder must be new or empty. It appears only when it is complete.
 
         Raises:
             FileExistsError: If the folder holds something.
@@ -528,14 +530,14 @@ class Compressor:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
     ) -> Compressor:
-        """Read a compressor from the Hugging Face Hub: a head-only repository, or a model that was published whole.
+        """Read a compressor from the Hugging Face Hub: a repository of a compressor alone, or of a whole model.
 
         Args:
             repo_id: ``owner/name``, or a folder.
             revision: Branch, tag or commit.
             token: Access token; by default the one that is logged in.
-            cache_dir: Where downloads are kept.
-            local_files_only: Use what is there; do not ask the Hub.
+            cache_dir: Folder of downloads.
+            local_files_only: Use the local cache only.
 
         Raises:
             DataError: If there is no such repository or revision, it may not be read, or it holds no compressor.
@@ -567,3 +569,7 @@ def _budgets(bytes: int | Sequence[int] | None, limit: Limit | None) -> tuple[in
 def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:
     size = table.query_size, table.corpus_size
     return (None if train is None else as_qrels(train, *size)), (None if dev is None else as_qrels(dev, *size))
+
+
+def _as_tuple(numbers: int | Sequence[int]) -> tuple[int, ...]:
+    return (numbers,) if isinstance(numbers, int) else tuple(numbers)

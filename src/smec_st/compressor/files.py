@@ -87,7 +87,9 @@ def read_files(folder: Path, make: Callable[[Maps, dict[str, Any]], Made]) -> Ma
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise DataError(f"{folder} holds no compressor (no {CONFIG_FILE}).")
+        inside = folder / "compressor"
+        hint = f" This is a model; its compressor is {inside}." if (inside / CONFIG_FILE).is_file() else ""
+        raise DataError(f"{folder} holds no compressor (no {CONFIG_FILE}).{hint}")
     config = parse_json(path.read_bytes(), f"{path} is damaged: its content")
     tensors = read_safetensors(folder / WEIGHTS_FILE, None)
     try:

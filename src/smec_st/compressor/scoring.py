@@ -39,7 +39,8 @@ def score_compressor(compressor: Compressor, collection: Collection, split: str 
     rows = _score_sizes(compressor, collection, qrels, intervals=False)
     heads = [head for head in compressor.heads if "for_bytes" in head.info]
     return rows + [
-        score_codes(head, collection.corpus, collection.queries, qrels, collection.own_document) for head in heads
+        score_codes(_name_of(compressor), head, collection.corpus, collection.queries, qrels, collection.own_document)
+        for head in heads
     ]
 
 
@@ -68,10 +69,15 @@ def measure(compressor: Compressor, collection: Collection, split: str = "test")
     )
 
 
+def _name_of(compressor: Compressor) -> str:
+    """Return the name of a compressor's rows, which is its method."""
+    return str(compressor.info.get("method", "compressor"))
+
+
 def _score_sizes(compressor: Compressor, collection: Collection, qrels: Qrels, intervals: bool) -> list[Row]:
     """Score the original vectors, truncation, PCA and the compressor at the compressor's sizes."""
     check_space(compressor, collection.corpus.shape[1], collection.backbone, collection.name)
-    name = str(compressor.info.get("method", "compressor"))
+    name = _name_of(compressor)
     methods: dict[str, untrained.Transform] = {
         "original": untrained.with_lengths if collection.similarity == "dot" else untrained.original,
         "truncate": untrained.truncate,

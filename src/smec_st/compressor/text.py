@@ -32,7 +32,7 @@ def text_trainer(
     train_dataset: Dataset,
     *,
     train_backbone: bool = False,
-    corpus: Sequence[Any] = (),
+    corpus: Sequence[object] = (),
     held_out_share: float = 0.1,
     memory: int = 8192,
     loss: LossSettings | None = None,
@@ -99,7 +99,7 @@ def text_trainer(
 
 
 def trained_compressor(trainer: SequentialTrainer, backbone: SentenceTransformer) -> Compressor:
-    """What a trainer's stages folded into; ``attach`` it to the backbone to serve it.
+    """Fold a trainer's stages into a compressor; ``attach`` it to the backbone to serve it.
 
     After ``text_trainer(..., bytes=24)`` it has codes of 24 bytes as well, fitted on what was trained, as
     :meth:`~smec_st.Compressor.quantize` does: ``compressor.head(bytes=24)``. Held-out queries choose them.

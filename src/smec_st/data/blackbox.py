@@ -29,10 +29,11 @@ def load_vector_folder(
 ) -> Collection:
     """Read a folder with the tables ``corpus`` and ``queries`` in any vector format, and ``qrels/SPLIT.tsv``.
 
-    Ids come from the tables. In a table without ids, the row numbers from 0 are the ids.
+    Ids come from the tables. In a table without ids, the row numbers from 0 are the ids. ``vectors`` are used instead
+    of the folder's own: those of another model, joined by the same ids.
     """
-    if vectors is not None or model is not None:
-        raise DataError(f"{folder} holds its own vectors; leave out the file of vectors and the model.")
+    if model is not None:
+        raise DataError(f"{folder} holds its own vectors and no texts that a model could embed; leave out the model.")
     records = {}
     for side in SIDES:
         source = open_vectors(find_table(folder, side) or folder / side, codes=codes)
@@ -43,7 +44,7 @@ def load_vector_folder(
                 tell(f"{source.name} has no ids: its rows are numbered from 0.")
             ids += map(str, numbers) if batch.ids is None else batch.ids
         records[side] = [{"_id": key} for key in ids]
-    tables = Tables(folder, codes)
+    tables = vectors or Tables(folder, codes)
     return beir_collection(
         folder.name, records["corpus"], records["queries"], read_splits(folder), tables, None, strict
     )

@@ -79,7 +79,7 @@ def refusal(seen: str) -> str:
     return f"{seen}. Say with `codes` (--codes) what they are: {', '.join(CODES)} (plain numbers are float32)."
 
 
-def parse_vector(value: Any, codes: str | None, where: str) -> np.ndarray:
+def parse_vector(value: object, codes: str | None, where: str) -> np.ndarray:
     """Return one vector that a text file, a cell or an answer holds, ``(D,)`` float32.
 
     Args:
@@ -156,11 +156,14 @@ def _are_floats(row: np.ndarray) -> bool:
     """Return whether bytes read as float32 are floats: codes read so get exponents all over the range."""
     if not np.isfinite(row).all() or not row.any():
         return False
+    lower = row.view("<u4")[::2] & 0x1FFFFFFF  # all 0 in float64 numbers that were float32 before
+    if len(row) >= 8 and len(row) % 2 == 0 and not lower.any():
+        return False
     size = np.abs(row[row != 0].astype(np.float64))
     return bool(1e-4 < size.max() < 1e4 and size.min() > 1e-10 * size.max())
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     kind = names.get(type(value), "a number")
     return "an empty list" if value == [] else kind

@@ -8,21 +8,23 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.data.vectors import as_numpy, unit_rows
-from smec_st.system.errors import DataError, one_line, parse_json
+from smec_st.system.errors import DataError, one_line
 from smec_st.system.optional import load_optional
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from smec_st.data.vectors import ArrayLike
+
 PROBE_TEXT, PROBE_NUMBERS = "The quick brown fox jumps over the lazy dog.", 8
-SETTINGS = "config_sentence_transformers.json"
+_RECORDS: dict[str, dict[str, Any]] = {}  # descriptions of the models that `embed_tables` loaded, by id
 
 Items = Sequence[str] | Sequence[Path]  # texts, or paths of image files
 
@@ -35,6 +37,11 @@ def load_model(model: str) -> SentenceTransformer:
     """
     from sentence_transformers import SentenceTransformer
 
+    if (Path(model) / "compressor.json").is_file():
+        raise DataError(
+            f"{model} holds a compressor, which is no model by itself: "
+            f"`smec-st export {model} --model BACKBONE --out MODEL` makes a model of it and its backbone."
+        )
     try:
         with quiet_libraries():
             return SentenceTransformer(model)
@@ -67,17 +74,9 @@ def _probe(model: SentenceTransformer) -> list[float] | None:
     return [round(float(number), 4) for number in vector]
 
 
-def model_record(model: str) -> dict[str, Any]:
-    """Describe a model by its name, and by how it scores according to its settings file, without loading it."""
-    path: Path | None = Path(model) / SETTINGS
-    if not Path(model).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        name = model if "/" in model else f"sentence-transformers/{model}"
-        found = try_to_load_from_cache(name, SETTINGS)
-        path = Path(found) if isinstance(found, str) else None
-    settings = parse_json(path.read_bytes(), str(path)) if path is not None and path.is_file() else {}
-    return {"model": model, "similarity": settings.get("similarity_fn_name") or "cosine"}
+def model_record(model_id: str) -> dict[str, Any]:
+    """Describe the model that embedded tables in this process; see :func:`backbone_record`."""
+    return _RECORDS.get(model_id, {"model": model_id})
 
 
 def embed(model: SentenceTransformer, texts: Sequence[str], side: str, progress: bool = False) -> np.ndarray:
@@ -144,7 +143,7 @@ def model_state(model: SentenceTransformer) -> str:
     return digest.hexdigest()
 
 
-def _processors(module: Any) -> list[Any]:
+def _processors(module: object) -> list[Any]:
     """Return the tokenizer and the processor of a module, those that it has."""
     found = (getattr(module, name, None) for name in ("tokenizer", "processor"))
     return [part for part in found if hasattr(part, "to_str") or hasattr(part, "save_pretrained")]
@@ -167,7 +166,7 @@ def _file_hash(name: str, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """Return a text for a setting that is no JSON, the same in every process."""
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}" if isinstance(value, type) or callable(value) else str(value)
@@ -187,6 +186,7 @@ def embed_tables(items: Mapping[str, Items], model_id: str) -> list[np.ndarray]:
         One table per name, in the order given.
     """
     model = load_model(model_id)
+    _RECORDS[model_id] = {**backbone_record(model), "model": model_id}
     content = {name: [_fingerprint(item) for item in part] for name, part in items.items()}
     key = hashlib.sha256(json.dumps([model_state(model), model_id, content]).encode()).hexdigest()
     root = Path(os.environ.get("SMEC_ST_CACHE") or Path.home() / ".cache" / "smec-st")
@@ -206,7 +206,7 @@ def _embed_items(model: SentenceTransformer, items: Items, name: str) -> np.ndar
     return embed(model, [str(item) for item in items], "query" if name == "queries" else "document", progress=True)
 
 
-def _fingerprint(item: str | Path) -> Any:
+def _fingerprint(item: str | Path) -> str | list[str | int | float]:
     if isinstance(item, str):
         return item
     try:
@@ -217,8 +217,8 @@ def _fingerprint(item: str | Path) -> Any:
 
 
 def embed_if_texts(
-    corpus: Any, queries: Any | None, model: SentenceTransformer | str | None, progress: bool
-) -> tuple[Any, Any, dict[str, Any] | None]:
+    corpus: ArrayLike, queries: ArrayLike | None, model: SentenceTransformer | str | None, progress: bool
+) -> tuple[ArrayLike, ArrayLike | None, dict[str, Any] | None]:
     """Embed corpus and queries if they are texts; return them as they are if they are vectors.
 
     Args:
@@ -242,6 +242,6 @@ def embed_if_texts(
         return corpus, queries, None
     loaded = load_model(model) if isinstance(model, str) else model
     if are_texts:
-        corpus = embed(loaded, corpus, "document", progress)
-        queries = None if queries is None else embed(loaded, queries, "query", progress)
+        corpus = embed(loaded, cast("Sequence[str]", corpus), "document", progress)
+        queries = None if queries is None else embed(loaded, cast("Sequence[str]", queries), "query", progress)
     return corpus, queries, backbone_record(loaded)

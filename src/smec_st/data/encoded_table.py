@@ -38,8 +38,8 @@ class EncodedTable(Table):
     def __init__(
         self,
         backbone: SentenceTransformer,
-        corpus: Sequence[Any],
-        queries: Sequence[Any] | None = None,
+        corpus: Sequence[object],
+        queries: Sequence[object] | None = None,
         own_document: ArrayLike | None = None,
         batch_size: int = 32,
     ) -> None:
@@ -91,7 +91,7 @@ class EncodedTable(Table):
         features = self.backbone.preprocess(self.items(rows.numpy()), prompt=prompt, task=side)
         return {**features, "task": side}
 
-    def items(self, ids: np.ndarray) -> list[Any]:
+    def items(self, ids: np.ndarray) -> list[object]:
         """Return the texts or images of these rows."""
         corpus, queries = self._items
         return [corpus[i] if i < self.corpus_size else queries[i - self.corpus_size] for i in ids.tolist()]

@@ -6,16 +6,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
-from smec_st.system.errors import DataError, some, tell
+from smec_st.system.errors import DataError, count, some, tell
 
 #: Names of a column or field of ids, without case, `-`, `_` and spaces. An earlier name wins over a later one.
 ID_NAMES = (
-    "id", "ids", "customid", "chunkid", "passageid", "pid", "docid", "documentid", "docno", "corpusid", "queryid",
-    "qid", "uuid", "pk", "index", "unnamed:0", "indexlevel0",
+    "id", "ids", "customid", "recordid", "rowid", "chunkid", "passageid", "pid", "docid", "documentid", "docno",
+    "corpusid", "queryid", "qid", "uuid", "pk", "index", "unnamed:0", "indexlevel0",
 )  # fmt: skip
 
 WHOLE_FLOAT = re.compile(r"-?\d+\.0+")
@@ -34,21 +33,29 @@ def find_id(names: Iterable[str]) -> str | None:
     """
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(plain_name(name), []).append(name)
+        plain = plain_name(name)
+        is_plural = plain.endswith("ids") and plain not in ID_NAMES  # arrays are often called `doc_ids`
+        found.setdefault(plain[:-1] if is_plural else plain, []).append(name)
     best = next((found[known] for known in ID_NAMES if known in found), [])
     if len(best) > 1:
         raise DataError(f"both {' and '.join(best)} may hold the ids; rename all but one.")
     return best[0] if best else None
 
 
-def id_text(value: Any, where: str) -> str:
+def id_text(value: object, where: str) -> str:
     """Return an id as text. A whole number is the same id as an integer and as a float.
 
     Raises:
         DataError: If there is no id (None, NaN or an empty text), or it is neither a text nor a number.
     """
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        try:
+            text = value.decode("utf-8")
+        except UnicodeDecodeError:
+            text = ""
+        if value and not (text and text.isprintable()):
+            raise DataError(f"{where}: {len(value)} bytes that are no text are no id.")
+        value = text
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     is_missing = value is None or value == "" or (isinstance(value, float | np.floating) and math.isnan(value))
@@ -75,12 +82,12 @@ def join_by_id(wanted: Sequence[str], given: Sequence[str], what: str) -> np.nda
         return np.arange(len(wanted))
     row = {key: number for number, key in enumerate(given)}
     if len(row) != len(given):
-        repeated = [key for key, count in Counter(given).items() if count > 1]
+        repeated = [key for key, times in Counter(given).items() if times > 1]
         raise DataError(f"{what} repeat the id {some(repeated)}.")
     rows, missing = find_rows(wanted, row)
     if missing:
         raise DataError(
-            f"{what} lack {len(missing)} of {len(wanted)} ids: {some(missing)}; theirs are {some(given)}. "
+            f"{what} lack {len(missing)} of {count(len(wanted), 'id')}: {some(missing)}; theirs are {some(given)}. "
             "Give vectors with the same ids, or without ids to go by position."
         )
     extra = len(given) - len(wanted)

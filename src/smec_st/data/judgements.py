@@ -12,16 +12,18 @@ from typing import Any
 
 from smec_st.data.ids import find_rows, id_text, plain_name
 from smec_st.data.jsonl import open_binary, parse_json, plain_suffix, read_jsonl
+from smec_st.data.sources.cells import csv_rows
 from smec_st.data.sources.columns import SHARD
-from smec_st.system.errors import DataError, one_line, some, tell
+from smec_st.system.errors import DataError, count, one_line, some, tell
 
 Triple = tuple[str, str, float]  # query id, document id, grade
 
 SUFFIXES = (".tsv", ".txt", ".qrels", ".csv", ".jsonl", ".json", ".parquet")
 # Names of the columns, without case, `-`, `_` and spaces.
-QUERY_NAMES = ("queryid", "query", "qid", "topicid", "topic")
+QUERY_NAMES = ("queryid", "query", "qid", "topicid", "topic", "questionid")
 DOCUMENT_NAMES = ("corpusid", "docid", "documentid", "docno", "passageid", "pid", "document", "doc")
-GRADE_NAMES = ("score", "grade", "relevance", "rel", "label", "judgment", "judgement", "qrel")
+GRADE_NAMES = ("score", "grade", "relevance", "rel", "label", "judgment", "judgement", "qrel", "isrelevant")
+LARGEST_GRADE = 1000  # in a file without a header, above which it is rather an id, as in triples of ids
 
 Columns = tuple[Any, Any, Any]  # names or positions of the query, the document, and the grade (None: all are 1)
 
@@ -97,10 +99,10 @@ def tidy(triples: Iterable[Triple], query_ids: Sequence[str], corpus_ids: Sequen
         if unknown:
             lost = int((rows < 0).sum())
             lacking = f"the {side} lack{'s' if side == 'corpus' else ''}"
-            message = f"{what} names {len(unknown)} ids that {lacking}: {some(unknown)}"
+            message = f"{what} names {count(len(unknown), 'id')} that {lacking}: {some(unknown)}"
             if lost == len(listed):
                 raise DataError(f"{message}; theirs are {some(ids)}. No judgement is left.")
-            tell(f"{message}. {lost} of {len(listed)} judgements are left out.")
+            tell(f"{message}. {lost} of {count(len(listed), 'judgement')} {'is' if lost == 1 else 'are'} left out.")
     kept, negative, fractions = [], 0, 0
     for (_, _, grade), query, document in zip(listed, *(rows.tolist() for rows in known), strict=True):
         if not math.isfinite(grade):
@@ -111,9 +113,9 @@ def tidy(triples: Iterable[Triple], query_ids: Sequence[str], corpus_ids: Sequen
     if listed and not kept:
         raise DataError(f"{what}: no judgement names both a known query and a known document.")
     if negative:
-        tell(f"{what}: {negative} negative grades are read as 0, not relevant.")
+        tell(f"{what}: {count(negative, 'negative grade is', 'negative grades are')} read as 0, not relevant.")
     if fractions:
-        tell(f"{what}: {fractions} grades are no whole numbers and are rounded up.")
+        tell(f"{what}: {count(fractions, 'grade is a fraction', 'grades are fractions')}, rounded up.")
     return kept
 
 
@@ -130,7 +132,7 @@ def _of_dict(path: Path) -> Iterator[Triple]:
 
 def _text_triples(path: Path, suffix: str) -> Iterator[Triple]:
     columns: Columns | None = None
-    width = 0
+    width, has_header = 0, False
     for number, cells in _text_rows(path, suffix):
         where = f"{path}, line {number}"
         if columns is None:
@@ -139,12 +141,18 @@ def _text_triples(path: Path, suffix: str) -> Iterator[Triple]:
             if columns is not None:
                 names = [cell.strip() for cell in cells]
                 columns = (names.index(columns[0]), names.index(columns[1]), columns[2] and names.index(columns[2]))
+                has_header = True
                 continue
             columns = {3: (0, 1, 2), 4: (0, 2, 3)}.get(width)
         is_trec = columns == (0, 2, 3) and width == 4
         if columns is None or len(cells) != width or (is_trec and not _is_iteration(cells[1])):
             raise DataError(f"{where}: expected query-id, corpus-id and score, tab-separated, got {some(cells, 6)}.")
-        yield _triple(cells, columns, where)
+        found = _triple(cells, columns, where)
+        if not has_header and found[2] > LARGEST_GRADE:
+            raise DataError(
+                f"{where}: {cells[columns[2]]} looks like an id, not a grade; name the columns in a header."
+            )
+        yield found
 
 
 def _text_rows(path: Path, suffix: str) -> Iterator[tuple[int, list[str]]]:
@@ -152,8 +160,7 @@ def _text_rows(path: Path, suffix: str) -> Iterator[tuple[int, list[str]]]:
     try:
         with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
             if suffix == ".csv":
-                reader = csv.reader(file, strict=True)
-                yield from ((reader.line_num, cells) for cells in reader if cells)
+                yield from csv_rows(file, path)
             else:
                 for number, line in enumerate(file, start=1):
                     if line.strip():

@@ -45,7 +45,8 @@ def load_collection(
     - class-labelled images: a folder with ``images.jsonl``, or with the images as ``SPLIT/CLASS/NAME.jpg``;
     - Products-10K and Fashion-200K in the layout of their unpacked archives;
     - a folder of vectors without texts: ``corpus`` and ``queries`` in any format of
-      :func:`~smec_st.data.open_vectors`, and ``qrels/SPLIT.tsv``. It needs neither ``vectors`` nor ``model``.
+      :func:`~smec_st.data.open_vectors`, and ``qrels/SPLIT.tsv``. It needs no ``vectors``;
+      those of another model may replace its own.
 
     Args:
         folder: Folder, or id on the Hub. A local folder takes precedence over the Hub.

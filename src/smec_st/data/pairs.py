@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from smec_st.data.qrels import Qrels
 from smec_st.system.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 GRADES = ("label", "labels", "score", "scores")  # column names that grade a pair
 
@@ -26,13 +29,13 @@ class NumberedPairs:
         own_document: Row of the document that is the same item as the query, -1 for none, ``(Q,)``.
     """
 
-    queries: list[Any]
-    corpus: list[Any]
+    queries: list[object]
+    corpus: list[object]
     qrels: Qrels
     own_document: np.ndarray
 
 
-def number_pairs(dataset: Any) -> NumberedPairs:
+def number_pairs(dataset: Dataset) -> NumberedPairs:
     """Number the items of a dataset in the format of sentence-transformers: anchor, positive, and any negatives.
 
     Args:
@@ -63,10 +66,10 @@ def number_pairs(dataset: Any) -> NumberedPairs:
     return NumberedPairs(queries, corpus, qrels.without_own(own), own)
 
 
-def _distinct(items: Sequence[Any], name: str) -> tuple[list[Any], dict[Any, int], np.ndarray]:
+def _distinct(items: Sequence[object], name: str) -> tuple[list[object], dict[str | bytes, int], np.ndarray]:
     """Return the distinct items in order of appearance, the row of each key, and the row of each given item."""
-    numbers: dict[Any, int] = {}
-    found: list[Any] = []
+    numbers: dict[str | bytes, int] = {}
+    found: list[object] = []
     rows = []
     for item in _checked(items, name):
         key = item if isinstance(item, str) else hashlib.sha256(_raw(item)).digest()
@@ -77,7 +80,7 @@ def _distinct(items: Sequence[Any], name: str) -> tuple[list[Any], dict[Any, int
     return found, numbers, np.array(rows, dtype=np.int64)
 
 
-def _checked(items: Sequence[Any], name: str) -> list[Any]:
+def _checked(items: Sequence[object], name: str) -> list[object]:
     listed = list(items)
     for row, item in enumerate(listed):
         if item is None or (isinstance(item, str) and not item.strip()):
@@ -85,7 +88,7 @@ def _checked(items: Sequence[Any], name: str) -> list[Any]:
     return listed
 
 
-def _raw(item: Any) -> bytes:
+def _raw(item: object) -> bytes:
     """Return bytes that identify an item which is not a text."""
     if hasattr(item, "tobytes"):  # an image or an array
         return f"{getattr(item, 'size', '')} {getattr(item, 'mode', '')} ".encode() + bytes(item.tobytes())

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from smec_st.data.vectors import as_numpy
-from smec_st.system.errors import DataError, some
+from smec_st.system.errors import DataError, count, some
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from smec_st.data.vectors import ArrayLike
+
+    #: What public functions accept as judgements: :class:`Qrels`, ``{query row: {document row: grade}}``, or pairs of
+    #: rows, ``(P, 2)``.
+    Judgements: TypeAlias = "Qrels | Mapping[int, Mapping[int, float]] | ArrayLike"
 
 #: Smallest number of validation queries; the mean over fewer is too noisy to choose by.
 MIN_HELD_OUT = 20
+
+
+Id = TypeVar("Id", str, int)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Qrels:
 
     @classmethod
     def from_dict(
-        cls, qrels: Mapping[Any, Mapping[Any, float]], query_ids: Sequence[Any], corpus_ids: Sequence[Any]
+        cls, qrels: Mapping[Id, Mapping[Id, float]], query_ids: Sequence[Id], corpus_ids: Sequence[Id]
     ) -> Qrels:
         """Build judgements from ``{query id: {document id: grade}}``.
 
@@ -71,7 +80,7 @@ class Qrels:
 
     @classmethod
     def from_triples(
-        cls, triples: Iterable[tuple[Any, Any, float]], query_ids: Sequence[Any], corpus_ids: Sequence[Any], what: str
+        cls, triples: Iterable[tuple[Id, Id, float]], query_ids: Sequence[Id], corpus_ids: Sequence[Id], what: str
     ) -> Qrels:
         """Build judgements from (query id, document id, grade); error messages call the source ``what``.
 
@@ -87,7 +96,7 @@ class Qrels:
             unknown = sorted({str(i) for i in ids if i not in known})
             if unknown:
                 lacking = f"the {side} lack{'s' if side == 'corpus' else ''}"
-                raise DataError(f"{what} names {len(unknown)} ids that {lacking}: {some(unknown)}.")
+                raise DataError(f"{what} names {count(len(unknown), 'id')} that {lacking}: {some(unknown)}.")
         return cls(
             np.array([query_row[q] for q in columns[0]], dtype=np.int64),
             np.array([document_row[d] for d in columns[1]], dtype=np.int64),
@@ -189,8 +198,8 @@ class Qrels:
 
         rows, queries = np.unique(self.pairs[:, 0], return_inverse=True)
         documents, names = np.unique(self.pairs[:, 1], return_inverse=True)
-        count = len(rows) + len(documents)
-        edges = coo_matrix((np.ones(len(queries), dtype=bool), (queries, len(rows) + names)), shape=(count, count))
+        nodes = len(rows) + len(documents)
+        edges = coo_matrix((np.ones(len(queries), dtype=bool), (queries, len(rows) + names)), shape=(nodes, nodes))
         groups: np.ndarray = connected_components(edges, directed=False)[1][: len(rows)]
         _, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
         order = np.empty(len(first), dtype=np.int64)
@@ -241,7 +250,7 @@ def places_among(rows: np.ndarray, documents: np.ndarray) -> np.ndarray:
     return np.where(np.isin(documents, rows), np.searchsorted(rows, documents), -1)
 
 
-def as_qrels(qrels: Qrels | Mapping[int, Mapping[int, float]] | ArrayLike, query_size: int, corpus_size: int) -> Qrels:
+def as_qrels(qrels: Judgements, query_size: int, corpus_size: int) -> Qrels:
     """Convert judgements by row to :class:`Qrels` and check the row numbers.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any
 
 from smec_st.data.ids import find_id, id_text, join_by_id
 from smec_st.data.jsonl import open_binary, parse_json, plain_suffix, read_jsonl
+from smec_st.data.sources.cells import csv_rows
 from smec_st.system.errors import DataError, one_line, some, tell
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
@@ -76,7 +77,7 @@ def _read_table(path: Path) -> Columns:
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     if suffix in (".csv", ".tsv"):
-        return _read_csv(path, "," if suffix == ".csv" else "\t")
+        return _read_csv(path)
     if suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -99,10 +100,10 @@ def _read_table(path: Path) -> Columns:
     return {name: [record.get(name) for record in records] for name in names}
 
 
-def _read_csv(path: Path, delimiter: str) -> Columns:
+def _read_csv(path: Path) -> Columns:
     try:
         with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-            header, *rows = [cells for cells in csv.reader(file, delimiter=delimiter, strict=True) if cells] or [[]]
+            header, *rows = [cells for _, cells in csv_rows(file, path)] or [[]]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}") from error
     if len(set(header)) != len(header):

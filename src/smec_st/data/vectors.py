@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     ArrayLike: TypeAlias = npt.ArrayLike | Tensor
 
 
-def check_vectors(vectors: Any, what: str, chunk: int = 65536) -> np.ndarray:
+def check_vectors(vectors: ArrayLike, what: str, chunk: int = 65536) -> np.ndarray:
     """Return vectors as a 2-D float array after checking every row.
 
     Args:
@@ -63,7 +63,7 @@ def as_vectors(vectors: ArrayLike, what: str) -> np.ndarray:
     return array
 
 
-def _row_list(start: int, wrong: Any) -> str:
+def _row_list(start: int, wrong: np.ndarray | np.bool_) -> str:
     found = (np.flatnonzero(wrong) + start).tolist()
     return f"row{'s' if len(found) > 1 else ''} {some(found)}"
 

@@ -54,8 +54,8 @@ class DimensionSweepEvaluator(BaseEvaluator):
 
     def __init__(
         self,
-        corpus: Sequence[Any] | np.ndarray,
-        queries: Sequence[Any] | np.ndarray,
+        corpus: Sequence[object] | np.ndarray,
+        queries: Sequence[object] | np.ndarray,
         qrels: Qrels,
         dims: Sequence[int] | None = None,
         *,
@@ -182,7 +182,7 @@ class _TableRows:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, rows: Any) -> np.ndarray:
+    def __getitem__(self, rows: slice) -> np.ndarray:
         import torch
 
         return self._table[torch.from_numpy(self._ids[rows])].numpy()
@@ -191,13 +191,15 @@ class _TableRows:
         """Return a part of these rows."""
         return _TableRows(self._table, self._ids[rows])
 
-    def items(self) -> list[Any]:
+    def items(self) -> list[object]:
         """Return the texts or images that the vectors were encoded from."""
         assert isinstance(self._table, EncodedTable)
         return self._table.items(self._ids)
 
 
-def _map_vectors(model: SentenceTransformer, vectors: Any, chunk: int = 16384) -> Iterator[np.ndarray]:
+def _map_vectors(
+    model: SentenceTransformer, vectors: np.ndarray | _TableRows, chunk: int = 16384
+) -> Iterator[np.ndarray]:
     """Yield the output of a model that starts with ``EmbeddingInput``, in chunks and without dropout."""
     import torch
 

@@ -14,7 +14,13 @@ from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     from mteb import AbsTask
+    from mteb.models import ModelMeta
+    from mteb.results import ModelResult
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+    from smec_st.data.vectors import ArrayLike
 
 
 class SizedEncoder:
@@ -35,11 +41,12 @@ class SizedEncoder:
         self._cache: dict[str, np.ndarray] = {}
 
     @property
-    def mteb_model_meta(self) -> Any:
+    def mteb_model_meta(self) -> ModelMeta:
         """The metadata of the model, with the current size."""
-        return self._inner.mteb_model_meta.model_copy(update={"embed_dim": self.dim} if self.dim else {})
+        found: ModelMeta = self._inner.mteb_model_meta.model_copy(update={"embed_dim": self.dim} if self.dim else {})
+        return found
 
-    def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray:
+    def encode(self, inputs: DataLoader[dict[str, Any]], **kwargs: Any) -> np.ndarray:
         """Return vectors ``(n, dim)``, float32 of unit norm; arguments as in ``mteb.models.EncoderProtocol``."""
         task, side = kwargs["task_metadata"], kwargs.get("prompt_type")
         digest = hashlib.sha256(f"{task.name}\0{side}\0".encode())
@@ -59,18 +66,20 @@ class SizedEncoder:
         """Empty the cache."""
         self._cache.clear()
 
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+    def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Tensor:
         """Compute the model's similarity of all pairs."""
-        return self._inner.similarity(embeddings1, embeddings2)
+        found: Tensor = self._inner.similarity(embeddings1, embeddings2)
+        return found
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+    def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Tensor:
         """Compute the model's similarity of corresponding rows."""
-        return self._inner.similarity_pairwise(embeddings1, embeddings2)
+        found: Tensor = self._inner.similarity_pairwise(embeddings1, embeddings2)
+        return found
 
 
 def evaluate_mteb(
     model: SentenceTransformer, tasks: Iterable[AbsTask], dims: Sequence[int], **kwargs: Any
-) -> dict[int, Any]:
+) -> dict[int, ModelResult]:
     """Run MTEB tasks at every size, encoding each text once.
 
     Args:
@@ -94,7 +103,7 @@ def evaluate_mteb(
         raise ValueError(f"`dims` must be in [1, {width}], the model's width; got {','.join(map(str, dims))}.")
     encoder = SizedEncoder(model)
     kwargs = {"cache": None, "show_progress_bar": False, **kwargs}
-    results: dict[int, list[Any]] = {dim: [] for dim in sorted(set(dims), reverse=True)}
+    results: dict[int, list[ModelResult]] = {dim: [] for dim in sorted(set(dims), reverse=True)}
     for task in tasks:
         for dim in results:
             encoder.dim = dim
@@ -103,7 +112,7 @@ def evaluate_mteb(
     return {dim: _joined(of_tasks) for dim, of_tasks in results.items()}
 
 
-def mteb_rows(results: dict[int, Any], method: str = "model") -> list[Row]:
+def mteb_rows(results: dict[int, ModelResult], method: str = "model") -> list[Row]:
     """Convert main scores to rows of a report, one per task and size; the task's name is the collection."""
     return [
         Row(
@@ -118,14 +127,15 @@ def mteb_rows(results: dict[int, Any], method: str = "model") -> list[Row]:
     ]
 
 
-def _joined(results: Sequence[Any]) -> Any:
+def _joined(results: Sequence[ModelResult]) -> ModelResult:
     """Join results of one task each into one result."""
     first, *others = results
     tasks = [task for result in (first, *others) for task in result.task_results]
-    return first.model_copy(update={"task_results": tasks})
+    joined: ModelResult = first.model_copy(update={"task_results": tasks})
+    return joined
 
 
-def _add(digest: Any, item: Any) -> None:
+def _add(digest: hashlib._Hash, item: object) -> None:
     """Add an input (text, image, array, conversation) to a hash, with its length so that inputs cannot be confused."""
     if isinstance(item, dict):
         parts = [part for pair in sorted(item.items()) for part in pair]

@@ -11,10 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from smec_st.data import Collection, DataError, Qrels
+from smec_st.data.qrels import MIN_HELD_OUT
 from smec_st.evaluation import untrained
 from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, leave_out, neighbour_overlap
 from smec_st.evaluation.statistics import paired_interval
+from smec_st.system.errors import count
 
 NEIGHBORS, ASKING = 10, 500
 FORM = re.compile(r"(?P<metric>(ndcg|recall|mrr)@[1-9]\d*)\s*>=\s*(?P<share>\d*\.?\d+)\s*(?:\*\s*)?original")
@@ -71,7 +73,7 @@ class SizeTest:
     holds: bool
 
     def __str__(self) -> str:
-        what = f"{self.dim} dims" if self.precision == "float32" else f"{self.bytes} bytes"
+        what = f"{self.dim} dims" if self.precision == "float32" else count(self.bytes, "byte")
         verdict = "holds" if self.holds else "does not hold"
         wanted = f"wanted {self.wanted:.3f}, the difference is at least {self.low:+.3f}"
         return f"{what}: {self.score:.3f}, {wanted}: {verdict}"
@@ -113,7 +115,9 @@ class Choice:
 
     def __str__(self) -> str:
         smallest = self.smallest
-        judged = f"Judged by {self.queries:,} held-out queries."
+        judged = f"Judged by {count(self.queries, 'held-out query', 'held-out queries')}."
+        if self.queries < MIN_HELD_OUT:
+            judged += f" Fewer than {MIN_HELD_OUT} queries are too few to rely on this; judge more of them."
         if smallest is None:
             best = max(self.tests, key=lambda test: test.low)
             return f"no size holds {self.target}: {self._kept(best)}. {judged}"
@@ -214,7 +218,7 @@ class Sizes(Protocol):
     """What a compressor offers to the choice: its sizes with vectors of each, and its ways to store documents."""
 
     @property
-    def heads(self) -> Sequence[Any]:
+    def heads(self) -> Sequence[Stored]:
         """Ways to store documents, each a :class:`Stored`."""
 
     @property

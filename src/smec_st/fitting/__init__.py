@@ -1,1 +1,1 @@
-"""Fit maps to vectors: the settings, the stages of a fit, and the rule that chooses between candidates."""
+"""Fit maps to vectors: the settings, the candidates, and the stages of a fit."""

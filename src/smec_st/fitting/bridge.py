@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data import DataError, Qrels, VectorTable, unit_rows
-from smec_st.fitting.choice import Decision, first_unbeaten
+from smec_st.evaluation.choice import Decision, first_unbeaten
 from smec_st.fitting.config import FEWEST_QUERIES
 from smec_st.losses.settings import LossSettings
 from smec_st.maps import FoldedMap
@@ -63,7 +63,7 @@ class Sample:
     own_document: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def of(self, documents: np.ndarray, queries: np.ndarray) -> Sample:
-        """The sample of some rows of each side."""
+        """Return the sample of some rows of each side."""
         return replace(
             self,
             old_corpus=self.old_corpus[documents],
@@ -96,12 +96,12 @@ class Kept:
     metric = METRIC
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields, and the ratio."""
+        """Return the fields and the ratio for JSON."""
         return {**json.loads(json.dumps(asdict(self))), "metric": self.metric, "ratio": self.ratio}
 
     @property
     def ratio(self) -> float:
-        """Mean over the sizes of bridged divided by old."""
+        """Mean over the sizes of the bridged score divided by the old one."""
         return float(np.mean([self.bridged[size] / max(self.old[size], 1e-9) for size in self.old]))
 
 
@@ -172,7 +172,7 @@ def apply(folded: FoldedMap, vectors: np.ndarray) -> np.ndarray:
 
 
 def _nearest(sample: Sample) -> Qrels:
-    """The old model's nearest documents of each query, as judgements."""
+    """Return the old model's nearest documents of each query as judgements."""
     from smec_st.evaluation.metrics import exact_search, leave_out
 
     found, _ = exact_search(sample.old_corpus, sample.old_queries, NEIGHBOURS + 1)
@@ -185,7 +185,7 @@ def _nearest(sample: Sample) -> Qrels:
 
 
 def _folds(sample: Sample, judged: Qrels, seed: int) -> Iterator[tuple[Sample, Qrels]]:
-    """What is trained on, and the judgements of the queries that are held out."""
+    """Yield what is trained on, and the judgements of the queries that are held out."""
     rng = np.random.default_rng(seed)
     queries = rng.permutation(judged.query_rows)
     documents = np.arange(len(sample.old_corpus))
@@ -196,17 +196,17 @@ def _folds(sample: Sample, judged: Qrels, seed: int) -> Iterator[tuple[Sample, Q
         if len(sample.own_document):
             gone = np.union1d(gone, sample.own_document[rows])
         kept = np.setdiff1d(documents, gone)
-        asking = np.setdiff1d(np.arange(len(sample.old_queries)), rows)
+        left = np.setdiff1d(np.arange(len(sample.old_queries)), rows)
         if len(kept) < FEWEST_QUERIES:
             raise DataError(
                 f"only {len(kept)} documents of the sample are left to learn from without those that held-out queries "
                 "ask for; embed more documents with both models."
             )
-        yield sample.of(kept, asking), held
+        yield sample.of(kept, left), held
 
 
 def _score(sample: Sample, queries: np.ndarray, held: Qrels) -> np.ndarray:
-    """nDCG@10 of queries in the old space at every size, ``(sizes, held-out queries)``."""
+    """Compute nDCG@10 of queries in the old space at every size, ``(sizes, held-out queries)``."""
     return np.stack(
         [
             _score_at(sample, unit_rows(sample.old_corpus[:, :size]), unit_rows(queries[:, :size]), held)
@@ -223,7 +223,7 @@ def _score_at(sample: Sample, corpus: np.ndarray, queries: np.ndarray, held: Qre
 
 
 def _scales(sample: Sample, mapped: np.ndarray, rows: np.ndarray) -> dict[int, tuple[float, float]]:
-    """Factor and offset by size: bridged cosines get mean and deviation of the new model's, over the best documents.
+    """Compute factor and offset by size: bridged cosines get mean and deviation of the new model's.
 
     The best documents are those that either model puts among its first for a held-out query.
     """
@@ -247,7 +247,7 @@ def _scales(sample: Sample, mapped: np.ndarray, rows: np.ndarray) -> dict[int, t
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs of the sample as rows that a map without bias can learn from; documents stand in for queries.
+    """Return pairs of the sample as rows that a map without bias can learn from; documents stand in for queries.
 
     Queries of a model often lie apart from its documents. A document becomes a query when the mean difference of the
     two sides is added, in both spaces. New vectors are then centred, and a constant is put beside them.
@@ -304,7 +304,7 @@ def _fit_all(sample: Sample, names: tuple[str, ...], seed: int) -> dict[str, Fol
 
 
 def _ridge(pairs: _Pairs) -> np.ndarray:
-    """``(d, W)``: targets from rows by ridge regression."""
+    """Regress targets on rows with a ridge penalty, ``(d, W)``."""
     rows = pairs.rows.astype(np.float64)
     gram = rows.T @ rows
     gram[np.diag_indices_from(gram)] += RIDGE * np.trace(gram) / len(gram)
@@ -313,7 +313,7 @@ def _ridge(pairs: _Pairs) -> np.ndarray:
 
 
 def _adapter(pairs: _Pairs, start: np.ndarray, seed: int | None) -> ResidualAdapter:
-    """The ridge regression, with what random features can add to it where a ``seed`` for them is given."""
+    """Fit the ridge regression and, if a ``seed`` is given, what random features add to it."""
     import torch
 
     from smec_st.modules import ResidualAdapter
@@ -358,7 +358,7 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
 
 
 def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> ResidualAdapter:
-    """Go on from a closed form until queries rank the old documents as both models rank their own."""
+    """Train from a closed-form start, until queries rank the old documents as both models rank their own."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from transformers import set_seed
@@ -371,17 +371,17 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
     from smec_st.training.arguments import SequentialTrainingArguments
     from smec_st.training.trainer import SequentialTrainer
 
-    documents, count = len(sample.old_corpus), len(pairs.rows)
+    documents = len(sample.old_corpus)
     table = VectorTable(pairs.rows[:documents], pairs.rows[documents:], check=False)
     target = Target(
         candidates=VectorTable(sample.old_corpus, sample.old_queries, check=False),
         teacher=VectorTable(*_taught(sample), check=False),
     )
-    anchors = np.arange(documents)
-    if count > documents:  # as many queries as documents
-        anchors = np.concatenate([anchors, documents + np.resize(np.arange(count - documents), documents)])
+    anchors = _as_many_queries(documents, len(pairs.rows) - documents)
     d, width = start.start.shape
     settings = LossSettings(seed=seed)
+    sizes = tuple(sample.sizes[::-1])
+    stage = Stage(index=0, order="grow", phase="compress", in_dim=width, out_dim=d, sizes=sizes)
     set_seed(seed)
     with quiet_libraries(), tempfile.TemporaryDirectory(prefix="smec-st-") as folder:
         model = SentenceTransformer(modules=[EmbeddingInput(width)], device=None)
@@ -401,11 +401,7 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
             ),
             table=table,
             loss=SMECLoss(model, table, None, memory, settings, target),
-            stages=(
-                Stage(
-                    index=0, order="grow", phase="compress", in_dim=width, out_dim=d, sizes=tuple(sample.sizes[::-1])
-                ),
-            ),
+            stages=(stage,),
             train_dataset=Dataset.from_dict({"anchor": anchors}),
             adapter=start,
         )
@@ -415,8 +411,14 @@ def _train(start: ResidualAdapter, pairs: _Pairs, sample: Sample, seed: int) -> 
     return adapter
 
 
+def _as_many_queries(documents: int, queries: int) -> np.ndarray:
+    """Return the rows of all documents and of as many queries, which are repeated or cut off to that number."""
+    asked = np.resize(np.arange(queries), documents if queries else 0)
+    return np.concatenate([np.arange(documents), documents + asked])
+
+
 def _taught(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors whose cosine is a mean of both models' cosines, which count by the inverse of their spread."""
+    """Compute vectors whose cosine is a mean of both models' cosines, which count by the inverse of their spread."""
     means = [unit_rows(part).mean(axis=0) for part in (sample.old_corpus, sample.new_corpus)]
     spreads = [max(1 - float(mean @ mean), 1e-3) for mean in means]
     weights = [np.sqrt(1 / spread / sum(1 / each for each in spreads)) for spread in spreads]
@@ -428,7 +430,7 @@ def _taught(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _folded(adapter: ResidualAdapter, entry: np.ndarray) -> FoldedMap:
-    """The adapter as dense layers that read ``[x, 1]``."""
+    """Return the adapter as dense layers that read ``[x, 1]``."""
     from smec_st.maps.folding import fold
     from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smec_st.losses.settings import FORMS, LossSettings
+from smec_st.stages import NARROW_HIDDEN as NARROW_HIDDEN
 from smec_st.system.errors import DataError, whole_number
 
 #: What learning from neighbourhoods alone needs: the nearest documents of each query in its pool (without them 24
@@ -33,13 +34,12 @@ MOST = ("steps", "random_rows")
 PAIRS_PER_QUERY = 16  # that are trained on; classes as labels have hundreds, which would crowd out other queries
 MANY_QUERIES = 4800  # judged ones; with more of them more steps and candidates pay, up to twice as many of both
 FEWEST_QUERIES = 20  # that can choose; below, candidates are not compared
-JUDGED_DOCUMENTS = 20_000  # that trials are scored on, beside the relevant ones
+JUDGED_DOCUMENTS = 20_000  # that trials are scored on, in addition to the relevant ones
 ENOUGH_QUERIES = 600  # held-out ones that choose: folds are tried until there are that many
 MOST_QUERIES = 1200  # of a dev split, or to make folds of; more would tell candidates apart no better
 FOLDS = 4  # parts that are held out in turn; half of them share no relevant document with what is trained on
 HELD_OUT = 0.1  # share of the training queries that choose codes, or a rival's early stopping, without a dev split
-NARROW_HIDDEN = 1 / 24  # of the width: sizes up to here are too small for a linear map, and get a hidden layer
-MOST_HIDDEN = 2048  # width of that layer, at most
+MOST_HIDDEN = 2048  # width of the hidden layer of sizes up to NARROW_HIDDEN, at most
 WIDEST = 1024  # numbers that a map is trained on; wider vectors are turned to their leading axes first
 LEFT_OUT = 1e-3  # of the vectors' energy, at most, that this turn leaves out
 
@@ -123,7 +123,7 @@ class FitConfig(LossSettings):
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> FitConfig:
-        """From plain values; an unknown name or a wrong type is an error that says which."""
+        """Make settings from plain values; an error names what is unknown or of the wrong type."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(settings) - set(fields))
         if unknown:
@@ -135,7 +135,7 @@ class FitConfig(LossSettings):
         return cls(**settings)
 
     def as_candidate(self, name: str, *, trial: bool = False) -> FitConfig:
-        """The settings of a candidate, whole or as it is tried."""
+        """Return the settings of a candidate, for a whole fit or for a trial."""
         changes = dict(CANDIDATES[name])
         for key, value in TRIAL.items() if trial else ():
             changes[key] = min(value, changes.get(key, getattr(self, key)))
@@ -148,23 +148,23 @@ class FitConfig(LossSettings):
         return self.adapt_steps > 0 and self.order == "grow" and self.activation == "relu"
 
     def for_queries(self, count: int) -> FitConfig:
-        """Settings for this number of judged queries: more steps and candidates where there are many to learn from."""
+        """Return the settings for this number of judged queries: many get more steps and candidates."""
         factor = min(2.0, max(1.0, count / MANY_QUERIES))
         return dataclasses.replace(
             self, steps=round(factor * self.steps), random_rows=round(factor * self.random_rows)
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able settings."""
+        """Return the settings for JSON."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
 
-def _shown(example: Any) -> str:
+def _shown(example: object) -> str:
     return repr(list(example) if isinstance(example, tuple) else example)
 
 
-def _is_of_the_kind(value: Any, example: Any) -> bool:
-    """Whether a plain value may stand where the example does; a whole number may stand for a float."""
+def _is_of_the_kind(value: object, example: object) -> bool:
+    """Return whether a value is of the example's kind; a whole number may stand for a float."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(example, tuple):
         return isinstance(value, list | tuple) and all(type(item) is type(example[0]) for item in value)
@@ -174,7 +174,7 @@ def _is_of_the_kind(value: Any, example: Any) -> bool:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings of a JSON or YAML file, for :meth:`FitConfig.from_dict`; 1e-3 is a number in both."""
+    """Read the settings of a JSON or YAML file, for :meth:`FitConfig.from_dict`; 1e-3 is a number in both."""
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -1,4 +1,4 @@
-"""From a collection to the maps of a compressor: candidates are tried on held-out queries, and one is trained."""
+"""Fit the maps of a compressor to a collection: candidates are tried on held-out queries, and one is trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from smec_st.data import DataError, Qrels, Table, VectorTable
 from smec_st.data.vectors import hash_rows
-from smec_st.fitting.choice import Decision, first_unbeaten, still_in_question
+from smec_st.evaluation.choice import Decision, first_unbeaten, still_in_question
 from smec_st.fitting.config import (
     ENOUGH_QUERIES,
     FEWEST_QUERIES,
@@ -40,7 +40,7 @@ SAFEST = "neighbourhoods"  # the fit without labels
 
 
 class LabelsWarning(UserWarning):
-    """Judgements were given, and nothing is trained on them."""
+    """Warns that judgements were given and nothing is trained on them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FitResult:
 
 
 def settings_of(method: str) -> dict[str, Any]:
-    """Settings of a named method that differ from the defaults.
+    """Return the settings of a named method that differ from the defaults.
 
     Raises:
         DataError: If there is no such method.
@@ -70,7 +70,7 @@ def settings_of(method: str) -> dict[str, Any]:
 
 
 def resolve_config(settings: Mapping[str, Any], width: int) -> FitConfig:
-    """The settings, with sizes that fit the width: the default ones where none are named.
+    """Check settings and fill in the sizes; by default the width and its halvings.
 
     Raises:
         DataError: If a name, a value or a size is wrong.
@@ -87,7 +87,7 @@ def claim_work_dir(
     work: Path,
     table: VectorTable,
     judged: Sequence[Qrels | None],
-    asking: np.ndarray | None,
+    unlabelled: np.ndarray | None,
     settings: Mapping[str, Any],
 ) -> None:
     """Write down what a run depends on, and refuse to continue that of another input.
@@ -95,11 +95,11 @@ def claim_work_dir(
     Raises:
         DataError: If the folder holds an unfinished run of other vectors, judgements or settings.
     """
-    digest = hashlib.sha256(json.dumps([asking is None, dict(settings)], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps([unlabelled is None, dict(settings)], sort_keys=True, default=str).encode())
     arrays = [
         array for qrels in judged if qrels is not None for array in (qrels.queries, qrels.documents, qrels.grades)
     ]
-    for array in (*table.parts, table.own_rows, *arrays, *([] if asking is None else [asking])):
+    for array in (*table.parts, table.own_rows, *arrays, *([] if unlabelled is None else [unlabelled])):
         hash_rows(digest, array)
     record, key = work / INPUT, digest.hexdigest()[:16]
     has_run = (work / DECISION).exists() or any(work.glob("stage-*"))
@@ -129,8 +129,8 @@ def fit_maps(
         dev: Judgements that only choose; None to cross-validate over the training queries.
         config: Settings, with ``dims``.
         unlabelled_queries: See :meth:`smec_st.Compressor.fit`.
-        work_dir: Likewise.
-        progress: Likewise.
+        work_dir: See :meth:`smec_st.Compressor.fit`.
+        progress: Show a progress bar.
     """
     dims = check_dims(config.dims or default_dims(table.width), table.width)
     if method in UNTRAINED:
@@ -183,7 +183,7 @@ class _Run:
 
     @staticmethod
     def trains_on_labels(candidate: str) -> bool:
-        """Whether a candidate learns anything from judgements."""
+        """Return whether a candidate learns anything from judgements."""
         return candidate not in ("start", "neighbourhoods")
 
     def fit(self, candidate: str, train: Qrels | None) -> Fitted:
@@ -202,9 +202,9 @@ class _Run:
         )
 
     def choose(self, train: Qrels, dev: Qrels | None) -> Decision:
-        """Which candidate to train, by the mean nDCG@10 over all sizes of queries that it was not trained on.
+        """Choose the candidate to train, by the mean nDCG@10 over all sizes on queries that it was not trained on.
 
-        A run that is continued reads the decision that it made before.
+        A run that is continued reads its earlier decision.
         """
         made = None if self.work_dir is None else self.work_dir / DECISION
         if made is not None and made.is_file():
@@ -227,13 +227,13 @@ class _Run:
         return first_unbeaten(scores, what)
 
     def _try(self, names: list[str], train: Qrels, held: Qrels, fold: str) -> dict[str, np.ndarray]:
-        """Mean score over all sizes of each held-out query, ``(q,)``, by candidate; short trainings.
+        """Train candidates briefly, and return the mean score over all sizes of each held-out query, ``(q,)``.
 
         Held-out queries are not even read without their judgements. Candidates that adapt share the adapt stage.
         """
         from smec_st.evaluation.evaluator import HeldOutEvaluator
 
-        asking = np.setdiff1d(self._unlabelled(train), held.query_rows)
+        unlabelled = np.setdiff1d(self._unlabelled(train), held.query_rows)
         tables = {False: self.table}
         judges: dict[bool, HeldOutEvaluator] = {}
         scores = {}
@@ -248,7 +248,7 @@ class _Run:
                 tables[adapts],
                 None if config.rank_weight == 0 else train,
                 dataclasses.replace(config, adapt_steps=0),
-                unlabelled_queries=asking,
+                unlabelled_queries=unlabelled,
                 progress=self.progress,
                 title=f"{name}, {fold}",
             ).maps
@@ -256,7 +256,7 @@ class _Run:
         return scores
 
     def _adapted(self, train: Qrels, config: FitConfig, title: str) -> Table:
-        """The table as an adapt stage moves it."""
+        """Train an adapt stage, and return the table with its vectors moved."""
         import torch
 
         width = self.table.width
@@ -266,14 +266,14 @@ class _Run:
         return self.table.moved(torch.from_numpy(folded.layers[0].weight))
 
     def _unlabelled(self, train: Qrels | None) -> np.ndarray:
-        """Query rows that are read without their judgements."""
+        """Return the query rows that are read without their judgements."""
         if self.unlabelled_queries is not None:
             return self.unlabelled_queries
         return np.arange(self.table.query_size) if train is None else train.query_rows
 
 
 def _folds(table: Table, train: Qrels, dev: Qrels | None, seed: int) -> Iterator[tuple[Qrels, Qrels]]:
-    """What to train on and what to score, fold by fold, until enough queries have been held out.
+    """Yield judgements to train on and to score, fold by fold, until enough queries have been held out.
 
     A dev split, which is never trained on, comes first. Of the others every second one shares no relevant document
     with what is trained on. A held-out query that is a document itself is out of training altogether: as a labelled
@@ -296,13 +296,13 @@ def _folds(table: Table, train: Qrels, dev: Qrels | None, seed: int) -> Iterator
 
 
 def _some_queries(qrels: Qrels, seed: int) -> Qrels:
-    """At most :data:`MOST_QUERIES` queries; those that share a relevant document stay together."""
+    """Keep at most :data:`MOST_QUERIES` queries; those that share a relevant document stay together."""
     count = len(qrels.query_rows)
     return qrels if count <= MOST_QUERIES else qrels.split(MOST_QUERIES / count, seed)[1]
 
 
 def _leading_axes(table: Table, most: int) -> tuple[Table, np.ndarray | None]:
-    """Wide vectors turned to their leading axes, and the turn ``(k, D)``; None where vectors are not wide.
+    """Turn wide vectors to their leading axes, and return the turn ``(k, D)`` as well; None for narrow vectors.
 
     All but :data:`LEFT_OUT` of the energy is kept, in at most :data:`WIDEST` numbers, and never less than the largest
     size asked for.
@@ -324,7 +324,7 @@ def _leading_axes(table: Table, most: int) -> tuple[Table, np.ndarray | None]:
 
 @contextlib.contextmanager
 def _short_collections() -> Iterator[None]:
-    """Leave what exists out of garbage collections: each trial starts several, of half a second each."""
+    """Exclude existing objects from garbage collection: each trial collects several times, half a second each."""
     gc.collect()
     gc.freeze()
     try:
@@ -341,7 +341,7 @@ def extend_maps(
     config: FitConfig,
     progress: bool = False,
 ) -> tuple[Maps, list[dict[str, Any]]]:
-    """Maps with the further sizes ``config.dims``; those that exist stay as they are.
+    """Add the sizes ``config.dims`` to maps; existing ones stay as they are.
 
     Returns:
         All maps, and reports of the new stages.

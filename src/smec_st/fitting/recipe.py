@@ -1,4 +1,4 @@
-"""From vectors to a folded map: one candidate's settings, trained with the staged trainer."""
+"""Train one candidate's settings with the staged trainer, and fold the result into maps."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from smec_st.stages import Stage, StageReport, check_dims, default_dims, plan_st
 from smec_st.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from smec_st.training.arguments import SequentialTrainingArguments
 
 Maps = Sequence[tuple[FoldedMap, tuple[int, ...]]]
@@ -37,7 +39,7 @@ class Fitted:
 
 
 def fit_untrained(method: str, table: Table, dims: Sequence[int]) -> Fitted:
-    """``truncate``, uncentred ``pca``, or the ``start`` of training, as a map like any other."""
+    """Make the maps of ``truncate``, of uncentred ``pca``, or of the ``start`` of training."""
     import torch
 
     from smec_st.functional import leftover_axes
@@ -71,7 +73,7 @@ def fit_stages(
         table: Corpus and queries.
         qrels: Training judgements; None to train without labels.
         config: Settings.
-        unlabelled_queries: Query rows to train on beside the corpus when there are no labels; None for all.
+        unlabelled_queries: Query rows to train on together with the corpus if there are no labels; None for all.
         base: A finished map to start from, for continual compression.
         stages: The plan; None to make it from ``config``.
         work_dir: Where checkpoints go, and where an unfinished run is continued from; None to keep none.
@@ -158,9 +160,9 @@ def _make_arguments(
 
 
 def folded_maps(
-    modules: list[Any], stages: Sequence[Stage], dims: Sequence[int], base: FoldedMap | None = None
+    modules: Sequence[nn.Module], stages: Sequence[Stage], dims: Sequence[int], base: FoldedMap | None = None
 ) -> Maps:
-    """One map for all sizes that grew; in ``shrink`` a map per size, and the first adapter's for the full width.
+    """Fold modules into one map for all sizes; in the order ``shrink``, into a map per size.
 
     Args:
         modules: Of a trained model, the input module first.
@@ -175,24 +177,24 @@ def folded_maps(
         return ((fold(modules).first(sizes[0]), sizes),)
     before = 1 if base is None else 3  # the input module, and the finished map's two
     maps = [(fold(modules[: before + 2 * (i + 1)]), (stage.out_dim,)) for i, stage in enumerate(stages)]
-    width = modules[0].dim
+    width: Any = modules[0].dim
     if base is None and width in dims:
         maps.insert(0, (_full_width(modules), (width,)))
     return tuple(maps)
 
 
-def _full_width(modules: list[Any]) -> FoldedMap:
-    """In ``shrink`` the first stage's adapter serves the full width, before its selection."""
+def _full_width(modules: Sequence[nn.Module]) -> FoldedMap:
+    """Return the map of the first stage's adapter, which serves the full width in the order ``shrink``."""
     from smec_st.maps.folding import fold
     from smec_st.modules import AdaptiveDimensionSelection
 
-    adapter = modules[1]
+    adapter: Any = modules[1]
     everything = AdaptiveDimensionSelection(adapter.out_dim, adapter.out_dim, reads=adapter.writes, frozen=True)
     return fold([modules[0], adapter, everything])
 
 
-def _finished_modules(base: FoldedMap) -> tuple[Any, Any]:
-    """A finished linear map as a frozen stage."""
+def _finished_modules(base: FoldedMap) -> tuple[nn.Module, nn.Module]:
+    """Return a finished linear map as the modules of a frozen stage."""
     import torch
 
     from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
@@ -211,7 +213,7 @@ def _finished_modules(base: FoldedMap) -> tuple[Any, Any]:
 
 
 def _pairs(table: Table, qrels: Qrels, seed: int) -> dict[str, np.ndarray]:
-    """Columns of the training dataset with labels, as row ids: relevant pairs."""
+    """Return the columns of the training dataset with labels, as row ids: relevant pairs."""
     if len(qrels.pairs) == 0:
         raise DataError("the training judgements hold no relevant pair; fit without labels instead.")
     pairs = _some_of_each_query(qrels.pairs, seed)
@@ -219,7 +221,7 @@ def _pairs(table: Table, qrels: Qrels, seed: int) -> dict[str, np.ndarray]:
 
 
 def _anchors(table: Table, unlabelled_queries: np.ndarray | None, least: int) -> dict[str, np.ndarray]:
-    """The column of the training dataset without labels: queries, or documents where there are none.
+    """Return the column of the training dataset without labels: queries, or documents where there are none.
 
     They are repeated until there are at least ``least``, so that a batch is full.
     """
@@ -229,7 +231,7 @@ def _anchors(table: Table, unlabelled_queries: np.ndarray | None, least: int) ->
 
 
 def _some_of_each_query(pairs: np.ndarray, seed: int) -> np.ndarray:
-    """At most :data:`~smec_st.fitting.config.PAIRS_PER_QUERY` random pairs of each query, ``(P, 2) -> (p, 2)``.
+    """Draw at most :data:`~smec_st.fitting.config.PAIRS_PER_QUERY` random pairs of each query, ``(P, 2) -> (p, 2)``.
 
     The loss still knows all judgements.
     """
@@ -241,7 +243,7 @@ def _some_of_each_query(pairs: np.ndarray, seed: int) -> np.ndarray:
 
 
 def can_be_distinct(columns: dict[str, np.ndarray], batch_size: int) -> bool:
-    """Whether batches without shared documents can be about full.
+    """Return whether batches without shared documents can be about full.
 
     With many relevant documents per query (classes as labels) or many queries per document they cannot.
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st import __version__
+from smec_st.evaluation.choice import Decision
 from smec_st.evaluation.report import (
     Row,
     can_plot,
@@ -18,7 +19,6 @@ from smec_st.evaluation.report import (
     new_figure,
     save_figure,
 )
-from smec_st.fitting.choice import Decision
 from smec_st.quantization.interface import CompressorLike
 from smec_st.system.optional import is_installed
 

@@ -84,7 +84,7 @@ class FunnelRetriever(BaseRetriever):
     k: int = 4
     where: dict[str, Any] | None = None
 
-    def model_post_init(self, context: Any) -> None:
+    def model_post_init(self, context: object) -> None:
         """Check that the embedder is the one that the index was made with."""
         SizedCompressor(self.index.compressor, None, getattr(self.embeddings, "fingerprint", None), self.embeddings)
 

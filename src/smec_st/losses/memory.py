@@ -11,7 +11,7 @@ EMPTY = -1
 class SelectableCrossBatchMemory(nn.Module):
     """Keep the last ``capacity`` distinct rows that were pushed; the oldest is overwritten first.
 
-    The vectors are the frozen full-width ones, so what is remembered never drifts (SMEC, section on S-XBM). A row
+    The vectors are the frozen full-width ones, so stored rows never drift (SMEC, section on S-XBM). A row
     that is pushed again counts as new and frees its old slot: no row is ever held twice, and what is held are the
     last ``capacity`` distinct rows. All state is in buffers, so ``state_dict`` restores rows and their age alike.
 
@@ -69,7 +69,7 @@ class SelectableCrossBatchMemory(nn.Module):
         self.pushed += len(row_ids)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the memory."""
         self._empty(torch.arange(self.capacity, device=self.row_ids.device))
         self.pushed.zero_()
 
@@ -79,7 +79,7 @@ class SelectableCrossBatchMemory(nn.Module):
 
     @torch.no_grad()
     def mine(self, similarity: Tensor, k: int, banned: Tensor | None = None) -> Tensor:
-        """The ``k`` most similar remembered rows of each batch row.
+        """Find the ``k`` stored rows that are most similar to each batch row.
 
         Args:
             similarity: Full-width similarity of the batch to every slot, ``(B, M)``.
@@ -101,7 +101,7 @@ class SelectableCrossBatchMemory(nn.Module):
 
 
 def _last_occurrences(row_ids: Tensor) -> Tensor:
-    """Positions that hold the last occurrence of each id, ascending."""
+    """Return the positions that hold the last occurrence of each id, ascending."""
     unique, inverse = torch.unique(row_ids, return_inverse=True)
     last = torch.full((len(unique),), -1, dtype=torch.int64, device=row_ids.device)
     last.scatter_reduce_(0, inverse, torch.arange(len(row_ids), device=row_ids.device), reduce="amax")

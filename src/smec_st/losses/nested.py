@@ -51,7 +51,7 @@ class Comparison:
 
 
 def nested_loss(left: Tensor, right: Tensor, log_scale: Tensor, want: Comparison) -> tuple[Tensor, Tensor, Tensor]:
-    """The contrastive and the KL term over all sizes; each size's loss moves only the columns that it adds.
+    """Compute the contrastive and the KL term over all sizes; each size's loss moves only the columns that it adds.
 
     With ``m'`` the next smaller size, the cosine at size ``m`` is ``(s + a.p) / (|.| |.|)``, where ``s``, and the part
     of the squared lengths that comes from the first ``m'`` columns, are constants. So sizes that are smaller are
@@ -120,7 +120,7 @@ class _NestedLoss(torch.autograd.Function):
 
 
 def _alignment(cosine: Tensor, want: Comparison, number: int) -> tuple[Tensor, Tensor]:
-    """Gradient of the KL term with respect to the cosines, ``(n, C)``, and its value.
+    """Compute the gradient of the KL term with respect to the cosines, ``(n, C)``, and its value.
 
     ``d/dc sum_i w_i KL(t_i || softmax(c_i / tau)) tau = w (softmax(c / tau) - t)``: the factor ``tau`` of the KL form
     cancels that of the softmax.

@@ -1,4 +1,4 @@
-"""The candidates of a step: the batch's documents, and what S-XBM adds to them."""
+"""The candidates of a step: the batch's documents, and rows of the memory (S-XBM)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CandidatePool:
                 self.memory.push(self.table[rows], rows)
 
     def begin_step(self, stage: int, step: int) -> None:
-        """Move the corpus on through a memory that is smaller; depends on (seed, stage, step) alone."""
+        """Push the next rows of a corpus that is larger than the memory; depends on (seed, stage, step) alone."""
         self._step = (stage, step)
         if self.memory is None or self.table is None or self._is_live or not self._is_in_use:
             return
@@ -65,13 +65,13 @@ class CandidatePool:
         self.memory.push(self.table[rows], rows)
 
     def own(self, row_ids: Tensor) -> Tensor:
-        """The document that each row is itself, or -1. ``(B,) -> (B,)``."""
+        """Return the document that each row is itself, or -1. ``(B,) -> (B,)``."""
         return row_ids if self.table is None else self.table.own(row_ids.cpu()).to(row_ids.device)
 
     def candidates(
         self, anchors: Tensor, anchor_ids: Tensor, documents: Tensor | None, document_ids: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the batch is compared with.
+        """Return the candidates that the batch is compared with.
 
         Args:
             anchors: ``(B, D)``.
@@ -103,7 +103,7 @@ class CandidatePool:
             self.memory.push(gather_rows(vectors.detach())[0], gather_rows(ids)[0])
 
     def _document_vectors(self, ids: Tensor, place: Tensor, documents: Tensor) -> Tensor:
-        """Vectors of all ranks' documents, each once, ``(C, D)``; looked up where they are frozen, else gathered."""
+        """Return the vectors of all ranks' documents, each once, ``(C, D)``: looked up if frozen, else gathered."""
         if self.table is not None and not self._is_live and world_size() > 1:
             return self.table[ids.cpu()].to(documents)
         gathered, _ = gather_rows(documents, with_grad=self._is_live and torch.is_grad_enabled())
@@ -113,7 +113,7 @@ class CandidatePool:
 
     @torch.no_grad()
     def _chosen_slots(self, anchors: Tensor, anchor_ids: Tensor, batch_ids: Tensor) -> Tensor:
-        """Slots of the memory that join this batch, ascending, without rows that it already holds, ``(S,)``."""
+        """Choose the slots of the memory that join this batch, without rows that it holds already, ``(S,)``."""
         assert self.memory is not None
         row_ids, settings = self.memory.row_ids, self.settings
         free = (row_ids != EMPTY) & ~torch.isin(row_ids, batch_ids)

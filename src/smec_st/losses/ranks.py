@@ -1,4 +1,4 @@
-"""What the ranks of a distributed run tell each other, so that together they train as one process would.
+"""Exchange values between the ranks of a distributed run, so that they train as one process would.
 
 Each rank has its own rows of the batch and compares them with the candidates of all. DDP averages gradients, so a
 rank's share of a mean is its own sum, times the number of ranks, over everyone's count. Without a process group, or
@@ -17,12 +17,12 @@ Found = TypeVar("Found")
 
 
 def world_size() -> int:
-    """Number of ranks, 1 without a process group."""
+    """Return the number of ranks, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def total(count: Tensor) -> Tensor:
-    """The sum over ranks, without gradient."""
+    """Return the sum over ranks, without gradient."""
     if world_size() == 1:
         return count
     count = count.detach().clone()
@@ -31,12 +31,12 @@ def total(count: Tensor) -> Tensor:
 
 
 def share_of_mean(amount: Tensor, count: Tensor) -> Tensor:
-    """This rank's share of ``sum of amounts / sum of counts``, such that the mean over ranks is the whole."""
+    """Return this rank's share of ``sum of amounts / sum of counts``, such that the mean over ranks is the whole."""
     return world_size() * amount / total(count).clamp_min(1)
 
 
 def any_rank(mask: Tensor) -> Tensor:
-    """True where any rank says so."""
+    """Return whether a value is true on any rank."""
     if world_size() == 1:
         return mask
     votes = mask.to(torch.uint8)
@@ -45,12 +45,12 @@ def any_rank(mask: Tensor) -> Tensor:
 
 
 def mean_gradient(gradient: Tensor) -> Tensor:
-    """The mean over ranks: for parameters of the loss, which DDP does not wrap."""
+    """Return the mean over ranks: for parameters of the loss, which DDP does not wrap."""
     return gradient if world_size() == 1 else total(gradient) / world_size()
 
 
 def same_on_all_ranks(found: Found) -> Found:
-    """What the first rank found: a choice between floats must not hang on how each machine rounds."""
+    """Return the first rank's value, so that a choice between floats does not depend on how each machine rounds."""
     if world_size() == 1:
         return found
     box = [found]
@@ -59,7 +59,7 @@ def same_on_all_ranks(found: Found) -> Found:
 
 
 def gather_rows(rows: Tensor, with_grad: bool = False) -> tuple[Tensor, int]:
-    """Everyone's rows, in the order of ranks, and where this rank's begin; ranks may have different numbers of rows.
+    """Gather the rows of all ranks, in their order, and return where this rank's begin; numbers of rows may differ.
 
     Args:
         rows: ``(b, ...)``.

@@ -1,4 +1,4 @@
-"""Grades of any query against any candidates, without a loop over either."""
+"""Look up the grades of any queries and candidates without a loop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Relevance(nn.Module):
         return torch.stack([torch.repeat_interleave(queries, self.offsets.diff()), self.documents], dim=1)
 
     def forward(self, queries: Tensor, candidates: Tensor) -> Tensor:
-        """Grades of each query's candidates.
+        """Return the grades of each query's candidates.
 
         Args:
             queries: Row ids, ``(B,)``.

@@ -75,6 +75,6 @@ class LossSettings:
             raise DataError(f"`shadow_share` must be in [0, 1), got {self.shadow_share}.")
 
     def of_loss(self) -> dict[str, Any]:
-        """The fields above by name, without what a subclass adds; for model cards and run records."""
+        """Return the fields above by name, without what a subclass adds; for model cards and run records."""
         names = {field.name for field in fields(LossSettings)}
         return {name: value for name, value in asdict(self).items() if name in names}

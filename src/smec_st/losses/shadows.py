@@ -37,10 +37,10 @@ class Shadows:
         """Whether queries (with labels: those of training) are no documents, which have places of their own."""
         if self.table is None:
             return False
-        asking = torch.arange(self.table.corpus_size, len(self.table))
+        query_rows = torch.arange(self.table.corpus_size, len(self.table))
         if self.relevance is not None:
-            asking = self.relevance.pairs[:, 0].cpu()
-        return len(asking) > 0 and bool((self.table.own(asking) < 0).all())
+            query_rows = self.relevance.pairs[:, 0].cpu()
+        return len(query_rows) > 0 and bool((self.table.own(query_rows) < 0).all())
 
     @cached_property
     def link(self) -> Tensor:
@@ -57,7 +57,7 @@ class Shadows:
     def __call__(
         self, queries: Tensor, ids: Tensor, pool: Tensor, near: Tensor | None, step: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A counterfactual query for each query.
+        """Make a counterfactual query for each query.
 
         Args:
             queries: ``(b, D)``.

@@ -147,7 +147,7 @@ class SMECLoss(nn.Module):
     # -- what the trainer calls ---------------------------------------------------------------------------------------
 
     def read_from(self, table: Table | None) -> None:
-        """Train the stages to come on another table of the same rows."""
+        """Train the later stages on another table of the same rows."""
         searched = table if self.target is None else self.target.candidates
         self._pool = CandidatePool(searched, self.relevance, self.memory, self.settings)
         self._shadows = Shadows(table, self.relevance, self.settings.seed)
@@ -173,7 +173,7 @@ class SMECLoss(nn.Module):
         self._pool.begin_stage(stage.index, live, in_use=not is_adapt)
 
     def begin_step(self, stage: int, step: int) -> None:
-        """Move the memory on. Depends on (seed, stage, step) alone, so every rank does the same."""
+        """Push the next rows of the corpus. Depends on (seed, stage, step) alone, so every rank does the same."""
         self._step = (stage, step)
         self._pool.begin_step(stage, step)
 
@@ -194,7 +194,7 @@ class SMECLoss(nn.Module):
         self.log_scale.register_hook(mean_gradient)  # DDP wraps the model, not the loss
 
     def training_state(self) -> dict[str, Tensor]:
-        """Everything of the loss that a checkpoint of the model lacks."""
+        """Return the state of the loss, which a checkpoint of the model lacks."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
@@ -205,11 +205,11 @@ class SMECLoss(nn.Module):
         self.load_state_dict(state, strict=False)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Settings for the model card."""
+        """Return the settings for the model card."""
         return self.settings.of_loss()
 
     def diagnostics(self) -> dict[str, float]:
-        """For the log: temperature of the contrastive loss at the largest size, and filled share of the memory."""
+        """Return temperature at the largest size, and the filled share of the memory, for the log."""
         found = {"temperature": self._active.tau * float(self.log_scale.detach()[-1].exp())}
         if self.memory is not None:
             found["memory_fill"] = len(self.memory) / self.memory.capacity
@@ -218,7 +218,7 @@ class SMECLoss(nn.Module):
     # -- the loss -----------------------------------------------------------------------------------------------------
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> dict[str, Tensor]:
-        """The weighted terms by name; the trainer sums and logs them.
+        """Return the weighted terms by name; the trainer sums and logs them.
 
         Args:
             sentence_features: Anchors, and their documents where the dataset has that column: ``sentence_embedding``
@@ -258,7 +258,7 @@ class SMECLoss(nn.Module):
         return features
 
     def _source(self, column: dict[str, Tensor]) -> Tensor:
-        """A column's full-width vectors, ``(B, D)`` float32, unit norm: as they are, or through the backbone."""
+        """Return a column's full-width vectors, ``(B, D)`` float32, unit norm; a live backbone encodes them."""
         if column.keys() == {"sentence_embedding"}:
             return column["sentence_embedding"]
         return unit(self.model(column)["source_embedding"].float())
@@ -266,7 +266,7 @@ class SMECLoss(nn.Module):
     def _views(
         self, features: dict[str, Tensor], rows: Tensor
     ) -> Iterator[tuple[str, Tensor, float, tuple[int, ...]]]:
-        """What is compared: name, all rows mapped ``(n, d)``, weight, and the sizes within ``d``."""
+        """Yield what is compared: name, all rows mapped ``(n, d)``, weight, and the sizes within ``d``."""
         embedding = features["sentence_embedding"].float()
         yield "", embedding, 1.0, self._sizes or (embedding.shape[1],)
         if self.rounding is not None:
@@ -280,7 +280,7 @@ class SMECLoss(nn.Module):
     def _compare(
         self, left: Tensor, right: Tensor, sizes: tuple[int, ...], step: Step, view: str
     ) -> dict[str, Tensor]:
-        """Both terms of one view, summed over its sizes."""
+        """Compute both terms of one view, summed over its sizes."""
         settings = self._active
         ranks = step.grades is not None
         aligns = settings.alignment_weight > 0 and view != "source_"
@@ -307,7 +307,7 @@ class SMECLoss(nn.Module):
         return {name: terms[name] for name in ("rank", "alignment") if name in terms}
 
     def _pairs(self, step: Step, ranks: bool) -> dict[str, Any]:
-        """Relevant pairs of the contrastive term and their weights; the grades of a query share its weight."""
+        """Return relevant pairs of the contrastive term and their weights; the grades of a query share its weight."""
         if not ranks or step.grades is None:
             empty = step.same[0][:0]
             return {"pairs": (empty, empty), "pair_weights": step.teacher[:0, 0]}
@@ -346,7 +346,7 @@ class SMECLoss(nn.Module):
         return found
 
     def _l1(self, cosine: Tensor, step: Step) -> Tensor:
-        """The published alignment over the ``top_k`` candidates nearest to each row, of queries and of documents."""
+        """Compute the published alignment over the ``top_k`` candidates nearest to each query and document."""
         teacher = step.teacher.index_put(step.same, step.teacher.new_tensor(float("-inf")))
         near = torch.zeros_like(teacher, dtype=torch.bool)
         near.scatter_(1, teacher.topk(min(self._active.top_k, teacher.shape[1]), dim=1).indices, True)
@@ -388,7 +388,7 @@ class SMECLoss(nn.Module):
         return Step(len(anchors), teacher, same, grades, width, stretch)
 
     def _documents(self, pool: int, anchor_ids: Tensor) -> Tensor:
-        """Places in the pool of random documents, as many as there are anchors, whose neighbourhoods are kept.
+        """Draw as many documents of the pool as there are anchors; their neighbourhoods are kept as well.
 
         Every rank draws the same ones and takes its part of them.
         """
@@ -400,7 +400,7 @@ class SMECLoss(nn.Module):
         return torch.from_numpy(drawn[part[0] : part[1]]).to(anchor_ids.device)
 
     def _with_shadows(self, queries: Tensor, ids: Tensor, pool: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The queries, a share of them replaced by counterfactual ones; and the candidate these ask for, else -1."""
+        """Replace a share of the queries by counterfactual ones; return the candidates that they ask for, else -1."""
         share, none = self._active.shadow_share, torch.full_like(ids, -1)
         if share == 0 or self._is_live or len(pool) == 0 or not self._shadows.are_cast:
             return queries, none
@@ -410,12 +410,12 @@ class SMECLoss(nn.Module):
 
 
 def _narrowness(pool: Tensor) -> float:
-    """Spread of candidates relative to the usual one, at most 1: differences in a narrow cone count for more."""
+    """Return the spread of candidates relative to that of most models, at most 1."""
     return min(float(spread(pool)) / USUAL_SPREAD, 1.0)
 
 
 def _pairwise(cosine: Tensor, step: Step) -> Tensor:
-    """The published ranking term, over the pairs of all ranks."""
+    """Compute the published ranking term, over the pairs of all ranks."""
     assert step.grades is not None
     pairs, first = gather_rows((step.grades > 0).sum().view(1))
     position = int(pairs[:first].sum()), int(pairs.sum())

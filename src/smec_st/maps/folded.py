@@ -65,7 +65,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class FoldedMap:
-    """A short stack of bias-free dense layers, the last one linear: all there is to apply."""
+    """A short stack of bias-free dense layers, the last one linear."""
 
     layers: tuple[Layer, ...]
 
@@ -92,23 +92,23 @@ class FoldedMap:
         return int(self.layers[-1].weight.shape[0])
 
     def first(self, dim: int) -> FoldedMap:
-        """The map to the first ``dim`` outputs."""
+        """Return the map to the first ``dim`` outputs."""
         if not 1 <= dim <= self.out_dim:
             raise DataError(f"`dim` must be in [1, {self.out_dim}], got {dim}.")
         return self.ending(self.layers[-1].weight[:dim])
 
     def after(self, weight: np.ndarray) -> FoldedMap:
-        """The map that applies a linear one ``(in_dim, D)`` before this one."""
+        """Return the map that applies a linear one ``(in_dim, D)`` before this one."""
         first, *rest = self.layers
         joined = (first.weight.astype(np.float64) @ weight.astype(np.float64)).astype(np.float32)
         return FoldedMap((Layer(joined, first.activation), *rest))
 
     def ending(self, weight: np.ndarray) -> FoldedMap:
-        """The same map with another last layer."""
+        """Return the same map with another last layer."""
         return FoldedMap((*self.layers[:-1], Layer(np.ascontiguousarray(weight, dtype=np.float32))))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """``(n, in_dim)`` to ``(n, out_dim)``, float32, not normalised."""
+        """Map ``(n, in_dim)`` to ``(n, out_dim)``, float32, not normalised."""
         for layer in self.layers:
             x = product(x, layer.weight.T)
             if layer.activation is not None:
@@ -116,7 +116,7 @@ class FoldedMap:
         return x
 
     def compress(self, table: np.ndarray, start: int = 0) -> np.ndarray:
-        """Rows of any length to rows of length 1. ``(n, in_dim) -> (n, out_dim)`` float32.
+        """Map rows of any length to rows of length 1. ``(n, in_dim) -> (n, out_dim)`` float32.
 
         Args:
             table: Any float type.

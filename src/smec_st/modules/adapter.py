@@ -27,8 +27,8 @@ class ResidualAdapter(WeightedModule):
         in_dim: Width ``D`` of the input.
         out_dim: Number of outputs.
         hidden_dim: Width of the hidden layer; None for a linear ``f``.
-        hidden_outputs: How many outputs, the first ones, get the hidden layer beside ``A``; None for a hidden layer in
-            place of ``A``.
+        hidden_outputs: How many outputs, the first ones, get the hidden layer in addition to ``A``; None for a hidden
+            layer in place of ``A``.
         activation: Of the hidden layer: relu, gelu or silu, the ones that fold exactly.
         reads: Feature key of the input. "source_embedding" is the first module's output, kept along the way.
         writes: Feature key of the output.
@@ -96,12 +96,12 @@ class ResidualAdapter(WeightedModule):
 
     @property
     def has_linear_part(self) -> bool:
-        """Whether ``f`` holds a linear map ``A``, beside a hidden layer or alone."""
+        """Whether ``f`` holds a linear map ``A``, with or without a hidden layer."""
         return self.hidden_dim is None or self.hidden_outputs is not None
 
     @property
     def is_at_start(self) -> bool:
-        """Whether the hidden layer adds nothing, and is not about to learn."""
+        """Whether the hidden layer is zero and frozen."""
         weight = self.residual.weight if self.narrow is None else self.narrow.weight
         return not weight.requires_grad and not (bool(self.strength) and bool(weight.any()))
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from smec_st.data.vectors import ArrayLike
 
 
 class EmbeddingInput(InputModule):
@@ -38,14 +43,16 @@ class EmbeddingInput(InputModule):
         """None: vectors have no length in tokens."""
         return None
 
-    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
+    def preprocess(self, inputs: ArrayLike, prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Convert a list of ``(D,)`` rows or an ``(n, D)`` array to an ``(n, D)`` float32 tensor.
 
         Raises:
             ValueError: If the vectors are not ``dim`` wide.
         """
         if not isinstance(inputs, Tensor):
-            inputs = torch.stack([torch.as_tensor(row, dtype=torch.float32) for row in inputs])
+            inputs = torch.stack(
+                [torch.as_tensor(row, dtype=torch.float32) for row in cast("Iterable[ArrayLike]", inputs)]
+            )
         rows = inputs.float()
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise ValueError(f"Vectors must be {self.dim} wide, got an input of shape {tuple(rows.shape)}.")

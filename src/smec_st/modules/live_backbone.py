@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class LiveBackbone(InputModule):
-    """A whole model as the first module: its inputs go through it, vectors pass it by.
+    """A whole model as the first module: inputs go through it, and finished vectors are passed on.
 
     It stands where :class:`~smec_st.modules.EmbeddingInput` stands, for as long as the backbone trains, so that the
     same modules and the same loss serve both. It is never saved as a module: the trainer keeps what it learns.
@@ -28,12 +28,12 @@ class LiveBackbone(InputModule):
         self.backbone = backbone
 
     @property
-    def modalities(self) -> list[Any]:
+    def modalities(self) -> list[str]:
         """What the backbone takes."""
         return list(self.backbone.modalities)
 
-    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """As the backbone does."""
+    def preprocess(self, inputs: list[object], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Preprocess inputs as the backbone does."""
         return self.backbone.preprocess(inputs, prompt=prompt, **kwargs)  # type: ignore[no-any-return]
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ class AdaptiveDimensionSelection(WeightedModule):
     Args:
         in_dim: Dimensions to choose from.
         keep: Dimensions that stay.
-        offset: Width of what ``features["sentence_embedding"]`` already holds; the kept dimensions go behind it (the
+        offset: Width of what ``features["sentence_embedding"]`` already holds; the kept dimensions follow it (the
             order "grow"). 0 to replace it.
         reads: Feature key of the input.
         frozen: Whether the indices are fixed.
@@ -50,7 +50,7 @@ class AdaptiveDimensionSelection(WeightedModule):
 
     @property
     def is_trivial(self) -> bool:
-        """Nothing to choose: every dimension stays."""
+        """Whether every dimension is kept, so that there is nothing to choose."""
         return self.keep == self.in_dim
 
     def draw(self, *seed: int, tau: float, noise_scale: float = 1.0) -> None:

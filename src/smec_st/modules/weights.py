@@ -1,4 +1,4 @@
-"""How our modules with weights are saved and loaded: ``config.json`` beside ``model.safetensors``, nothing else."""
+"""Save and load modules with weights: ``config.json`` and ``model.safetensors``, nothing else."""
 
 from __future__ import annotations
 

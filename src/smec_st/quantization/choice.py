@@ -44,7 +44,7 @@ class Judge:
         queries: Queries with judgements, ``(Q, D)``; none without judgements.
         qrels: Their judgements, or None.
         own: Document that is the query itself, -1 for none, ``(Q,)``.
-        asking: Queries without judgements, ``(A, D)``.
+        unlabelled: Queries without judgements, ``(A, D)``.
         near: What they should find: their ten nearest by the compressor's floats, ``(A, 10)``.
     """
 
@@ -52,12 +52,12 @@ class Judge:
     queries: np.ndarray
     qrels: Qrels | None
     own: np.ndarray
-    asking: np.ndarray
+    unlabelled: np.ndarray
     near: np.ndarray
 
     @classmethod
     def of(cls, table: Table, dev: Qrels | None, seed: int, folded: FoldedMap) -> Judge:
-        """At most :data:`JUDGED_ROWS` documents beside the relevant ones; queries ask, or documents where none are."""
+        """Draw at most :data:`JUDGED_ROWS` further documents; without queries, documents stand in for them."""
         rows = sample_rows(table.corpus_size, seed, JUDGED_ROWS)
         local, own, ids = None, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         if dev is not None and len(dev.pairs):
@@ -68,14 +68,14 @@ class Judge:
             local = dev.renumbered(rows)
         others = np.arange(table.corpus_size, len(table)) if table.query_size else rows
         others = others[sample_rows(len(others), seed, ASKING_ROWS)]
-        corpus, queries, asking = (table[torch.from_numpy(part)].numpy() for part in (rows, ids, others))
-        near, _ = exact_search(folded.compress(corpus), folded.compress(asking), NEIGHBORS)
-        return cls(corpus, queries, local, own, asking, near)
+        corpus, queries, unlabelled = (table[torch.from_numpy(part)].numpy() for part in (rows, ids, others))
+        near, _ = exact_search(folded.compress(corpus), folded.compress(unlabelled), NEIGHBORS)
+        return cls(corpus, queries, local, own, unlabelled, near)
 
     def score(self, head: Head) -> tuple[np.ndarray, float]:
         """nDCG@10 of each judged query, ``(Q,)``; and the share of the ten nearest that are found."""
         documents = head.decode(head.encode(self.corpus))
-        found, _ = exact_search(documents, head.queries(self.asking), NEIGHBORS)
+        found, _ = exact_search(documents, head.queries(self.unlabelled), NEIGHBORS)
         kept = float(neighbour_overlap(found, self.near).mean())
         if self.qrels is None:
             return np.zeros(0), kept
@@ -209,11 +209,11 @@ def add_best(
     scores = [judge.score(head) for head, _ in heads]
     start = heads[judge.best(scores)][0]
     if not isinstance(start.codec, Plain):
-        asking = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
+        unlabelled = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
         settings = config or LastStage(seed=seed)
         # With labels the floats of the widest size know better than the full width which neighbours to keep.
         teacher = None if train is None else compressor.map_for(None)
-        at = train_codes(table, start.folded, start.codec, train, asking, settings, teacher)
+        at = train_codes(table, start.folded, start.codec, train, unlabelled, settings, teacher)
         trained = [(Head(*at(share), has_own_map=True), share) for share in SHARES]
         heads += trained
         scores += [judge.score(head) for head, _ in trained]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,13 +13,18 @@ from smec_st.quantization.codecs import Binary, Codec, Int8, Plain, Product
 from smec_st.system.errors import DataError
 from smec_st.system.optional import load_optional
 
+if TYPE_CHECKING:
+    from faiss import Index
+
 KINDS = ("flat", "ivf", "hnsw")
 NEIGHBOURS = 32  # M of HNSW
 CONSTRUCTION = 100  # efConstruction
 CENTROIDS = 256  # of one byte
 
+Make = Callable[[str, tuple[Any, ...], int], Any]  # class, arguments after the width, and metric to an index
 
-def faiss_index(codec: Codec, kind: str = "flat", metric: str = "ip", sample: np.ndarray | None = None) -> Any:
+
+def faiss_index(codec: Codec, kind: str = "flat", metric: str = "ip", sample: np.ndarray | None = None) -> Index:
     """Make an empty FAISS index that stores the codes of a codec; see :meth:`Head.to_faiss`."""
     faiss = load_optional("faiss", "a FAISS index")
     if kind not in KINDS or metric not in ("ip", "l2"):
@@ -38,10 +45,11 @@ def faiss_index(codec: Codec, kind: str = "flat", metric: str = "ip", sample: np
         rows = rows if before is None else before.apply(rows)
         lists = max(1, min(int(4 * len(rows) ** 0.5), len(rows) // 39))
         index = _inverted(faiss, make, rows, lists, dim, measure)
-    return index if before is None else faiss.IndexPreTransform(before, index)
+    whole: Index = index if before is None else faiss.IndexPreTransform(before, index)
+    return whole
 
 
-def _inverted(faiss: Any, make: Any, rows: np.ndarray, lists: int, dim: int, measure: int) -> Any:
+def _inverted(faiss: ModuleType, make: Make, rows: np.ndarray, lists: int, dim: int, measure: int) -> Any:
     """Make inverted lists whose centres are trained on these rows, and whose codes are not of residuals."""
     means = faiss.Kmeans(dim, lists, niter=10, min_points_per_centroid=1, max_points_per_centroid=64, seed=0)
     means.train(rows)
@@ -54,7 +62,7 @@ def _inverted(faiss: Any, make: Any, rows: np.ndarray, lists: int, dim: int, mea
     return index
 
 
-def _storage(faiss: Any, codec: Codec) -> tuple[Any, Any, int]:
+def _storage(faiss: ModuleType, codec: Codec) -> tuple[Make, Any, int]:
     """Return what makes an index of a kind, the transform before it or None, and the width of what it stores."""
     if isinstance(codec, Int8):
         dim, trained = codec.dim, np.concatenate([codec.low - codec.step / 2, 255 * codec.step]).astype(np.float32)
@@ -83,7 +91,7 @@ def _sign_centroids(codec: Binary) -> np.ndarray:
     return centroids
 
 
-def _rotation(faiss: Any, codec: Binary) -> Any:
+def _rotation(faiss: ModuleType, codec: Binary) -> Any:
     """Return the transform to the signs: a rotation and zeros up to whole bytes; None if neither is needed."""
     wide = 8 * codec.bytes
     if codec.rotation is None and wide == codec.dim:
@@ -97,7 +105,7 @@ def _rotation(faiss: Any, codec: Binary) -> Any:
     return transform
 
 
-def _flat(faiss: Any, dim: int) -> Any:
+def _flat(faiss: ModuleType, dim: int) -> Make:
     def make(name: str, before: tuple[Any, ...], measure: int) -> Any:
         if name == "Index":
             return faiss.IndexFlat(dim, measure)
@@ -109,7 +117,7 @@ def _flat(faiss: Any, dim: int) -> Any:
     return make
 
 
-def _scalar(faiss: Any, dim: int, kind: int, trained: np.ndarray | None) -> Any:
+def _scalar(faiss: ModuleType, dim: int, kind: int, trained: np.ndarray | None) -> Make:
     def make(name: str, before: tuple[Any, ...], measure: int) -> Any:
         if name == "Index":
             index = storage = faiss.IndexScalarQuantizer(dim, kind, measure)
@@ -127,7 +135,7 @@ def _scalar(faiss: Any, dim: int, kind: int, trained: np.ndarray | None) -> Any:
     return make
 
 
-def _product(faiss: Any, centroids: np.ndarray) -> Any:
+def _product(faiss: ModuleType, centroids: np.ndarray) -> Make:
     groups, _, width = centroids.shape
 
     def make(name: str, before: tuple[Any, ...], measure: int) -> Any:
@@ -155,7 +163,7 @@ def faiss_codes(codec: Codec, codes: np.ndarray) -> np.ndarray:
     return raw ^ np.uint8(0x80) if codec.precision == "int8" else raw
 
 
-def search_codes(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def search_codes(index: Index, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Search a FAISS index of codes by the head's own scores; see :meth:`Head.search`."""
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     k = min(k, index.ntotal)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Codec
 from smec_st.system.errors import DataError
+
+if TYPE_CHECKING:
+    import faiss
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Head:
         """Compute cosines of queries, from :meth:`queries`, and encoded documents. ``(q, d), (n, w) -> (q, n)``."""
         return np.asarray(queries @ self.decode(codes).T)
 
-    def to_faiss(self, kind: str = "flat", metric: str = "l2", sample: np.ndarray | None = None) -> Any:
+    def to_faiss(self, kind: str = "flat", metric: str = "l2", sample: np.ndarray | None = None) -> faiss.Index:
         """Make an empty FAISS index whose codes are the head's own.
 
         Add documents with ``index.add(head.queries(vectors))``, which encodes them. FAISS compares with the decoded
@@ -121,7 +124,7 @@ class Head:
 
         return faiss_index(self.codec, kind, metric, None if sample is None else self.queries(sample))
 
-    def search(self, index: Any, queries: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, index: faiss.Index, queries: np.ndarray, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Search an index of :meth:`to_faiss`, ranked by :meth:`scores`.
 
         Args:

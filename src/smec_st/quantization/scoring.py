@@ -12,11 +12,17 @@ from smec_st.quantization.head import Head
 
 
 def score_codes(
-    head: Head, corpus: np.ndarray, queries: np.ndarray, qrels: Qrels, own_document: np.ndarray | None = None
+    method: str,
+    head: Head,
+    corpus: np.ndarray,
+    queries: np.ndarray,
+    qrels: Qrels,
+    own_document: np.ndarray | None = None,
 ) -> Row:
     """Score the search of float queries over documents that a head has stored.
 
     Args:
+        method: Name of the method that the compressor was fitted by.
         head: Encodes documents and maps queries.
         corpus: Original document vectors, ``(N, D)``.
         queries: Original query vectors, ``(Q, D)``.
@@ -26,4 +32,4 @@ def score_codes(
     documents = head.decode(head.encode(corpus))
     scores = evaluate_retrieval(documents, head.queries(queries), qrels, METRICS, own_document)
     means = {metric: float(values.mean()) for metric, values in scores.items()}
-    return Row(method=f"smec {head.precision}", dim=head.dim, bytes_per_vector=head.bytes, metrics=means)
+    return Row(method=f"{method} {head.precision}", dim=head.dim, bytes_per_vector=head.bytes, metrics=means)

@@ -34,7 +34,7 @@ class LastStage:
         steps: Steps; 0 for none.
         batch_size: Pairs per step.
         candidates: Documents that a batch is compared with, its own included.
-        learning_rate: Of the map, by Adam, falling as a half cosine.
+        learning_rate: Learning rate of the map (Adam, with a cosine schedule).
         code_learning_rate: Of centroids and ranges.
         tau: Temperature of the contrastive term.
         alignment_weight: Weight of the pull towards the neighbourhoods of full width.
@@ -124,7 +124,7 @@ def train_codes(
 
 
 def _alignment(student: Tensor, teacher: Tensor, allowed: Tensor, config: LastStage) -> Tensor:
-    """The weighted term that keeps the teacher's neighbourhoods, over the allowed pairs; ``(n, C)`` each."""
+    """Compute the weighted term that keeps the teacher's neighbourhoods, over the allowed pairs; ``(n, C)`` each."""
     term: Tensor = alignment_kl(student, teacher, config.alignment_tau, allowed)
     return config.alignment_weight * config.alignment_tau * term
 
@@ -132,14 +132,14 @@ def _alignment(student: Tensor, teacher: Tensor, allowed: Tensor, config: LastSt
 def _batch(
     table: Table, qrels: Qrels | None, queries: np.ndarray, config: LastStage, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row ids of anchors ``(B,)`` and of distinct documents ``(C,)``, and where each anchor's document stands."""
+    """Return row ids of anchors ``(B,)`` and of distinct documents ``(C,)``, and each anchor's place among them."""
     if qrels is not None:
         pairs = qrels.pairs[rng.permutation(len(qrels.pairs))[: config.batch_size]]
         anchors, documents = table.query_ids(pairs[:, 0]), pairs[:, 1]
     else:
         documents = rng.permutation(table.corpus_size)[: config.batch_size]
-        asking = queries[rng.permutation(len(queries))[: config.batch_size]]
-        anchors = np.concatenate([table.query_ids(asking), documents])
+        chosen = queries[rng.permutation(len(queries))[: config.batch_size]]
+        anchors = np.concatenate([table.query_ids(chosen), documents])
     drawn = rng.permutation(table.corpus_size)[: config.candidates]
     pool = np.union1d(documents, drawn)
     own = np.searchsorted(pool, documents)

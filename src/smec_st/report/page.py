@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader
 from smec_st import __version__
 from smec_st.compressor import Compressor
 from smec_st.data import Collection, DataError
+from smec_st.evaluation.choice import Decision
 from smec_st.evaluation.report import label_of
-from smec_st.fitting.choice import Decision
 from smec_st.report.figures import METRIC, plotly_script, quality_by_bytes, quality_by_dim
 from smec_st.report.items import Items, read_items
 from smec_st.report.measure import OURS, Change, Hit, Measured, Variant, measure_variants

@@ -14,6 +14,8 @@ from smec_st.search.heads import codes_of
 from smec_st.search.schedule import Schedule
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from smec_st.compressor import Compressor
 
 FORMAT = 1
@@ -22,7 +24,7 @@ CODES = -1  # name of the table of codes
 
 Tables = Mapping[int, np.ndarray]  # table name (a size, or FULL) to vectors
 Ids = Sequence[int] | Sequence[str] | np.ndarray
-Columns = Mapping[str, Sequence[Any] | np.ndarray]
+Columns = Mapping[str, Sequence[object] | np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Settings:
         return "" if self.id_type == "str" else -1
 
     @property
-    def id_dtype(self) -> Any:
+    def id_dtype(self) -> npt.DTypeLike:
         """The numpy data type of arrays of ids."""
         return object if self.id_type == "str" else np.int64
 
@@ -113,9 +115,9 @@ class Batch:
         fields: Name to ``n`` values of each scalar field, None where a value is missing.
     """
 
-    ids: Sequence[Any]
+    ids: Sequence[object]
     vectors: Tables
-    fields: Mapping[str, Sequence[Any]]
+    fields: Mapping[str, Sequence[object]]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -194,7 +196,7 @@ class Backend(Protocol):
     def add(self, batch: Batch, replace: bool) -> None:
         """Store all rows of a batch or none; a :class:`DataError` if ids exist and ``replace`` is false."""
 
-    def delete(self, ids: Sequence[Any]) -> int:
+    def delete(self, ids: Sequence[object]) -> int:
         """Remove rows and return how many were removed."""
 
     def refresh(self) -> bool:
@@ -203,7 +205,7 @@ class Backend(Protocol):
     def reader(self) -> Reader:
         """Return a snapshot to search, which later writes do not change."""
 
-    def count_existing(self, ids: Sequence[Any]) -> int:
+    def count_existing(self, ids: Sequence[object]) -> int:
         """Return how many of these ids are in the index."""
 
     def flush(self) -> None:

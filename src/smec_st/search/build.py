@@ -195,7 +195,7 @@ def choose_sizes(
     return tuple(s for s in (schedule.sizes[:-1] if keeps_originals else schedule.sizes) if s != codes)
 
 
-def kind_of(name: str, column: Sequence[Any] | np.ndarray) -> str:
+def kind_of(name: str, column: Sequence[object] | np.ndarray) -> str:
     """Infer the type of a field from its values."""
     values = column.tolist() if isinstance(column, np.ndarray) else column
     kinds = {type(value) for value in values if value is not None}

@@ -140,7 +140,7 @@ def new_ids(ids: Ids, id_type: str, count: int) -> list[Any]:
         raise DataError(f"{count} vectors came with {len(plain)} ids.")
     if len(set(plain)) != count:
         repeated = [each for each, times in Counter(plain).items() if times > 1]
-        raise DataError(f"{len(repeated)} ids come more than once: {some(repeated)}.")
+        raise DataError(f"ids come more than once: {some(repeated)}.")
     return plain
 
 

@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from smec_st.data import DataError
 from smec_st.system.errors import one_line
 from smec_st.system.optional import load_optional
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
 
 CONNECT_SECONDS = 10.0
 
@@ -31,7 +34,7 @@ def is_local(uri: str) -> bool:
     return uri.endswith(".db") and not is_server(uri)
 
 
-def connect(uri: str, new: bool) -> Any:
+def connect(uri: str, new: bool) -> MilvusClient:
     """Connect and return a ``pymilvus.MilvusClient``.
 
     Args:
@@ -61,7 +64,7 @@ def connect(uri: str, new: bool) -> Any:
     return client
 
 
-def disconnect(uri: str, client: Any) -> None:
+def disconnect(uri: str, client: MilvusClient) -> None:
     """Close a client. Closing the last client of a local file also stops its engine and releases its lock."""
     client.close()
     if not is_local(uri):

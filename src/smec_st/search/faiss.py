@@ -239,7 +239,7 @@ class FaissBackend:
         self._fill(head, rows)
         return head
 
-    def delete(self, ids: Sequence[Any]) -> int:
+    def delete(self, ids: Sequence[object]) -> int:
         """Mark rows as deleted. :meth:`compact` frees their space."""
         with self._write("deleting"):
             rows = self._rows.find(ids, self.settings.id_type)
@@ -292,7 +292,7 @@ class FaissBackend:
     def __len__(self) -> int:
         return len(self._reader)
 
-    def count_existing(self, ids: Sequence[Any]) -> int:
+    def count_existing(self, ids: Sequence[object]) -> int:
         """Return how many of these ids are in the index."""
         return len(self._rows.find(ids, self.settings.id_type))
 

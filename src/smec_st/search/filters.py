@@ -59,7 +59,7 @@ def conditions(where: Where, fields: Mapping[str, str]) -> list[tuple[str, str, 
     return found
 
 
-def check_value(value: Any, field: str, kind: str) -> Any:
+def check_value(value: object, field: str, kind: str) -> Any:
     """Convert a value to the type of a field, or raise a :class:`DataError`."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -98,7 +98,7 @@ def milvus_expression(where: Where, fields: Mapping[str, str]) -> str:
     return " and ".join(parts)
 
 
-def _literal(value: Any) -> str:
+def _literal(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_literal(each) for each in value) + "]"
     if isinstance(value, bool):

@@ -69,8 +69,6 @@ class FunnelIndex:
         fields: Mapping[str, str] | None = None,
         model: SentenceTransformer | str | None = None,
         schedule: Schedule | None = None,
-        building: int = 0,
-        source: str = "",
     ) -> FunnelIndex:
         """Create a new, empty index.
 
@@ -85,16 +83,13 @@ class FunnelIndex:
             fields: Scalar fields to filter by: name to ``int``, ``float``, ``str`` or ``bool``.
             model: Embeds queries given as text.
             schedule: How to search; by default a generic schedule until :meth:`tune` chooses one from data.
-            building: Number of rows that a build will add, which marks the index as incomplete; 0 for a complete one.
-            source: Hash of the input of that build, so that only a build of the same input continues it.
 
         Raises:
             DataError: If an option is unknown, or an index of the same compressor exists at the URI.
         """
         settings = new_settings(
-            compressor, dims, originals, schedule,
-            head=head, id_type=id_type, fields=dict(fields or {}), building=building, source=source,
-        )  # fmt: skip
+            compressor, dims, originals, schedule, head=head, id_type=id_type, fields=dict(fields or {})
+        )
         return cls(create_backend(str(uri), settings, compressor), compressor, model)
 
     @classmethod

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from smec_st.quantization.codecs import Codec
 from smec_st.quantization.engines import faiss_codes, faiss_index
 from smec_st.system.errors import one_line
 from smec_st.system.optional import load_optional
+
+if TYPE_CHECKING:
+    import faiss
 
 KINDS = ("flat", "hnsw", "ivf")
 PRECISIONS = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8", "int4": "SQ4", "pq": "PQ"}
@@ -226,9 +229,9 @@ class Head:
         return rows, -scores if self.codec else scores  # codes are compared by L2
 
     @property
-    def _inner(self) -> Any:
+    def _inner(self) -> faiss.Index:
         """The index behind the rotation of a head of codes."""
-        index = self._faiss.downcast_index(self._index)
+        index: faiss.Index = self._faiss.downcast_index(self._index)
         if isinstance(index, self._faiss.IndexPreTransform):
             index = self._faiss.downcast_index(index.index)
         return index
@@ -275,7 +278,7 @@ class Head:
 
 
 def _search_then_filter(
-    index: Any, queries: np.ndarray, keep: int, allowed: np.ndarray | None
+    index: faiss.Index, queries: np.ndarray, keep: int, allowed: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search an index that takes no selector, and drop the rows that are not allowed afterwards."""
     if allowed is None:

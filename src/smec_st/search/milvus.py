@@ -35,6 +35,8 @@ from smec_st.search.milvus_schema import (
 from smec_st.system.errors import some
 
 if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
     from smec_st.compressor import Compressor
 
 COUNT_SECONDS = 30.0  # the number of rows, by which shortlists are scaled, is cached this long
@@ -50,7 +52,7 @@ class MilvusBackend:
         settings: Settings of the index.
     """
 
-    def __init__(self, uri: str, client: Any, settings: Settings) -> None:
+    def __init__(self, uri: str, client: MilvusClient, settings: Settings) -> None:
         self.uri, self.settings = uri, settings
         self._client = client
         self._name = PREFIX + settings.fingerprint
@@ -155,7 +157,7 @@ class MilvusBackend:
                 raise
             self._unflushed, self._counted = True, -math.inf
 
-    def _roll_back(self, ids: Sequence[Any]) -> bool:
+    def _roll_back(self, ids: Sequence[object]) -> bool:
         """Remove the rows of a failed batch, and return whether that succeeded."""
         try:
             with calls(self.uri, "rolling back"):
@@ -172,7 +174,7 @@ class MilvusBackend:
         vectors = {field(table): vectors[i] for table, vectors in batch.vectors.items()}
         return {"id": batch.ids[i], **vectors, **values}
 
-    def _existing_ids(self, ids: Sequence[Any]) -> list[Any]:
+    def _existing_ids(self, ids: Sequence[object]) -> list[Any]:
         """Return those of these ids that are in the collection."""
         existing = []
         with calls(self.uri, "looking ids up"):
@@ -181,11 +183,11 @@ class MilvusBackend:
                 existing += [row["id"] for row in self._client.get(self._name, ids=part, output_fields=["id"])]
         return existing
 
-    def count_existing(self, ids: Sequence[Any]) -> int:
+    def count_existing(self, ids: Sequence[object]) -> int:
         """Return how many of these ids are in the index."""
         return len(self._existing_ids(ids))
 
-    def delete(self, ids: Sequence[Any]) -> int:
+    def delete(self, ids: Sequence[object]) -> int:
         """Remove rows by id. They are counted before, because Milvus does not report how many it removed."""
         with self._writing:
             existing = self._existing_ids(ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from smec_st.search.backend import Settings
 from smec_st.search.connection import calls
 from smec_st.search.filters import Where, milvus_expression
 from smec_st.search.milvus_schema import HEADS, LISTS, PREFIX, field
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
 
 MAX_RESULTS = 16_384  # of one search, a limit of Milvus
 REQUEST_BYTES = 16 << 20
@@ -31,7 +34,7 @@ class MilvusReader:
 
     remote = True
 
-    def __init__(self, uri: str, client: Any, settings: Settings, count: int) -> None:
+    def __init__(self, uri: str, client: MilvusClient, settings: Settings, count: int) -> None:
         self.uri, self.settings = uri, settings
         self._client, self._count = client, count
         self._name = PREFIX + settings.fingerprint

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smec_st.data import DataError
 from smec_st.search.backend import FULL, Settings
 
 if TYPE_CHECKING:
+    from pymilvus import CollectionSchema, MilvusClient
+    from pymilvus.milvus_client import IndexParams
+
     from smec_st.compressor import Compressor
 
 PREFIX = "smec_"
@@ -27,13 +30,13 @@ def field(table: int) -> str:
     return "full" if table == FULL else f"head_{table}"
 
 
-def _create(client: Any, name: str, schema: Any, indexes: Any) -> None:
+def _create(client: MilvusClient, name: str, schema: CollectionSchema, indexes: IndexParams) -> None:
     client.create_collection(name, schema=schema, consistency_level="Strong")
     client.create_index(name, indexes, sync=False)  # waiting takes half a second, and there is nothing to index yet
     client.load_collection(name)
 
 
-def create_collection(client: Any, settings: Settings) -> None:
+def create_collection(client: MilvusClient, settings: Settings) -> None:
     """Create and load the collection of an index."""
     from pymilvus import DataType
 
@@ -55,7 +58,7 @@ def create_collection(client: Any, settings: Settings) -> None:
     _create(client, PREFIX + settings.fingerprint, schema, indexes)
 
 
-def create_settings(client: Any) -> None:
+def create_settings(client: MilvusClient) -> None:
     """Create and load the collection of settings and compressors."""
     from pymilvus import DataType
 
@@ -68,7 +71,7 @@ def create_settings(client: Any) -> None:
     _create(client, SETTINGS, schema, indexes)
 
 
-def write_text(client: Any, fingerprint: str, name: str, text: str) -> None:
+def write_text(client: MilvusClient, fingerprint: str, name: str, text: str) -> None:
     """Store a text of any length in parts. The last row, with the number of parts, makes it readable."""
     parts = [text[start : start + PART_CHARACTERS] for start in range(0, len(text), PART_CHARACTERS)]
     keys = [f"{fingerprint}/{name}/{i}" for i in range(len(parts))]
@@ -81,7 +84,7 @@ def write_text(client: Any, fingerprint: str, name: str, text: str) -> None:
     client.upsert(SETTINGS, [{"id": f"{fingerprint}/{name}", "content": str(len(parts)), "none": [1.0, 0.0]}])
 
 
-def read_text(client: Any, fingerprint: str, name: str) -> str:
+def read_text(client: MilvusClient, fingerprint: str, name: str) -> str:
     """Read the text of that name; empty if there is none."""
     count = client.get(SETTINGS, ids=[f"{fingerprint}/{name}"], output_fields=["content"])
     if not count:
@@ -93,7 +96,7 @@ def read_text(client: Any, fingerprint: str, name: str) -> str:
     return "".join(parts[key] for key in keys)
 
 
-def write_compressor(client: Any, compressor: Compressor) -> None:
+def write_compressor(client: MilvusClient, compressor: Compressor) -> None:
     """Store the files of a compressor."""
     with tempfile.TemporaryDirectory() as folder:
         compressor.write_into(Path(folder))

@@ -266,7 +266,7 @@ class Rows:
             if inside.any():
                 yield segment, start, inside
 
-    def find(self, ids: Sequence[Any], id_type: str) -> np.ndarray:
+    def find(self, ids: Sequence[object], id_type: str) -> np.ndarray:
         """Return the live rows that have these ids, ascending; unknown ids are ignored."""
         import pyarrow as pa
         import pyarrow.compute as pc

@@ -1,15 +1,22 @@
-"""Find rows that no compressor can read: those that hold NaN or infinity, or only zeros."""
+"""Find rows that no compressor can use: those that cannot be read, hold NaN or infinity, or only zeros."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smec_st.data import Batch, DataError, VectorSource
 from smec_st.system.errors import some
+from smec_st.system.files import write_text
+
+#: What follows the name of a single file or store in the name of the list of rows that it leaves out.
+LEFT_OUT = ".left-out.jsonl"
+HINT = "--dry-run lists all such rows, and --skip-bad leaves them out."
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class BadRows(DataError):
     """
 
     def __init__(self, rows: Sequence[BadRow], hint: str) -> None:
-        count = f"{len(rows)} row{'s' if len(rows) > 1 else ''} cannot be used, having no direction"
+        count = f"{len(rows)} row{'s' if len(rows) > 1 else ''} cannot be used"
         super().__init__(f"{rows[0].file}: {count}: {some(rows)}; {hint}")
         self.rows = tuple(rows)
 
@@ -85,8 +92,42 @@ def bad_rows_of(batch: Batch, places: Places) -> dict[int, BadRow]:
     found = {}
     for at in np.flatnonzero(~finite | zero).tolist():
         why = "is all zero" if zero[at] else "holds NaN" if np.isnan(rows[at]).any() else "holds infinity"
-        found[at] = BadRow(*places.find(batch.start + at), None if batch.ids is None else batch.ids[at], why)
+        key = None if batch.ids is None else batch.ids[at] or None
+        found[at] = BadRow(*places.find(batch.start + at), key, batch.faults.get(at, why))
     return found
+
+
+def without_bad(batch: Batch, places: Places, left_out: list[BadRow]) -> Batch:
+    """Return a batch without the rows that cannot be used, which are added to ``left_out``, and with ids."""
+    bad = bad_rows_of(batch, places)
+    left_out += bad.values()
+    kept = [at for at in range(len(batch.rows)) if at not in bad]
+    ids = [str(batch.start + at) if batch.ids is None else batch.ids[at] for at in kept]
+    return Batch(batch.start, batch.rows[kept] if bad else batch.rows, ids)
+
+
+def usable(batch: Batch, places: Places, left_out: list[BadRow] | None) -> Batch:
+    """Return a batch whose rows can all be used.
+
+    Args:
+        batch: The batch.
+        places: Tells the file of a row.
+        left_out: List to which rows that cannot be used are added; None refuses them.
+
+    Raises:
+        BadRows: If rows cannot be used, and none may be left out.
+    """
+    if left_out is not None:
+        return without_bad(batch, places, left_out)
+    bad = list(bad_rows_of(batch, places).values())
+    if bad:
+        raise BadRows(bad, HINT)
+    return batch
+
+
+def write_left_out(path: Path, rows: Sequence[BadRow]) -> None:
+    """Write a list of rows that were left out, one JSON object a line."""
+    write_text(path, "".join(json.dumps(row.to_dict()) + "\n" for row in rows))
 
 
 def find_bad_rows(source: VectorSource, start: int = 0) -> list[BadRow]:

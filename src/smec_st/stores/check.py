@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,7 +129,7 @@ def _measure(
     bad = find_bad_rows(source, start)
     if bad:
         raise BadRows(bad, "mend or remove them.")
-    sample = distinct_rows(_read_rows(source, start + drawn(count - start, ROWS_READ, seed)))
+    sample = distinct_sample(source, start, count, seed)
     pool = max((size for size in map(int, recorded) if size <= len(sample)), default=None)
     if pool is None:
         distinct = "distinct " if len(sample) < count - start else ""
@@ -139,6 +140,12 @@ def _measure(
     at_fit = {int(dim): float(kept) for dim, kept in recorded[str(pool)].items()}
     kept = {dim: kept_neighbors(sample, compressor.map_for(dim)) for dim in at_fit}
     return Drift(side, pool, kept, at_fit, threshold)
+
+
+def distinct_sample(source: VectorSource, start: int, stop: int, seed: int = 0, bad: Sequence[int] = ()) -> np.ndarray:
+    """Draw rows from ``start`` to before ``stop``, without ``bad`` and repeated ones, ``(n, D)`` float32."""
+    rows = np.setdiff1d(start + drawn(stop - start, ROWS_READ, seed), np.asarray(bad, dtype=np.int64))
+    return distinct_rows(_read_rows(source, rows))
 
 
 def _read_rows(source: VectorSource, rows: np.ndarray) -> np.ndarray:

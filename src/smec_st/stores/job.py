@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from smec_st.compressor.space import check_space, space_record
 from smec_st.data import DataError, VectorSource, open_vectors
 from smec_st.data.sources.columns import parquet_parts
 from smec_st.quantization.head import Head
-from smec_st.stores.bad_rows import Places
+from smec_st.stores.bad_rows import LEFT_OUT, Places
 from smec_st.stores.files import FILE_FORMATS, join_shards
 from smec_st.stores.on_ray import shards_on_ray
 from smec_st.stores.shards import BATCH_ROWS, FORMATS, Cutter, InputHash, Output, Shard, write_shard
@@ -31,6 +32,7 @@ from smec_st.system.locks import write_lock
 JOB, LOG, MANIFEST = "job.json", "shards.jsonl", "manifest.json"
 PLACING = "placing"  # marks a single file as complete: from then on the name is ours
 ENGINES = ("local", "ray")
+FILE_ENDING, VERSION = re.compile(r"\.[A-Za-z]\w*"), re.compile(r"\.v\d+")  # a folder may be `docs.v2` or `docs-0.1`
 
 Progress = Callable[[int, int | None], None]
 
@@ -117,8 +119,8 @@ def transform_files(job: Job, out: Path, engine: str = "local", progress: Progre
 
     Args:
         job: What to transform and how.
-        out: A name that ends in ``.npy``, ``.parquet`` or ``.safetensors`` becomes one file, and is new. Any other
-            becomes a folder of shards, and is new, empty, or was begun by the same job.
+        out: A name that ends in ``.npy``, ``.parquet`` or ``.safetensors`` becomes one file, and is new. A name
+            without an ending becomes a folder of shards, and is new, empty, or was begun by the same job.
         engine: "local", or "ray" for Ray Data on the cluster that Ray is connected to, which must share the paths.
         progress: Called with the number of finished rows and the total, or None if it is not known.
 
@@ -131,7 +133,12 @@ def transform_files(job: Job, out: Path, engine: str = "local", progress: Progre
     if engine not in ENGINES or job.kind not in (None, *FORMATS):
         raise DataError(f"engines are {' and '.join(ENGINES)}, formats {' and '.join(FORMATS)}.")
     if out.suffix not in FILE_FORMATS:
-        return _into_folder(job, out, engine, progress)
+        if FILE_ENDING.fullmatch(out.suffix) and not VERSION.fullmatch(out.suffix) and not out.is_dir():
+            raise DataError(
+                f"{out}: files are written as {', '.join(FILE_FORMATS)}, not {out.suffix}; "
+                "a name without an ending becomes a folder of shards."
+            )
+        return into_folder(job, out, engine, progress)
     if job.kind not in (None, FILE_FORMATS[out.suffix]):
         raise DataError(f"{out} is a {out.suffix} file; leave the format {job.kind} out.")
     work, sidecar = out.with_name(f".{out.name}.unfinished"), out.with_name(out.name + ".json")
@@ -140,18 +147,23 @@ def transform_files(job: Job, out: Path, engine: str = "local", progress: Progre
         taken = [path for path in targets if path.exists()]
         if taken and not (work / PLACING).exists():
             raise DataError(f"{taken[0]} exists already; choose another name or remove it.")
-        manifest = _into_folder(replace(job, kind=FILE_FORMATS[out.suffix]), work, engine, progress)
+        manifest = into_folder(replace(job, kind=FILE_FORMATS[out.suffix]), work, engine, progress)
         joined = work / f"joined{out.suffix}"
         join_shards([work / shard.file for shard in manifest.shards], manifest.rows, manifest.job["space"], joined)
         left_out = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("left-out-*.jsonl")))
         (work / PLACING).touch()
         if left_out:
-            write_text(out.with_name(out.name + ".left-out.jsonl"), left_out)
+            write_text(left_out_lists(out), left_out)
         if out.suffix == ".npy":
             write_text(sidecar, json.dumps(manifest.job["space"], indent=1) + "\n")
         os.replace(joined, out)
         shutil.rmtree(work)
     return manifest
+
+
+def left_out_lists(out: Path) -> Path:
+    """Return the file that lists the rows which a transform leaves out, or the pattern of those in a folder."""
+    return out.with_name(out.name + LEFT_OUT) if out.suffix in FILE_FORMATS else out / "left-out-*.jsonl"
 
 
 def _description(job: Job, source: VectorSource, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +191,8 @@ def _description(job: Job, source: VectorSource, record: Mapping[str, Any]) -> d
     }
 
 
-def _into_folder(job: Job, out: Path, engine: str, progress: Progress | None) -> Manifest:
+def into_folder(job: Job, out: Path, engine: str, progress: Progress | None) -> Manifest:
+    """Compress a source into a folder of shards; see :func:`transform_files`."""
     source, compressor, head = job.open()
     record = space_record(compressor, head)
     description = _description(job, source, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ import numpy as np
 from smec_st.compressor import Compressor
 from smec_st.compressor.space import space_record
 from smec_st.data import DataError
+from smec_st.data.sources import INDEXES
 from smec_st.data.sources.indexes import FaissVectors, MilvusVectors
-from smec_st.evaluation.overlap import kept_neighbors, pool_for
+from smec_st.evaluation.overlap import drawn, kept_neighbors, pool_for
 from smec_st.quantization.head import Head
-from smec_st.stores.bad_rows import BadRow, Places, bad_rows_of
+from smec_st.stores.bad_rows import LEFT_OUT, BadRow, Places, bad_rows_of, usable, write_left_out
+from smec_st.stores.check import distinct_sample
 from smec_st.stores.files import join_shards
-from smec_st.stores.job import Job, Progress, is_parquet, transform_files
+from smec_st.stores.job import Job, Progress, into_folder, is_parquet, left_out_lists, transform_files
 from smec_st.stores.milvus import copy_collection, finish_copy
 from smec_st.stores.swap import finish_swap, swap
+from smec_st.system.errors import tell
 from smec_st.system.files import write_text
 from smec_st.system.optional import load_optional
 
@@ -60,22 +64,18 @@ class Estimate:
     bad: tuple[BadRow, ...] = ()
 
 
-def estimate(plan: Plan, sample: int = 4096) -> Estimate:
-    """Estimate the cost and the loss of a migration on its first vectors, and look at all rows for unusable ones.
+def estimate(plan: Plan) -> Estimate:
+    """Estimate the cost and the loss of a migration on a sample, and look at all rows for unusable ones.
 
-    Nothing is written.
+    The sample is drawn as :func:`~smec_st.stores.check_drift` draws it. Nothing is written.
     """
     source, _, head = plan.job.open()
-    parts: list[np.ndarray] = []
-    bad: list[BadRow] = []
+    bad: dict[int, BadRow] = {}
     count, places = 0, Places.of(source)
     for batch in source.batches():
         count += len(batch.rows)
-        found = bad_rows_of(batch, places)
-        if sum(map(len, parts)) < sample:
-            parts.append(np.delete(np.asarray(batch.rows), list(found), axis=0))
-        bad += found.values()
-    rows = np.concatenate(parts)[:sample]
+        bad |= {batch.start + at: row for at, row in bad_rows_of(batch, places).items()}
+    rows = distinct_sample(source, 0, count, bad=tuple(bad))
     seconds = None
     if len(rows):
         head.encode(rows[:64])  # warms up, so that the timing below is fair
@@ -83,8 +83,8 @@ def estimate(plan: Plan, sample: int = 4096) -> Estimate:
         head.encode(rows)
         seconds = count * (time.perf_counter() - began) / len(rows)
     pool = pool_for(len(rows))
-    kept = None if pool is None else kept_neighbors(rows[:pool], head.folded)
-    return Estimate(count, count * 4 * source.width, count * head.bytes, seconds, kept, tuple(bad))
+    kept = None if pool is None else kept_neighbors(rows[drawn(len(rows), pool)], head.folded)
+    return Estimate(count, count * 4 * source.width, count * head.bytes, seconds, kept, tuple(bad.values()))
 
 
 def migrate(plan: Plan, progress: Progress | None = None) -> str:
@@ -106,16 +106,24 @@ def migrate(plan: Plan, progress: Progress | None = None) -> str:
     Raises:
         DataError: If the store cannot be read, or cannot hold such codes.
     """
+    if plan.out is None and plan.job.skip_bad:
+        raise DataError("rows that are left out would be lost where the store is replaced; write beside it.")
     if plan.out is None and _finish_interrupted(plan.job):
         return plan.job.source
     source, compressor, head = plan.job.open()
     if isinstance(source, FaissVectors):
         return _migrate_faiss(plan, source, compressor, head)
     if isinstance(source, MilvusVectors):
-        name = copy_collection(source, plan.out, head, space_record(compressor, head), progress)
-        return f"{plan.job.source.rpartition('#')[0]}#{name}"
+        uri = plan.job.source.rpartition("#")[0]
+        left_out: list[BadRow] | None = [] if plan.job.skip_bad else None
+        name = copy_collection(source, plan.out, head, space_record(compressor, head), progress, left_out)
+        _list_left_out(Path(name if "://" in uri else f"{uri}.{name}"), left_out)
+        return f"{uri}#{name}"
     if plan.out is not None:
-        transform_files(plan.job, Path(plan.out), progress=progress)
+        manifest = transform_files(plan.job, Path(plan.out), progress=progress)
+        count = sum(shard.read - shard.rows for shard in manifest.shards)
+        if count:
+            tell(f"{count} rows left out, listed in {left_out_lists(Path(plan.out))}")
         return plan.out
     return _migrate_files_in_place(plan.job, progress)
 
@@ -141,7 +149,7 @@ def _migrate_files_in_place(job: Job, progress: Progress | None) -> str:
     if not is_npy and not is_parquet(job.source):
         raise DataError(f"{store} cannot be rewritten in place; name a folder to write beside it.")
     work = store.with_name(f".{store.name}.migrating")
-    manifest = transform_files(replace(job, kind="npy" if is_npy else "parquet"), work, progress=progress)
+    manifest = into_folder(replace(job, kind="npy" if is_npy else "parquet"), work, "local", progress)
     space = manifest.job["space"]
     if is_npy:
         joined, record = work / "all.npy", work / "space.json"
@@ -171,23 +179,37 @@ def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, hea
     metric = source.owner.metric_type
     if metric not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):
         raise DataError(f"{source.name} compares by neither inner product nor L2, and compressed vectors by angles.")
-    index = head.to_faiss(metric="l2" if metric == faiss.METRIC_L2 else "ip")
-    if source.ids is not None:
-        index = faiss.IndexIDMap(index)
-    for batch in source.batches():
-        rows = head.queries(batch.rows)
-        if source.ids is None:
-            index.add(rows)
-        else:
-            index.add_with_ids(rows, source.ids[batch.start : batch.start + len(rows)])
     out = Path(plan.out or plan.job.source)
+    if out.suffix.lower() not in INDEXES:
+        raise DataError(f"{out}: a FAISS index is a file ending in {' or '.join(INDEXES)}.")
+    if plan.out is not None and out.exists():
+        raise DataError(f"{out} exists already; choose another name or remove it.")
+    left_out: list[BadRow] | None = [] if plan.job.skip_bad else None
+    index, has_ids = head.to_faiss(metric="l2" if metric == faiss.METRIC_L2 else "ip"), source.ids is not None
+    has_ids |= plan.job.skip_bad  # the others keep the numbers of their rows
+    index = faiss.IndexIDMap(index) if has_ids else index
+    for batch in source.batches():
+        part = usable(batch, Places(source.name), left_out)
+        rows = head.queries(part.rows)
+        if has_ids:
+            index.add_with_ids(rows, np.array(part.ids, dtype=np.int64))
+        else:
+            index.add(rows)
     draft = out.with_name(out.name + ".partial")
     faiss.write_index(index, str(draft))
     space, record = space_record(compressor, head), _record_of(out)
     record_draft = record.with_name(record.name + ".draft")
     _write_json(record_draft, space)
     swap(out, space, [(draft, out), (record_draft, record)])
+    _list_left_out(out, left_out)
     return str(out)
+
+
+def _list_left_out(store: Path, rows: Sequence[BadRow] | None) -> None:
+    if rows:
+        path = store.with_name(store.name + LEFT_OUT)
+        write_left_out(path, rows)
+        tell(f"{len(rows)} rows left out, listed in {path}")
 
 
 # -- Milvus -----------------------------------------------------------------------------------------------------------

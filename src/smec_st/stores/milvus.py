@@ -6,16 +6,19 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
 from smec_st.data.sources.batch import RECORD
 from smec_st.data.sources.indexes import MilvusVectors
 from smec_st.quantization.head import Head
+from smec_st.stores.bad_rows import BadRow, Places, usable
 from smec_st.stores.job import Progress
 from smec_st.system.errors import one_line, some
+
+if TYPE_CHECKING:
+    from pymilvus import CollectionSchema, DataType, MilvusClient
+    from pymilvus.milvus_client import IndexParams
 
 MIGRATING = "_migrating"
 PAGE = 1000
@@ -26,7 +29,12 @@ VECTOR_BYTES = ("BINARY_VECTOR", "FLOAT16_VECTOR", "BFLOAT16_VECTOR", "INT8_VECT
 
 
 def copy_collection(
-    source: MilvusVectors, out: str | None, head: Head, space: Mapping[str, Any], progress: Progress | None = None
+    source: MilvusVectors,
+    out: str | None,
+    head: Head,
+    space: Mapping[str, Any],
+    progress: Progress | None = None,
+    left_out: list[BadRow] | None = None,
 ) -> str:
     """Copy a collection with one field of vectors replaced by codes, and return the name of the copy.
 
@@ -39,6 +47,7 @@ def copy_collection(
         head: Encodes the vectors.
         space: Description of the codes, stored as the description of the collection.
         progress: Called with the number of finished rows and the total.
+        left_out: List to which rows that cannot be used are added; None refuses them.
 
     Raises:
         DataError: If something cannot be copied, or rows change meanwhile. The old collection is left as it is.
@@ -58,7 +67,7 @@ def copy_collection(
         try:
             _create(source, draft, schema, description, space)
             _compare(source, description, client.describe_collection(draft))
-            _fill(source, draft, description, head, progress)
+            _fill(source, draft, description, head, progress, left_out)
             client.create_index(draft, indexes)
             is_complete = True
         finally:
@@ -85,7 +94,12 @@ def _one_line_errors(source: MilvusVectors) -> Iterator[None]:
 
 
 def _fill(
-    source: MilvusVectors, draft: str, description: Mapping[str, Any], head: Head, progress: Progress | None
+    source: MilvusVectors,
+    draft: str,
+    description: Mapping[str, Any],
+    head: Head,
+    progress: Progress | None,
+    left_out: list[BadRow] | None,
 ) -> None:
     """Copy all partitions and rows, and count them."""
     client, old = source.client, source.collection
@@ -94,18 +108,18 @@ def _fill(
     for partition in partitions:
         if partition is not None and partition not in client.list_partitions(draft):
             client.create_partition(draft, partition)
-        for rows in _pages(source, description, head, partition):
+        for rows in _pages(source, description, head, partition, left_out):
             client.insert(draft, rows, **({} if partition is None else {"partition_name": partition}))
             done += len(rows)
             if progress is not None:
                 progress(done, source.rows)
     client.flush(draft)
     count = client.query(old, filter="", output_fields=["count(*)"])[0]["count(*)"]
-    if count != done:
+    if count != done + len(left_out or ()):
         raise DataError(f"{source.name}: {done} of {count} rows were copied; it is being written. Try again later.")
 
 
-def finish_copy(client: Any, collection: str) -> bool:
+def finish_copy(client: MilvusClient, collection: str) -> bool:
     """Rename a complete copy if a run was interrupted after it had removed the old collection.
 
     Args:
@@ -123,7 +137,7 @@ def finish_copy(client: Any, collection: str) -> bool:
     return True
 
 
-def _field_type(head: Head) -> Any:
+def _field_type(head: Head) -> DataType:
     """Return the type of a field that holds the codes."""
     from pymilvus import DataType
 
@@ -142,8 +156,8 @@ def _partition_key(description: Mapping[str, Any]) -> bool:
 
 
 def _schema(
-    source: MilvusVectors, description: Mapping[str, Any], kind: Any, dim: int, space: Mapping[str, Any]
-) -> Any:
+    source: MilvusVectors, description: Mapping[str, Any], kind: DataType, dim: int, space: Mapping[str, Any]
+) -> CollectionSchema:
     """Copy the schema of a collection, with another field of vectors."""
     from pymilvus import CollectionSchema, DataType
 
@@ -163,7 +177,7 @@ def _schema(
     return CollectionSchema.construct_from_dict(wanted)
 
 
-def _indexes(source: MilvusVectors, head: Head) -> Any:
+def _indexes(source: MilvusVectors, head: Head) -> IndexParams:
     """Describe the indexes of the copy: those of the collection, and one over the vectors in any case."""
     indexes = source.client.prepare_index_params()
     has_vectors = False
@@ -201,7 +215,11 @@ def _check_automatic_ids(source: MilvusVectors, description: Mapping[str, Any]) 
 
 
 def _create(
-    source: MilvusVectors, name: str, schema: Any, description: Mapping[str, Any], space: Mapping[str, Any]
+    source: MilvusVectors,
+    name: str,
+    schema: CollectionSchema,
+    description: Mapping[str, Any],
+    space: Mapping[str, Any],
 ) -> None:
     properties = dict(description.get("properties") or {})
     if "://" not in source.name:  # a server keeps the description of a collection, which Milvus Lite does not
@@ -246,16 +264,25 @@ def _query(source: MilvusVectors, names: list[str], partition: str | None) -> It
 
 
 def _pages(
-    source: MilvusVectors, description: Mapping[str, Any], head: Head, partition: str | None
+    source: MilvusVectors,
+    description: Mapping[str, Any],
+    head: Head,
+    partition: str | None,
+    left_out: list[BadRow] | None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield all rows of a partition as they are to be inserted."""
     from pymilvus import DataType
 
     packed = [f["name"] for f in description["fields"] if DataType(f["type"]).name in VECTOR_BYTES]
     computed = [f["name"] for f in description["fields"] if f.get("is_function_output")]
+    done = 0
     for page in _query(source, ["*"], partition):
-        vectors = np.stack([source.row(entity[source.column]) for entity in page])
-        for entity, code in zip(page, head.encode(vectors), strict=True):
+        batch = source.batch(page, done)
+        done += len(page)
+        part = usable(batch, Places(source.name), left_out)
+        kept = set(part.ids or ())
+        page = [entity for entity in page if str(entity[source.key]) in kept]
+        for entity, code in zip(page, head.encode(part.rows), strict=True):
             for name in computed:
                 entity.pop(name, None)
             for name in packed:

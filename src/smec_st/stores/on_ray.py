@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def shards_on_ray(open_job: OpenJob, numbers: Sequence[int], output: Output) -> 
             ray.shutdown()
 
 
-def start_ray(ray: Any) -> None:
+def start_ray(ray: ModuleType) -> None:
     """Start Ray on this machine, with several attempts, since on a busy machine Ray can give up too early."""
     for left in reversed(range(ATTEMPTS)):
         try:

@@ -20,8 +20,8 @@ from smec_st.data import Batch, DataError, VectorSource
 from smec_st.data.sources.batch import RECORD
 from smec_st.quantization.codecs import Codec
 from smec_st.quantization.head import Head
-from smec_st.stores.bad_rows import BadRow, BadRows, Places, bad_rows_of
-from smec_st.system.files import write_text, writing
+from smec_st.stores.bad_rows import HINT, BadRow, BadRows, Places, bad_rows_of, without_bad, write_left_out
+from smec_st.system.files import writing
 from smec_st.system.optional import load_optional
 
 FORMATS = ("npy", "parquet")
@@ -126,8 +126,7 @@ def write_shard(
                 yield head.folded.compress(part.rows, part.start)
             except DataError as error:
                 bad = list(bad_rows_of(part, output.places).values())
-                hint = "--dry-run lists all such rows, and --skip-bad leaves them out."
-                raise (BadRows(bad, hint) if bad else error) from error
+                raise (BadRows(bad, HINT) if bad else error) from error
 
     with writing(path):
         if path.suffix == ".npy":
@@ -136,8 +135,7 @@ def write_shard(
             parts = [head.codec.encode(part) for part in compressed()]
             count, digest = sum(map(len, parts)), _write_parquet(draft, parts, ids, output.record)
         if left_out:
-            lines = "".join(json.dumps(row.to_dict()) + "\n" for row in left_out)
-            write_text(output.left_out(number), lines)
+            write_left_out(output.left_out(number), left_out)
         os.replace(draft, path)
     return Shard(path.name, start, count, digest, read, seen.hexdigest())
 
@@ -159,15 +157,6 @@ class InputHash:
     def hexdigest(self) -> str:
         """Return the hash of all that was added."""
         return hashlib.sha256(self._rows.digest() + self._ids.digest()).hexdigest()[:32]
-
-
-def without_bad(batch: Batch, places: Places, left_out: list[BadRow]) -> Batch:
-    """Return a batch without the rows that cannot be used, which are added to ``left_out``, and with ids."""
-    bad = bad_rows_of(batch, places)
-    left_out += bad.values()
-    kept = [at for at in range(len(batch.rows)) if at not in bad]
-    ids = [str(batch.start + at) if batch.ids is None else batch.ids[at] for at in kept]
-    return Batch(batch.start, batch.rows[kept] if bad else batch.rows, ids)
 
 
 def _write_npy(path: Path, parts: Iterator[np.ndarray], codec: Codec, expected: int | None) -> tuple[int, str]:
@@ -260,7 +249,9 @@ def _split(batch: Batch, count: int) -> tuple[Batch, Batch | None]:
     if len(batch.rows) <= count:
         return batch, None
     ids = (None, None) if batch.ids is None else (batch.ids[:count], batch.ids[count:])
+    before = {at: why for at, why in batch.faults.items() if at < count}
+    after = {at - count: why for at, why in batch.faults.items() if at >= count}
     return (
-        Batch(batch.start, batch.rows[:count], ids[0]),
-        Batch(batch.start + count, batch.rows[count:], ids[1]),
+        Batch(batch.start, batch.rows[:count], ids[0], before),
+        Batch(batch.start + count, batch.rows[count:], ids[1], after),
     )

@@ -13,10 +13,15 @@ class DataError(ValueError):
     """Input that cannot be used. The message says in one line what is wrong, where, and what to do."""
 
 
-def some(items: Sequence[Any], limit: int = 3) -> str:
+def some(items: Sequence[object], limit: int = 3) -> str:
     """List the first ``limit`` items for a message, and how many more there are."""
     shown = ", ".join(str(item) for item in items[:limit])
     return shown + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return ``1 file`` or ``2,000 files``; ``plural`` is the noun with an s by default."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def one_line(error: BaseException) -> str:
@@ -42,7 +47,7 @@ def parse_json(content: str | bytes, name: str) -> Any:
         raise DataError(f"{name} is nested too deeply.") from error
 
 
-def whole_number(value: Any, name: str, least: int = 1) -> int:
+def whole_number(value: object, name: str, least: int = 1) -> int:
     """Return a whole number as ``int``; numpy's integers count, floats and booleans do not.
 
     Args:
@@ -61,7 +66,7 @@ def whole_number(value: Any, name: str, least: int = 1) -> int:
     return number
 
 
-def check_seed(seed: Any) -> int:
+def check_seed(seed: object) -> int:
     """Return a random seed that numpy and torch both take, 0 to 2**32 - 1; raise a :class:`DataError` for others."""
     number = whole_number(seed, "seed", 0)
     if number >= 1 << 32:

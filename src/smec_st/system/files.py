@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write JSON with an indent of 2."""
     with writing(path):
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any
+from types import ModuleType
 
 from smec_st.system.errors import DataError, one_line
 
@@ -43,7 +43,7 @@ INSTALLED_BY = {
 }
 
 
-def load_optional(module: str, purpose: str) -> Any:
+def load_optional(module: str, purpose: str) -> ModuleType:
     """Import a module of an optional package.
 
     Args:

@@ -1,1 +1,1 @@
-"""Train stage after stage: the trainer, its arguments, sampler, callbacks and what it leaves on disk."""
+"""Train stages one after the other: the trainer, its arguments, sampler, callbacks, and the folder of a run."""

@@ -18,7 +18,7 @@ class SequentialTrainingArguments(SentenceTransformerTrainingArguments):
             ``identity``, as published.
         hidden_dim: Width of each adapter's hidden layer; None for linear adapters.
         narrow_hidden_dim: With labels, in ``grow``, width of a hidden layer for the outputs of sizes of at most
-            :data:`~smec_st.fitting.config.NARROW_HIDDEN` of the width; None for none. Ignored where ``hidden_dim`` is
+            :data:`~smec_st.stages.NARROW_HIDDEN` of the width; None for none. Ignored where ``hidden_dim`` is
             given.
         activation: Of the hidden layer.
         adapt_steps: Steps of the ``adapt`` stage, in ``grow``, with labels, and where no backbone trains; 0 for none.

@@ -35,7 +35,7 @@ class BackboneInTraining:
 
     @classmethod
     def of(cls, model: SentenceTransformer, table: Table) -> BackboneInTraining | None:
-        """None where the model begins with finished vectors."""
+        """Return the backbone in training, or None if the model begins with finished vectors."""
         return cls(model, table) if isinstance(model[0], LiveBackbone) else None
 
     @property
@@ -45,7 +45,7 @@ class BackboneInTraining:
 
     @property
     def trains(self) -> bool:
-        """Whether anything of it trains, or trained."""
+        """Whether any of its weights train, or trained in an earlier stage."""
         return bool(self._trained)
 
     def begin(self) -> None:
@@ -64,14 +64,14 @@ class BackboneInTraining:
             parameter.grad = None
 
     def finish(self) -> None:
-        """The stages to come read its vectors, made anew, once each."""
+        """Encode the table again for the later stages, each item once."""
         self._backbone.eval()
         self._backbone.requires_grad_(False)
         self._model[0] = EmbeddingInput(self._table.width)
         self._table.forget()
 
     def state(self) -> dict[str, Tensor]:
-        """What it has learned so far, by name."""
+        """Return the weights that it has learned so far, by name."""
         state = self._backbone.state_dict()
         buffers = {name for name, _ in self._backbone.named_buffers()}
         kept = [name for name in state if name in buffers or name in self._trained]

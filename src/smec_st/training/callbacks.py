@@ -1,9 +1,9 @@
-"""What the staged trainer does beside training: per-step state, checkpoints of the loss, one progress bar."""
+"""Callbacks of the staged trainer: per-step state, checkpoints of the loss, and one progress bar."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from smec_st.functional import top_k_indices
 from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
 from smec_st.stages import Stage
+from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.sampler import SpreadPairSampler
 
 LOSS_STATE = "smec_state.safetensors"  # written last, so it also marks a checkpoint as complete
@@ -49,19 +50,23 @@ class StagedTrainer(Protocol):
 
 
 class StepCallback(TrainerCallback):
-    """What happens once per optimizer step and per checkpoint, whatever the number of forwards."""
+    """Updates state once per optimizer step and per checkpoint, whatever the number of forward passes."""
 
     def __init__(self, trainer: StagedTrainer) -> None:
         self.trainer = trainer
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Tell the sampler the epoch: on several processes a resumed loader does not (transformers 5.23)."""
         sampler = self.trainer.batch_sampler
         if sampler is not None:
             steps = -(-(len(sampler) // args.world_size) // args.gradient_accumulation_steps)
             sampler.set_epoch(state.global_step // steps)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Move the memory on and draw the selection's noise, both as functions of (seed, stage, step)."""
         stage = self.trainer.stage
         self.trainer.loss.begin_step(stage.index, state.global_step)
@@ -71,13 +76,17 @@ class StepCallback(TrainerCallback):
             first, last = args.selection_tau
             selection.draw(args.seed, stage.index, state.global_step, tau=first + (last - first) * done)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Keep the rows of a map that learns from neighbourhoods alone orthonormal."""
         if self.trainer.keeps_rows_orthonormal:
             self.trainer.last_pair()[0].orthonormalize()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the loss's state into the checkpoint, last of all."""
+    def on_save(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the loss's state into the checkpoint, as its last file."""
         if args.should_save:
             path = os.path.join(args.output_dir, f"checkpoint-{state.global_step}", LOSS_STATE)
             tensors = {name: value.contiguous() for name, value in self.trainer.training_state().items()}
@@ -96,7 +105,7 @@ class GradientMeter:
         self._steps = 0
 
     def add(self, gradient: Tensor) -> None:
-        """Count one step's gradient, ``(rows, columns)``."""
+        """Add one step's gradient, ``(rows, columns)``."""
         if self._steps == 0:
             self._first = gradient.detach().clone()  # sums of differences to it lose no digits
             self._total, self._squares = torch.zeros_like(self._first), torch.zeros_like(self._first)
@@ -106,7 +115,7 @@ class GradientMeter:
         self._steps += 1
 
     def take(self, edges: Sequence[int]) -> list[float]:
-        """Variance of the blocks between neighbouring ``edges`` since the last call; none before two steps."""
+        """Return the variance of the blocks between ``edges`` since the last call; none before two steps."""
         steps, self._steps = self._steps, 0
         if steps < 2:
             return []
@@ -115,26 +124,30 @@ class GradientMeter:
 
 
 class Diagnostics(TrainerCallback):
-    """What the logs say of a running stage beside its loss."""
+    """Figures that are logged together with the loss of a stage."""
 
     def __init__(self, trainer: StagedTrainer) -> None:
         self.trainer = trainer
         self.gradients = GradientMeter()
         self._kept: set[int] = set()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Every stage starts afresh."""
+    def on_train_begin(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reset the figures: every stage has its own."""
         self.gradients.take([])
         self._kept = self._selected()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See the gradient of the whole step, accumulated and averaged over ranks."""
+    def on_pre_optimizer_step(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the gradient of the whole step, accumulated and averaged over ranks."""
         gradient = self.trainer.last_pair()[0].residual.weight.grad
         if gradient is not None:
             self.gradients.add(gradient)
 
     def take(self) -> dict[str, float]:
-        """Temperature, memory, churn of the selection and gradient variance since the last call."""
+        """Return temperature, memory, changes of the selection, and gradient variance since the last call."""
         trainer = self.trainer
         found: dict[str, float] = trainer.loss.diagnostics()
         _, selection = trainer.last_pair()
@@ -154,7 +167,7 @@ class Diagnostics(TrainerCallback):
         return set(top_k_indices(selection.logits.detach().float(), selection.keep).tolist())
 
     def _edges(self) -> list[int]:
-        """Where the blocks of the adapter's outputs begin and end: at the sizes of the stage."""
+        """Return where the blocks of the adapter's outputs begin and end: at the sizes of the stage."""
         stage, rows = self.trainer.stage, self.trainer.last_pair()[0].out_dim
         inside = {size - stage.have for size in (*stage.sizes, *(other.out_dim for other in self.trainer.plan))}
         return [0, *sorted(edge for edge in inside if 0 < edge < rows), rows]
@@ -168,7 +181,9 @@ class PlanProgress(TrainerCallback):
         self.title = ""  # of the run, where there are several
         self.bar: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Open the bar at the first stage; name the stage."""
         if not state.is_world_process_zero:
             return
@@ -184,18 +199,27 @@ class PlanProgress(TrainerCallback):
         place = f"{stage.phase} {stage.out_dim} dims ({stage.index + 1}/{len(trainer.plan)})"
         self.bar.set_description(f"{self.title}: {place}" if self.title else place)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step on."""
+    def on_step_end(
+        self, args: SequentialTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the bar by one step."""
         if self.bar is not None:
             self.bar.update()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: SequentialTrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Show the loss."""
-        if self.bar is not None and "loss" in (logs or {}):
+        if self.bar is not None and logs and "loss" in logs:
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.4g}")
 
     def close(self) -> None:
-        """The plan has ended, or was interrupted."""
+        """Close the bar: the plan has ended, or was interrupted."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

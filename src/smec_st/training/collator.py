@@ -25,7 +25,7 @@ class VectorCollator(SentenceTransformerDataCollator):
     live: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rows to ``anchor_sentence_embedding`` ``(B, D)``, the same for ``document``, and ``label`` ``(B, 2)``."""
+        """Return ``anchor_sentence_embedding`` ``(B, D)``, the same for ``document``, and ``label`` ``(B, 2)``."""
         anchors = torch.tensor([row["anchor"] for row in features])
         batch = self._column("anchor", anchors, "query")
         documents = torch.full_like(anchors, -1)

@@ -1,4 +1,4 @@
-"""Mean and second moment of a corpus of any size: where a start comes from."""
+"""Compute mean and second moment of a corpus of any size, from which training starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KNOWN: WeakKeyDictionary[Table, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDict
 
 
 def corpus_moments(table: Table, chunk: int = 16384, most: int = 1 << 16) -> tuple[Tensor, Tensor]:
-    """Mean ``(D,)`` and uncentred second moment ``(D, D)`` of the corpus, float64, read in chunks.
+    """Compute the mean ``(D,)`` and the uncentred second moment ``(D, D)`` of the corpus, float64, read in chunks.
 
     Of more than ``most`` documents a random sample of that size is read: it costs ``D^2`` a row, and the axes of
     65,536 documents are those of ten million. They are computed once for each table.
@@ -38,5 +38,5 @@ def corpus_moments(table: Table, chunk: int = 16384, most: int = 1 << 16) -> tup
 
 
 def forget_moments(table: Table) -> None:
-    """Compute the moments of a table anew when they are asked for again, as its vectors have changed."""
+    """Drop the cached moments of a table, because its vectors have changed."""
     _KNOWN.pop(table, None)

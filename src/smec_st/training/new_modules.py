@@ -1,4 +1,4 @@
-"""The modules that a stage trains, and what they begin from."""
+"""Make the modules that a stage trains, with the weights that they begin from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.data import Table
-from smec_st.fitting.config import NARROW_HIDDEN
 from smec_st.functional import leftover_axes
 from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
-from smec_st.stages import Stage
+from smec_st.stages import NARROW_HIDDEN, Stage
 from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.moments import corpus_moments
 
@@ -67,7 +66,7 @@ def _new_adapter(
 def _hidden_layer(
     stage: Stage, args: SequentialTrainingArguments, width: int, ranks: bool
 ) -> tuple[int | None, int | None]:
-    """Width of a new adapter's hidden layer, and how many outputs get it; see :class:`ResidualAdapter`."""
+    """Return the width of a new adapter's hidden layer, and how many outputs get it; see :class:`ResidualAdapter`."""
     narrow = [size for size in stage.sizes if size <= NARROW_HIDDEN * width]
     wanted = args.narrow_hidden_dim and stage.phase == "compress" and stage.have == 0 and ranks
     if args.hidden_dim or not (wanted and narrow):
@@ -76,7 +75,7 @@ def _hidden_layer(
 
 
 def principal_axes(stage: Stage, table: Table, finished: Sequence[nn.Module]) -> Tensor:
-    """Axes that a stage begins from, by descending variance, ``(candidates, in_dim)``.
+    """Return the axes that a stage begins from, by descending variance, ``(candidates, in_dim)``.
 
     In ``grow`` those of what the frozen columns leave over; the direction of the mean, which tells documents apart
     least, comes last.
@@ -91,7 +90,7 @@ def principal_axes(stage: Stage, table: Table, finished: Sequence[nn.Module]) ->
 
 
 def linear_map(finished: Sequence[nn.Module], width: int) -> Tensor:
-    """Directions that the frozen columns look along, ``(m, D)``; of non-linear adapters, their linear part."""
+    """Return the directions of the frozen columns, ``(m, D)``; of non-linear adapters, those of their linear part."""
     rows = torch.eye(width)
     for module in finished:
         if isinstance(module, ResidualAdapter):

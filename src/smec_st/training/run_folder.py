@@ -1,4 +1,4 @@
-"""What a run of stages leaves on disk, to be continued from: its settings, its finished stages, their checkpoints.
+"""The folder of a run, from which it can be continued: settings, finished stages and checkpoints.
 
 ::
 
@@ -52,7 +52,7 @@ def check_settings(root: Path, settings: Mapping[str, Any]) -> None:
 
 
 def write_settings(root: Path, settings: Mapping[str, Any]) -> None:
-    """Write down what the result of the run depends on."""
+    """Write the settings that the result of the run depends on."""
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / RUN, json.dumps(settings, indent=1) + "\n")
 
@@ -80,7 +80,7 @@ def save_stage(
 
 
 def finished_reports(root: Path, plan: Sequence[Stage]) -> list[StageReport]:
-    """Reports of the stages that are finished, in the order of the plan, up to the first that is not."""
+    """Read the reports of the stages that are finished, in the order of the plan, up to the first that is not."""
     reports: list[StageReport] = []
     for stage in plan:
         path = root / stage.name / FINAL / REPORT
@@ -91,7 +91,7 @@ def finished_reports(root: Path, plan: Sequence[Stage]) -> list[StageReport]:
 
 
 def load_modules(folder: Path) -> SentenceTransformer:
-    """The modules of a finished stage or of a checkpoint, on the CPU."""
+    """Load the modules of a finished stage or of a checkpoint, on the CPU."""
     ours = (EmbeddingInput, ResidualAdapter, AdaptiveDimensionSelection)
     classes: dict[str, Any] = {f"{cls.__module__}.{cls.__name__}": cls for cls in ours}
     classes[f"{LiveBackbone.__module__}.{LiveBackbone.__name__}"] = _Placeholder
@@ -106,13 +106,13 @@ class _Placeholder(EmbeddingInput):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a stage whose writing was not interrupted."""
+    """Return the newest complete checkpoint of a stage."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{LOSS_STATE}")]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is behind the last step of its stage, by count or because it stopped early."""
+    """Return whether a checkpoint is of the last step of its stage, by count or because the stage stopped early."""
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
     control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
     return bool(state["global_step"] >= state["max_steps"] or control.get("should_training_stop"))

@@ -1,12 +1,15 @@
-"""The batch sampler that knows of the memory: documents come back late, and no batch contradicts itself."""
+"""The batch sampler: repeats of a document are far apart, and no batch holds false negatives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sized
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sentence_transformers.base.sampler import DefaultBatchSampler
+
+if TYPE_CHECKING:
+    import torch
 
 _ATTEMPTS = 64
 
@@ -22,7 +25,7 @@ class SpreadPairSampler(DefaultBatchSampler):
     batch is handed out in that many consecutive parts, one per rank: together the ranks see what one process would.
 
     Args:
-        dataset: Anything with a length: one entry per pair.
+        dataset: Sizedthing with a length: one entry per pair.
         batch_size: Largest batch, over all parts.
         drop_last: As many batches as the pairs fill, at least one; pairs left over wait for another epoch. Batches
             are full unless pairs are too few or share too many documents.
@@ -36,11 +39,11 @@ class SpreadPairSampler(DefaultBatchSampler):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Sized,
         batch_size: int,
         drop_last: bool = False,
         valid_label_columns: list[str] | None = None,
-        generator: Any = None,
+        generator: torch.Generator | None = None,
         seed: int = 0,
         *,
         pairs: np.ndarray,
@@ -68,7 +71,7 @@ class SpreadPairSampler(DefaultBatchSampler):
         self._batches = self._fewest_batches()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next pass draws."""
+        """Set the epoch of the next pass, which decides its batches."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -99,7 +102,7 @@ class SpreadPairSampler(DefaultBatchSampler):
         raise RuntimeError(f"No conflict-free batches found in {_ATTEMPTS} attempts; use `distinct=False`.")
 
     def _place(self, rng: np.random.Generator, count: int) -> list[list[int]] | None:
-        """Spread the pairs over ``count`` batches; None when some pair fits nowhere."""
+        """Spread the pairs over ``count`` batches; return None if a pair fits nowhere."""
         order = self._spread_order(rng)
         if self.drop_last:
             full = order[: count * self._size]
@@ -109,10 +112,10 @@ class SpreadPairSampler(DefaultBatchSampler):
             full, home = order, np.arange(len(order)) * count // len(order)
         if self._conflicts is None:
             return [part.tolist() for part in np.split(full, np.searchsorted(home[: len(full)], np.arange(1, count)))]
-        return self._conflicts.settle(order, home, count, self._size, must_fit=not self.drop_last)
+        return self._conflicts.place(order, home, count, self._size, must_fit=not self.drop_last)
 
     def _spread_order(self, rng: np.random.Generator) -> np.ndarray:
-        """Pairs by time: repeat ``j`` of a document with ``c`` pairs comes at ``(j + u) / c``, ``u`` random."""
+        """Order pairs by time: repeat ``j`` of a document with ``c`` pairs comes at ``(j + u) / c``, ``u`` random."""
         shuffled = rng.permutation(len(self._documents))
         documents = self._documents[shuffled]
         by_document = np.argsort(documents, kind="stable")
@@ -138,7 +141,7 @@ class _SharedDocuments:
             together[mine] += 1
         self.most_alike = int(together.max())  # these pairs all share one document: each needs a batch of its own
 
-    def settle(
+    def place(
         self, order: np.ndarray, home: np.ndarray, count: int, size: int, must_fit: bool
     ) -> list[list[int]] | None:
         """Put each pair of ``order`` into its home batch, or the nearest in time that has room and no conflict.
@@ -167,7 +170,7 @@ class _SharedDocuments:
 
 
 def _outward(first: int, count: int) -> Iterator[int]:
-    """All of ``range(count)``, nearest to ``first`` first."""
+    """Yield all of ``range(count)``, nearest to ``first`` first."""
     for distance in range(count):
         if first + distance < count:
             yield first + distance

@@ -1,4 +1,4 @@
-"""SMRL: stages that are trained one after the other, each frozen when it ends."""
+"""The staged trainer (SMRL): stages are trained one after the other, and each is frozen when it ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, TrainerState
 
 from smec_st.data import Table
-from smec_st.fitting.choice import first_unbeaten
+from smec_st.evaluation.choice import first_unbeaten
 from smec_st.losses.ranks import same_on_all_ranks, total, world_size
 from smec_st.losses.smec import SMECLoss
 from smec_st.modules import AdaptiveDimensionSelection, LiveBackbone, ResidualAdapter
@@ -36,6 +36,9 @@ from smec_st.training.collator import VectorCollator
 from smec_st.training.moments import forget_moments
 from smec_st.training.new_modules import new_modules
 from smec_st.training.sampler import SpreadPairSampler
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 #: Arguments that stages set for themselves.
 STAGE_ARGUMENTS = ("max_steps", "learning_rate", "lr_scheduler_type")
@@ -73,7 +76,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
     """
 
     args: SequentialTrainingArguments
-    optimizer: Any
+    optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
     train_dataset: Any
     training_args_class = SequentialTrainingArguments
@@ -87,7 +90,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         loss: SMECLoss,
         stages: tuple[Stage, ...] | None = None,
         distinct: bool = True,
-        unlabelled_dataset: Any | None = None,
+        unlabelled_dataset: Dataset | None = None,
         codes: CodesWanted | None = None,
         guard: Guard | None = None,
         adapter: ResidualAdapter | None = None,
@@ -138,7 +141,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
         Args:
             resume_from_checkpoint: True to continue what ``args.output_dir`` holds. The number of processes may
-                change as long as the batch of all together stays.
+                change if the total batch size stays the same.
             *args: Passed on.
             **kwargs: Passed on.
 
@@ -175,7 +178,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return self.reports
 
     def _one_run_for_all_stages(self, root: Path) -> None:
-        """Experiment trackers take each ``train()`` of the parent for a run: give all the same name and folder."""
+        """Give all stages one name and folder: experiment trackers take each ``train()`` of the parent for a run."""
         self.args.run_name = self.args.run_name or root.name
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -187,7 +190,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return sum(report.steps for report in self.reports)
 
     def steps_of(self, stage: Stage) -> int:
-        """Optimizer steps of a stage; -1 when epochs decide."""
+        """Return the optimizer steps of a stage; -1 if epochs decide."""
         own = {"select": self.args.selection_steps, "adapt": self.args.adapt_steps}
         return int(own.get(stage.phase, self._of_run["max_steps"]))
 
@@ -268,7 +271,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     @torch.no_grad()
     def _decide(self, stage: Stage, adapter: ResidualAdapter) -> dict[str, Any]:
-        """Keep what the stage learned, or go back to its start, by held-out queries over all its sizes."""
+        """Keep what the stage learned, or return to its start; held-out queries decide, over all its sizes."""
         assert self.guard is not None
         scores = {}
         for name, strength in (("start", 0.0), ("trained", 1.0)):
@@ -279,14 +282,14 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return decision.to_dict()
 
     def _read_through(self, adapter: ResidualAdapter) -> None:
-        """From now on training reads vectors that a finished map of the full width has moved."""
+        """Make training read the vectors that a finished map of the full width has moved."""
         self.table = self.table.moved(adapter.linear_map().detach().cpu())
         self.data_collator.table = self.table
         self.loss.read_from(self.table)
 
     @property
     def _is_prepared(self) -> bool:
-        """Whether the table holds what the finished modules give: whether an adapt stage is behind."""
+        """Whether the table holds the output of the finished modules, as it does after an adapt stage."""
         return any(stage.phase == "adapt" for stage in self.plan[: self.stage.index])
 
     @property
@@ -311,7 +314,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return self.backbone is not None and self.backbone.trains
 
     def training_state(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint of the model lacks: of the loss, and of a backbone while it trains."""
+        """Return what a checkpoint of the model lacks: the state of the loss, and of a backbone while it trains."""
         backbone = self.backbone.state() if self.backbone is not None and self._is_live else {}
         return {**self.loss.training_state(), **backbone}
 
@@ -323,7 +326,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
     # -- modules ------------------------------------------------------------------------------------------------------
 
     def last_pair(self) -> tuple[ResidualAdapter, AdaptiveDimensionSelection]:
-        """Adapter and selection of the running stage."""
+        """Return adapter and selection of the running stage."""
         adapter, selection = list(self.model)[-2:]
         assert isinstance(adapter, ResidualAdapter)
         assert isinstance(selection, AdaptiveDimensionSelection)
@@ -348,14 +351,14 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     def get_batch_sampler(
         self,
-        dataset: Any,
+        dataset: Dataset,
         batch_size: int,
         drop_last: bool,
         valid_label_columns: list[str] | None = None,
         generator: torch.Generator | None = None,
         seed: int = 0,
     ) -> SpreadPairSampler:
-        """The sampler that knows of the memory; every stage draws other batches, and cuts them for the ranks."""
+        """Make the sampler; every stage draws other batches, which are cut into one part per rank."""
         ranks = self.args.world_size
         columns = dataset.with_format("numpy")[:]  # a column alone would come row by row, through Python
         anchors = columns["anchor"]
@@ -373,9 +376,10 @@ class SequentialTrainer(SentenceTransformerTrainer):
         )
         return self.batch_sampler
 
-    def create_optimizer(self, model: nn.Module | None = None) -> Any:
-        """Only what this stage trains, without weight decay on the selection, which has its own learning rate."""
-        if self.optimizer is None:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Optimize what this stage trains; the selection has its own learning rate and no weight decay."""
+        optimizer = self.optimizer
+        if optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             kwargs = {
                 name: value for name, value in kwargs.items() if name not in ("params", "model", "optimizer_dict")
@@ -393,11 +397,11 @@ class SequentialTrainer(SentenceTransformerTrainer):
                 for names, rate, decay in rates
                 if names
             ]
-            self.optimizer = cls(groups, **kwargs)
-        return self.optimizer
+            optimizer = self.optimizer = cls(groups, **kwargs)
+        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the stage, its diagnostics, and a step that never goes back; trackers draw over that step."""
+        """Add the stage, its diagnostics, and a step that counts over all stages, which trackers draw over."""
         if "loss" in logs:
             logs = {**logs, **self.diagnostics.take()}
         own = self.state.global_step
@@ -411,12 +415,12 @@ class SequentialTrainer(SentenceTransformerTrainer):
             self.state.global_step = own
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """None: the stock card would print whole vectors as examples; the compressor writes its own."""
+        """Add no callback: the stock card would print whole vectors as examples, and the compressor writes its own."""
 
     # -- saving and resuming ------------------------------------------------------------------------------------------
 
     def _settings_of_run(self) -> dict[str, Any]:
-        """All that the result depends on, as far as it can be named."""
+        """Return the settings that the result depends on."""
         args = self.args
         names = (
             "seed", "num_train_epochs", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "start",
@@ -463,11 +467,11 @@ class SequentialTrainer(SentenceTransformerTrainer):
 
     @property
     def _keeps(self) -> bool:
-        """Whether this process writes what a run is continued from."""
+        """Whether this process writes the files that a run is continued from."""
         return bool(self.args.should_save and self.args.save_strategy != "no")
 
     def _load_complete(self, checkpoint: Path) -> float:
-        """The end of a stage that was cut off behind its last step, where the parent would take one step more."""
+        """End a stage that was interrupted after its last step; the parent would train one more step."""
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         best = self.state.best_model_checkpoint
         wanted = best if best is not None and self.args.load_best_model_at_end else str(checkpoint)
@@ -475,7 +479,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         return next((float(logs["loss"]) for logs in self.state.log_history[::-1] if "loss" in logs), float("nan"))
 
     def _load_from_checkpoint(self, checkpoint_path: str, *args: Any) -> None:
-        """Weights of the model, and the state of the loss, which the parent knows nothing of."""
+        """Load the weights of the model, and the state of the loss, which the parent does not load."""
         folder = Path(checkpoint_path)
         if self.backbone is not None and self._is_live:
             self.backbone.load(folder / LOSS_STATE)

@@ -102,6 +102,9 @@ def read_all(source: VectorSource) -> tuple[np.ndarray, list[str] | None]:
     parts = list(source.batches())
     if not parts:
         raise DataError(f"{source.name} has no rows.")
+    faults = [f"row {part.start + at} {why}" for part in parts for at, why in part.faults.items()]
+    if faults:
+        raise DataError(f"{source.name}: {len(faults)} row{'s' * (len(faults) > 1)} cannot be read: {some(faults)}.")
     ids = None if parts[0].ids is None else [key for part in parts for key in part.ids or ()]
     return np.concatenate([part.rows for part in parts]), ids
 

@@ -7,9 +7,9 @@ anything else is refused. A request's own id never becomes the id of a vector.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 from smec_st.data.codes import CODES
 from smec_st.data.ids import find_id, id_text
@@ -33,6 +33,7 @@ class Item:
         model: The model that the answer names, or None.
         where: Its file and line, for error messages.
         codes: What the numbers are, where the answer says so; see :mod:`smec_st.data.codes`.
+        fault: Why it cannot be read, if that is known already; the others of the file may be good.
     """
 
     vector: Any
@@ -40,6 +41,7 @@ class Item:
     model: str | None
     where: str
     codes: str | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,14 @@ class Answer:
 ANSWERS = (
     Answer("OpenAI, Voyage, Jina, Mistral", "data", "embedding", ("object", "model", "usage"), index="index"),
     Answer("Pinecone inference", "data", "values", ("vector_type", "model", "usage")),
-    Answer("Cohere v1, Ollama", "embeddings", "", ("texts", "model", "meta", "response_type")),
+    Answer("Cohere v1, Nomic, Ollama", "embeddings", "", ("texts", "model", "meta", "response_type", "usage")),
     Answer("Cohere by type", "embeddings", "", ("texts", "meta", "response_type"), by_type=True),
     Answer("Chroma get", "embeddings", "", ("ids",), ids="ids"),
+    Answer("Amazon Nova", "embeddings", "embedding", ("request_id",)),
+    Answer("Amazon Titan by type", None, "embeddingsByType.float"),
+    Answer("watsonx", "results", "embedding", ("model_id", "created_at", "input_token_count")),
+    Answer("Cloudflare", "result.data", "", ("success", "errors", "messages")),
+    Answer("TensorFlow Serving, SageMaker", "predictions", "", ("model_version_name",)),
     Answer("Gemini", None, "embedding.values"),
     Answer("Gemini batch", "embeddings", "values", ("metadata", "usageMetadata", "sdk_http_response")),
     Answer("Gemini in Python", "embedding", ""),
@@ -88,12 +95,16 @@ ANSWERS = (
     Answer("Qdrant retrieve", "result", "vector", ("status", "time"), id="id"),
     Answer("Qdrant client", "points", "vector", ("next_page_offset",), id="id"),
     Answer("Weaviate", "objects", "vector", ("totalResults", "deprecations"), id="id"),
+    Answer("Weaviate", "objects", "vectors", ("totalResults", "deprecations"), id="id"),
 )
-#: Objects around an answer: the path of the answer, and the key of the request's id.
-ENVELOPES = (("response.body", "custom_id"), ("response", "key"))
+#: Objects around an answer: the path of the answer, and the key of the request's id. They are those of the batch APIs
+#: of OpenAI, Azure and Mistral, of Gemini, of Amazon Bedrock, and the documents of Elasticsearch.
+ENVELOPES = (
+    ("response.body", "custom_id"), ("response", "key"), ("modelOutput", "recordId"), ("_source", "_id"),
+)  # fmt: skip
 
 
-def find_vectors(value: Any, column: str | None, where: str) -> Iterator[Item]:
+def find_vectors(value: object, column: str | None, where: str) -> Iterator[Item]:
     """Yield the vectors in one JSON value: a line of a JSON-lines file, or the content of a JSON file.
 
     Args:
@@ -123,8 +134,10 @@ def find_vectors(value: Any, column: str | None, where: str) -> Iterator[Item]:
         yield from _entries(known[0], value, column, where)
     elif envelopes and not known and not fields:
         yield from _enveloped(value, *envelopes[0], column, where)
-    else:
+    elif known or fields:
         raise DataError(_unclear(value, [*fields, *(answer.source for answer in known)], column, where))
+    else:
+        yield _without_vector(value, column, where)
 
 
 def _record(value: Mapping[str, Any], name: str, column: str | None, where: str) -> Item:
@@ -132,7 +145,20 @@ def _record(value: Mapping[str, Any], name: str, column: str | None, where: str)
     rest = {key: found for key, found in value.items() if key != name}
     if rest.get("object") == "embedding":
         rest.pop("index", None)  # an item of OpenAI's `data`: the position in its request is no id
-    return Item(vector, _record_id(rest, where), _model(value), where, codes)
+    try:
+        return Item(vector, _record_id(rest, where), _model(value), where, codes)
+    except DataError as error:
+        return Item(None, None, None, where, fault=str(error))
+
+
+def _without_vector(value: Mapping[str, Any], column: str | None, where: str) -> Item:
+    """Return the item of an object that holds no vector: others of its file may."""
+    keys = [key for _, key in ENVELOPES if key in value and value.get("error")]
+    try:
+        key = id_text(value[keys[0]], where) if keys else _record_id(value, where)
+    except DataError:
+        key = None
+    return Item(None, key, None, where, fault=_unclear(value, [], column, where))
 
 
 def _record_id(value: Mapping[str, Any], where: str) -> str | None:
@@ -142,13 +168,16 @@ def _record_id(value: Mapping[str, Any], where: str) -> str | None:
 
 def _enveloped(value: Mapping[str, Any], path: str, key: str, column: str | None, where: str) -> Iterator[Item]:
     """Yield the vectors of one line of a batch's output; ids are the request's, with `/0`, `/1` for several inputs."""
+    request = id_text(value[key], f"{where}, {key}")
     status = _at(value, "response.status_code")
     if value.get("error") or status not in (None, 200):
-        raise DataError(f"{where}: request {value[key]} failed: {one_line(Exception(value.get('error') or status))}")
+        failure = f"{where}: request {value[key]} failed: {one_line(Exception(value.get('error') or status))}"
+        yield Item(None, request, None, where, fault=failure)
+        return
     items = list(find_vectors(_at(value, path), column, where))
-    request = id_text(value[key], f"{where}, {key}")
     for number, item in enumerate(items):
-        yield Item(item.vector, request if len(items) == 1 else f"{request}/{number}", item.model, where, item.codes)
+        key_of_item = request if len(items) == 1 else f"{request}/{number}"
+        yield replace(item, id=key_of_item, where=where)
 
 
 def _entries(answer: Answer, value: Mapping[str, Any], column: str | None, where: str) -> Iterator[Item]:
@@ -175,8 +204,6 @@ def _entries(answer: Answer, value: Mapping[str, Any], column: str | None, where
         key, entry = listed[place]
         place_name = f"{where}, {answer.entries}[{key}]"
         vector = _at(entry, answer.vector)
-        if vector is None:
-            raise DataError(f"{place_name}: holds no `{answer.vector}`, unlike the first.")
         vector, named_codes = _named(vector, column, place_name)
         found = None
         if answer.id is not None:
@@ -203,7 +230,7 @@ def _order(entries: list[dict[str, Any]], index: str, where: str) -> Iterable[in
     return sorted(range(len(given)), key=places.__getitem__)
 
 
-def _named(value: Any, column: str | None, where: str) -> tuple[Any, str | None]:
+def _named(value: object, column: str | None, where: str) -> tuple[Any, str | None]:
     """Return a vector; of several named ones (Qdrant, Cohere by type) the only one, or that of the column's name."""
     if not isinstance(value, dict):
         return value, None
@@ -225,7 +252,9 @@ def _one_of(value: Mapping[str, Any], column: str | None, where: str) -> tuple[A
 def _matches(answer: Answer, value: Mapping[str, Any]) -> bool:
     """Return whether an object has the form of an answer, judged by its first entry."""
     if answer.entries is None:
-        return _may_be_vector(_at(value, answer.vector))
+        return "embedding" not in value.keys() - {answer.vector.partition(".")[0]} and _may_be_vector(
+            _at(value, answer.vector)
+        )
     entries: Any = _at(value, answer.entries)
     if not isinstance(entries, list | dict) or not entries or (answer.ids is not None and answer.ids not in value):
         return False
@@ -241,28 +270,28 @@ def _matches(answer: Answer, value: Mapping[str, Any]) -> bool:
         return False
     first = entries[next(iter(entries)) if isinstance(entries, dict) else 0]
     vector = _at(first, answer.vector)
-    return _may_be_vector(vector) or (answer.id is not None and _are_named(vector))
+    return _may_be_vector(vector) or ((answer.id or answer.index) is not None and _are_named(vector))
 
 
-def _holds(value: Any, column: str | None) -> bool:
+def _holds(value: object, column: str | None) -> bool:
     """Return whether a field of a record holds the vector: the only one, or one of the column's name."""
     return _are_named(value) and (column is None or column in value) or column is None and _may_be_vector(value)
 
 
-def _are_named(value: Any) -> bool:
+def _are_named(value: object) -> TypeGuard[dict[str, object]]:
     """Return whether a value is an object of vectors by name, as Qdrant gives several; `values` is no such name."""
     return (
         isinstance(value, dict) and bool(value) and "values" not in value and all(map(_may_be_vector, value.values()))
     )
 
 
-def _may_be_vector(value: Any) -> bool:
+def _may_be_vector(value: object) -> bool:
     """Return whether a value could be one vector: a list of numbers, or a text."""
     is_list = isinstance(value, list) and bool(value) and not isinstance(value[0], list | dict)
     return is_list or (isinstance(value, str) and bool(value))
 
 
-def _at(value: Any, path: str) -> Any:
+def _at(value: object, path: str) -> Any:
     for key in path.split(".") if path else ():
         value = value.get(key) if isinstance(value, dict) else None
     return value
@@ -281,6 +310,8 @@ def _id_name(names: tuple[str, ...]) -> str | None:
 def _unclear(value: Mapping[str, Any], found: list[str], column: str | None, where: str) -> str:
     if value.get("error"):
         return f"{where}: the API answered with an error: {one_line(Exception(value['error']))}"
+    if column is None and not found and any(name in value and not value[name] for name in VECTOR_NAMES):
+        return f"{where}: holds no vector."
     if column is not None:
         return f"{where}: holds no `{column}`; it has {some(list(value), 8) or 'nothing'}."
     if found:

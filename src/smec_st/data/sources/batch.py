@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,11 +26,13 @@ class Batch:
         start: Number of the first row.
         rows: ``(n, D)``, any float type.
         ids: Ids of the rows, or None if the source has none.
+        faults: Why rows could not be read, by their number in the batch. Such a row is NaN, and its id may be empty.
     """
 
     start: int
     rows: np.ndarray
     ids: list[str] | None = None
+    faults: Mapping[int, str] = field(default_factory=dict)
 
 
 class VectorSource(Protocol):
@@ -94,7 +96,7 @@ def choose_column(found: Sequence[str], wanted: str | None, name: str, kinds: st
     raise DataError(f"{name} has the {kinds} {some(found, 6)}; {hint}.")
 
 
-def metadata_record(metadata: Mapping[Any, Any] | None) -> dict[str, Any]:
+def metadata_record(metadata: Mapping[str, str] | Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """Read the model's record from metadata: JSON under :data:`RECORD`, or plain entries such as ``model``."""
     text = {_text(key): _text(value) for key, value in (metadata or {}).items()}
     found: dict[str, Any] = {name: text[name] for name in RECORD_KEYS if text.get(name)}
@@ -123,5 +125,5 @@ def sidecar_record(path: Path) -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: str | bytes) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -18,7 +18,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,15 +58,13 @@ def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Ite
     """Yield the vectors of a CSV or TSV file.
 
     Args:
-        path: The file; ``.tsv`` is separated by tabs, everything else by commas.
+        path: The file; ``.tsv`` is separated by tabs, everything else by what its first line shows.
         column: Name of the column that holds vectors as text, or what comes before the number in numbered columns.
         codes: What the numbers are; see :mod:`smec_st.data.codes`.
     """
     csv.field_size_limit(LONGEST_CELL)
-    delimiter = "\t" if plain_suffix(path) == ".tsv" else ","
     with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        rows = ((reader.line_num, cells) for cells in reader if cells)
+        rows = csv_rows(file, path)
         sample = list(itertools.islice(rows, SAMPLE))
         if not sample:
             return
@@ -77,11 +75,29 @@ def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Ite
             if layout.columns is None:
                 yield Item(Cells(cells), None, None, where)
                 continue
-            if len(cells) != width:
-                raise DataError(f"{where}: {len(cells)} cells, the first line has {width}.")
-            key = None if layout.id is None else id_text(cells[layout.id], where)
+            try:
+                if len(cells) != width:
+                    raise DataError(f"{where}: {len(cells)} cells, the first line has {width}.")
+                key = None if layout.id is None else id_text(cells[layout.id], where)
+            except DataError as error:
+                yield Item(None, None, None, where, fault=str(error))
+                continue
             vector = cells[layout.columns[0]] if layout.is_text else Cells([cells[at] for at in layout.columns])
             yield Item(vector, key, None, where)
+
+
+def csv_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and cells of the rows of a CSV or TSV file that are not blank.
+
+    Tabs separate the cells of ``.tsv``. In other files the first line tells: the only one of comma, semicolon, tab and
+    bar that it has, else the comma.
+    """
+    lines = iter(file)
+    first = next(lines, "")
+    found = ["\t"] if plain_suffix(path) == ".tsv" else [mark for mark in ",;\t|" if mark in first]
+    delimiter = found[0] if len(found) == 1 else ","
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    yield from ((reader.line_num, cells) for cells in reader if cells)
 
 
 def _layout(sample: list[list[str]], column: str | None, codes: str | None, name: str) -> Layout:
@@ -121,7 +137,9 @@ def _layout_of_header(sample: list[list[str]], column: str | None, codes: str | 
     names[0] = names[0] or "Unnamed: 0"  # pandas' index
     if len(sample) == 1:
         raise DataError(f"{name} has no rows below its header ({some(names, 4)}).")
-    second = [*sample[1], *([""] * len(names))]
+    second = [
+        next((row[at] for row in sample[1:] if at < len(row) and row[at].strip()), "") for at in range(len(names))
+    ]
     found: dict[str, list[int]] = {}
     for at, given in enumerate(names):
         is_likely = plain_name(given) in VECTOR_NAMES and not _is_number(second[at])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smec_st.data.codes import decode, parse_vector
+from smec_st.data.codes import decode, decoded_width, parse_vector
 from smec_st.data.ids import find_id, id_text
 from smec_st.data.sources.answers import VECTOR_NAMES
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record
@@ -19,7 +19,9 @@ from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from datasets import Dataset
 
+SAMPLE = 1000  # rows among which the first one that can be read tells the width
 SHARD = re.compile(r"(.*?)-?(\d{5})-of-(\d{5})")  # how Hugging Face names the parts of a split
 
 
@@ -55,17 +57,27 @@ class ColumnVectors:
         """See :class:`~smec_st.data.VectorSource`."""
         columns = [self.column] if self.id_column is None else [self.column, self.id_column]
         for part in self.read(columns, size, start):
-            rows = column_rows(part.column(self.column), self.codes, f"{self.name}, column {self.column}", start)
-            if rows.shape[1] != self.width:
-                raise DataError(f"{self.name}: row {start} is {rows.shape[1]} wide, the first is {self.width}.")
-            yield Batch(start, rows, None if self.id_column is None else self._ids(part, start))
+            what = f"{self.name}, column {self.column}, a row from {start} on"
+            rows, faults = column_rows(part.column(self.column), self.codes, what, self.width)
+            ids = None
+            if self.id_column is not None:
+                ids, nameless = self._ids(part)
+                faults |= nameless
+            if faults:
+                rows = np.array(rows)
+                rows[list(faults)] = np.nan
+            yield Batch(start, rows, ids, faults)
             start += len(rows)
 
-    def _ids(self, part: pa.RecordBatch, start: int) -> list[str]:
-        where = f"{self.name}, column {self.id_column}"
-        return [
-            id_text(key, f"{where}, row {start + i}") for i, key in enumerate(part.column(self.id_column).to_pylist())
-        ]
+    def _ids(self, part: pa.RecordBatch) -> tuple[list[str], dict[int, str]]:
+        ids, faults = [], {}
+        for at, key in enumerate(part.column(self.id_column).to_pylist()):
+            try:
+                ids.append(id_text(key, str(self.id_column)))
+            except DataError as error:
+                ids.append("")
+                faults[at] = f"cannot be read ({str(error).rstrip('.')})"
+        return ids, faults
 
 
 def open_parquet(path: Path, column: str | None = None, codes: str | None = None) -> ColumnVectors:
@@ -172,7 +184,7 @@ def open_dataset(path: Path, column: str | None = None, codes: str | None = None
 
 
 def of_dataset(
-    dataset: Any, column: str | None = None, name: str = "the dataset", state: str = "", codes: str | None = None
+    dataset: Dataset, column: str | None = None, name: str = "the dataset", state: str = "", codes: str | None = None
 ) -> ColumnVectors:
     """Open a ``datasets.Dataset``."""
     schema = dataset.features.arrow_schema
@@ -199,10 +211,23 @@ def _columns(
     column = _vector_column(name, schema, column or None, codes)
     if rows == 0:
         raise DataError(f"{name} has no rows.")
-    id_column = find_id(key for key in schema.names if key != column)
-    first = next(read([column], 1, 0)).column(column)
-    width = column_rows(first, codes, f"{name}, column {column}", 0).shape[1]
+    id_column = find_id(key for key in schema.names if key != column) or _pandas_index(schema)
+    for looked in (1, SAMPLE):  # the first rows may lack a vector
+        part = next(read([column], looked, 0)).column(column)
+        first, faults = column_rows(part, codes, f"{name}, column {column}, one of the first rows")
+        if len(faults) < len(part):
+            break
+    else:
+        raise DataError(f"{name}, column {column}: row 0 {faults[0]}, and none of the first {len(part)} is better.")
+    width = int(first.shape[1])
     return ColumnVectors(name, column, id_column, width, rows, metadata_record(schema.metadata), state, codes, read)
+
+
+def _pandas_index(schema: pa.Schema) -> str | None:
+    """Return the column that was the index of a pandas table, or None; row numbers are none."""
+    index = (schema.pandas_metadata or {}).get("index_columns", [])
+    names = [name for name in index if isinstance(name, str) and name in schema.names]
+    return names[0] if len(names) == len(index) == 1 else None
 
 
 def _vector_column(name: str, schema: pa.Schema, column: str | None, codes: str | None) -> str:
@@ -240,36 +265,84 @@ def _inner(kind: pa.DataType) -> pa.DataType | None:
     return kind.value_type if is_list else None
 
 
-def column_rows(column: pa.Array, codes: str | None, what: str, start: int) -> np.ndarray:
-    """Return a column of vectors as an array ``(n, D)``, without a copy where it holds lists of floats.
+def column_rows(
+    column: pa.Array, codes: str | None, what: str, width: int | None = None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return a column of vectors as an array, without a copy where all rows are lists of floats.
+
+    Args:
+        column: The column.
+        codes: What the stored numbers are; see :mod:`smec_st.data.codes`.
+        what: What error messages call a row.
+        width: Width of a vector; by default that of the first row that can be read.
+
+    Returns:
+        The rows ``(n, D)``, and why rows could not be read, by their number; those are NaN.
 
     Raises:
-        DataError: If a row is missing, incomplete, or of another width.
+        DataError: If the column holds something else than vectors.
     """
     column = getattr(column, "storage", column)
-    if column.null_count:
-        first = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]
-        raise DataError(f"{what}: row {start + first} holds no vector.")
     inner = _inner(column.type)
+    nulls = column.is_null().to_numpy(zero_copy_only=False)
+    faults = dict.fromkeys(np.flatnonzero(nulls).tolist(), "holds no vector")
+    if faults:
+        return _others(column, faults, codes, what, width)
     if inner is None:  # texts or bytes
-        parsed = [parse_vector(value, codes, f"{what}, row {start + i}") for i, value in enumerate(column.to_pylist())]
-        for i, row in enumerate(parsed):
-            if len(row) != len(parsed[0]):
-                raise DataError(f"{what}: row {start + i} is {len(row)} wide, the first is {len(parsed[0])}.")
-        return np.stack(parsed)
+        return _parsed_rows(column.to_pylist(), codes, what, width)
     if _inner(inner) is not None:  # a matrix per row, as Array2D; one of a single row is a vector
         if any(len(value) != 1 for value in column):
-            raise DataError(f"{what}: a row near {start} holds several vectors; pool them into one.")
-        return column_rows(column.flatten(), codes, what, start)
+            raise DataError(f"{what}: it holds several vectors; pool them into one.")
+        return column_rows(column.flatten(), codes, what, width)
     values = column.flatten()
-    if values.null_count:
-        raise DataError(f"{what}: a vector near row {start} lacks a number.")
     size = getattr(column.type, "list_size", None)  # of a fixed-size list
     lengths = column.value_lengths().to_numpy(zero_copy_only=False) if size is None else np.full(len(column), size)
-    wrong = np.flatnonzero(lengths != lengths[0])
-    if len(wrong):
-        raise DataError(f"{what}: row {start + wrong[0]} is {lengths[wrong[0]]} wide, the first is {lengths[0]}.")
-    if lengths[0] == 0:
-        raise DataError(f"{what}: row {start} holds no vector.")
+    lacks = np.zeros(len(column), dtype=bool)
+    if values.null_count:
+        lacks[np.repeat(np.arange(len(column)), lengths)[values.is_null().to_numpy(zero_copy_only=False)]] = True
+    readable = lengths[(lengths > 0) & ~lacks]
+    stored = int(readable[0]) if len(readable) else 0
+    if width is not None:
+        stored = width // decoded_width(1, codes)
+    for at in np.flatnonzero(lacks | (lengths != stored) | (lengths == 0)).tolist():
+        seen = "lacks a number" if lacks[at] else f"is {lengths[at]} wide, the first is {stored}"
+        faults[at] = seen if lengths[at] else "holds no vector"
+    if faults:
+        return _others(column, faults, codes, what, width)
     rows: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    return decode(rows, codes, what)
+    return decode(rows, codes, what), {}
+
+
+def _others(
+    column: pa.Array, faults: dict[int, str], codes: str | None, what: str, width: int | None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Read the rows of a column that have no fault yet, and put NaN in place of the others."""
+    places = np.array([at for at in range(len(column)) if at not in faults], dtype=np.int64)
+    if not len(places):
+        return np.full((len(column), width or 0), np.nan, dtype=np.float32), faults
+    found, more = column_rows(column.take(places), codes, what, width)
+    rows = np.full((len(column), found.shape[1]), np.nan, dtype=found.dtype)
+    rows[places] = found
+    return rows, dict(sorted((faults | {int(places[at]): why for at, why in more.items()}).items()))
+
+
+def _parsed_rows(
+    values: list[Any], codes: str | None, what: str, width: int | None
+) -> tuple[np.ndarray, dict[int, str]]:
+    parsed: dict[int, np.ndarray] = {}
+    faults = {}
+    for at, value in enumerate(values):
+        try:
+            row = parse_vector(value, codes, what)
+        except DataError as error:
+            faults[at] = f"cannot be read ({str(error).removeprefix(f'{what}: ').rstrip('.')})"
+            continue
+        width = width or len(row)
+        if len(row) != width:
+            faults[at] = f"is {len(row)} wide, the first is {width}"
+        else:
+            parsed[at] = row
+    rows = np.full((len(values), width or 0), np.nan, dtype=np.float32)
+    for at, row in parsed.items():
+        rows[at] = row
+    return rows, faults

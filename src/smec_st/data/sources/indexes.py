@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
-from smec_st.system.errors import DataError, one_line, some
+from smec_st.system.errors import DataError, one_line, some, tell
 from smec_st.system.optional import load_optional
 
 
@@ -88,17 +88,9 @@ def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
         raise DataError(f"{path} is not a readable FAISS index: {one_line(error)}") from error
     if owner.ntotal == 0:
         raise DataError(f"{path} is an empty index.")
-    index, ids, transforms = owner, None, []
-    while isinstance(index, (faiss.IndexIDMap, faiss.IndexPreTransform)):
-        if isinstance(index, faiss.IndexIDMap):
-            ids = faiss.vector_to_array(index.id_map)
-        else:
-            chain = [index.chain.at(i) for i in range(index.chain.size())]
-            transforms += [faiss.downcast_VectorTransform(transform) for transform in chain]
-            for transform in transforms:
-                if isinstance(transform, faiss.LinearTransform):
-                    transform.set_is_orthonormal()  # reading a file sets it to true without a look at the matrix
-        index = faiss.downcast_index(index.index)
+    index, ids, transforms = _unwrap(faiss, owner)
+    if _is_compressed(faiss, index, transforms):
+        tell(f"{path} holds compressed vectors; they are decoded, and are no longer those of the model.")
     places = None
     if isinstance(index, faiss.IndexIVF):
         if isinstance(index, faiss.IndexIVFFastScan) and not isinstance(index, faiss.IndexIVFRaBitQFastScan):
@@ -118,6 +110,29 @@ def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
     )
     source.read(0, 1)  # refuses an index that cannot be decoded before anything is written
     return source
+
+
+def _unwrap(faiss: Any, owner: Any) -> tuple[Any, np.ndarray | None, list[Any]]:
+    """Return the index that stores the vectors, the ids of a map around it or None, and the transforms before it."""
+    index, ids, transforms = owner, None, []
+    while isinstance(index, (faiss.IndexIDMap, faiss.IndexPreTransform)):
+        if isinstance(index, faiss.IndexIDMap):
+            ids = faiss.vector_to_array(index.id_map)
+        else:
+            chain = [index.chain.at(i) for i in range(index.chain.size())]
+            transforms += [faiss.downcast_VectorTransform(transform) for transform in chain]
+            for transform in transforms:
+                if isinstance(transform, faiss.LinearTransform):
+                    transform.set_is_orthonormal()  # reading a file sets it to true without a look at the matrix
+        index = faiss.downcast_index(index.index)
+    return index, ids, transforms
+
+
+def _is_compressed(faiss: Any, index: Any, transforms: Sequence[Any]) -> bool:
+    """Return whether an index stores less than float32 numbers of full width."""
+    stored = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index  # that of a graph
+    is_cut = any(transform.d_out < transform.d_in for transform in transforms)
+    return is_cut or getattr(stored, "code_size", 4 * stored.d) < 4 * stored.d
 
 
 def _inverted_lists(faiss: Any, index: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -179,15 +194,20 @@ class MilvusVectors:
                 fresh = page[max(0, start - seen) :]
                 seen += len(page)
                 if fresh:
-                    rows = np.stack([self.row(entity[self.column]) for entity in fresh])
-                    yield Batch(seen - len(fresh), rows, [str(entity[self.key]) for entity in fresh])
+                    yield self.batch(fresh, seen - len(fresh))
         finally:
             pages.close()
 
-    def row(self, value: Any) -> np.ndarray:
+    def batch(self, page: Sequence[Mapping[str, Any]], start: int) -> Batch:
+        """Make a batch of the entities of a page, the first of which is row ``start``."""
+        values = [entity[self.column] for entity in page]
+        faults = {at: "holds no vector" for at, value in enumerate(values) if value is None}
+        nothing = np.full(self.width, np.nan, dtype=np.float32)
+        rows = np.stack([nothing if value is None else self.row(value) for value in values])
+        return Batch(start, rows, [str(entity[self.key]) for entity in page], faults)
+
+    def row(self, value: object) -> np.ndarray:
         """Convert a vector from the form that pymilvus returns, ``(D,)`` float32."""
-        if value is None:
-            raise DataError(f"{self.name}: a row holds no vector in {self.column}.")
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], bytes):
             value = value[0]
         if isinstance(value, bytes):

@@ -21,6 +21,7 @@ from smec_st.data.sources.cells import Cells, csv_items
 from smec_st.system.errors import DataError, one_line
 
 Items = Callable[[], Iterator[Item]]
+SAMPLE = 1000  # rows among which the first one that can be read tells the width
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class TextVectors:
         name: Path, for error messages.
         items: Starts reading the file from the beginning.
         codes: What the numbers are; see :mod:`smec_st.data.codes`.
-        width: Numbers in the first vector, ``D``.
-        record: The model that the first line names, and the record in ``NAME.json`` next to the file.
+        width: Numbers in the first vector that can be read, ``D``.
+        record: The model that it names, and the record in ``NAME.json`` next to the file.
         state: See :class:`~smec_st.data.VectorSource`.
-        has_ids: Whether the first line has an id.
+        has_ids: Whether it has an id.
     """
 
     name: str
@@ -54,28 +55,35 @@ class TextVectors:
         """See :class:`~smec_st.data.VectorSource`."""
         items = itertools.islice(readable(self.name, self.items), start, None)
         while part := list(itertools.islice(items, size)):
-            rows = np.empty((len(part), self.width), dtype=np.float32)
+            rows = np.full((len(part), self.width), np.nan, dtype=np.float32)
+            faults: dict[int, str] = {}
             for i, item in enumerate(part):
-                rows[i] = self._row(item)
-            ids = [self._id(item) for item in part]
-            yield Batch(start, rows, [key for key in ids if key is not None] if self.has_ids else None)
+                try:
+                    rows[i] = self._row(item)
+                except DataError as error:
+                    place = str(error).removeprefix(f"{self.name}, ").rstrip(".")
+                    faults[i] = f"cannot be read ({place})"
+                self._check(item)
+            yield Batch(start, rows, [item.id or "" for item in part] if self.has_ids else None, faults)
             start += len(part)
 
     def _row(self, item: Item) -> np.ndarray:
+        """Return the vector of an item; what is wrong with it is not wrong with the others."""
         row = parse_item(item, self.codes)
         if len(row) != self.width:
             raise DataError(f"{item.where}: {len(row)} wide, the first is {self.width}.")
+        if item.id is None and self.has_ids:
+            raise DataError(f"{item.where}: lacks an id, but the first vector has one.")
+        return row
+
+    def _check(self, item: Item) -> None:
+        """Refuse the file if an item shows that it is of several kinds."""
+        if item.id is not None and not self.has_ids and not item.fault:
+            raise DataError(f"{item.where}: has the id {item.id}, but the first vector has none.")
         if item.model is not None and item.model != self.record.get("model", item.model):
             raise DataError(
                 f"{item.where}: made by {item.model}, the first by {self.record['model']}; do not mix them."
             )
-        return row
-
-    def _id(self, item: Item) -> str | None:
-        if (item.id is not None) != self.has_ids:
-            has, first = ("lacks an id", "has one") if self.has_ids else (f"has the id {item.id}", "has none")
-            raise DataError(f"{item.where}: {has}, but the first vector {first}.")
-        return item.id
 
 
 def open_jsonl(path: Path, column: str | None = None, codes: str | None = None) -> TextVectors:
@@ -90,8 +98,9 @@ def open_json(path: Path, column: str | None = None, codes: str | None = None) -
         with open_binary(path) as file:
             content = parse_json(file.read(), str(path))
         is_list_of_lines = isinstance(content, list) and content and isinstance(content[0], list | dict)
-        for number, value in enumerate(content if is_list_of_lines else [content]):
-            yield from find_vectors(value, column, f"{path}, item {number}")
+        values = content if is_list_of_lines else [content]
+        found = ((f"{path}, item {number}", value) for number, value in enumerate(values))
+        yield from _vectors_of_each(found, column)
 
     return _open(path, items, codes)
 
@@ -103,6 +112,8 @@ def open_csv(path: Path, column: str | None = None, codes: str | None = None) ->
 
 def parse_item(item: Item, codes: str | None) -> np.ndarray:
     """Return the numbers of an item, ``(D,)`` float32; raise :class:`DataError` if it holds anything else."""
+    if item.fault:
+        raise DataError(item.fault)
     if item.codes is not None and codes not in (None, item.codes):
         raise DataError(f"{item.where}: the file says that these are {item.codes}, and `codes` says {codes}.")
     read = parse_cells if isinstance(item.vector, Cells) else parse_vector
@@ -118,20 +129,47 @@ def readable(name: str, items: Items) -> Iterator[Item]:
 
 
 def _open(path: Path, items: Items, codes: str | None) -> TextVectors:
-    first = next(readable(str(path), items), None)
-    if first is None:
-        raise DataError(f"{path} has no rows.")
-    record = {**({"model": first.model} if first.model else {}), **sidecar_record(path)}
-    width = len(parse_item(first, codes))
-    return TextVectors(str(path), items, codes, width, record, file_state(path), first.id is not None)
+    refused: DataError | None = None
+    for item in itertools.islice(readable(str(path), items), SAMPLE):
+        try:
+            width = len(parse_item(item, codes))
+        except DataError as error:
+            refused = refused or error
+            continue
+        record = {**({"model": item.model} if item.model else {}), **sidecar_record(path)}
+        return TextVectors(str(path), items, codes, width, record, file_state(path), item.id is not None)
+    raise refused or DataError(f"{path} has no rows.")
 
 
 def _json_lines(path: Path, column: str | None) -> Iterator[Item]:
-    with open_binary(path) as file:
+    def values() -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 where = f"{path}, line {number}"
-                value = parse_json(line, where)
+                try:
+                    value = parse_json(line, where)
+                except DataError as error:
+                    value = error
                 is_list_of_vectors = isinstance(value, list) and bool(value) and isinstance(value[0], list)
                 for vector in value if is_list_of_vectors else [value]:
-                    yield from find_vectors(vector, column, where)
+                    yield where, vector
+
+    with open_binary(path) as file:
+        yield from _vectors_of_each(values(), column)
+
+
+def _vectors_of_each(values: Iterator[tuple[str, Any]], column: str | None) -> Iterator[Item]:
+    """Yield the vectors of the lines or items of a file; errors stand for lines that are no JSON.
+
+    What cannot be read counts as one vector. Where others hold several, it would move the numbers of the rest.
+    """
+    lost, has_several = "", False
+    for where, value in values:
+        is_error = isinstance(value, DataError)
+        items = [Item(None, None, None, where, fault=str(value))] if is_error else find_vectors(value, column, where)
+        for number, item in enumerate(items):
+            has_several |= number > 0
+            lost = lost or (item.fault if item.id is None else "")
+            if lost and has_several:
+                raise DataError(lost)
+            yield item

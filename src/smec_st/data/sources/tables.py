@@ -18,7 +18,7 @@ from smec_st.data.codes import decode, decoded_width
 from smec_st.data.ids import find_id, id_text
 from smec_st.data.safetensors import Safetensors
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
-from smec_st.system.errors import DataError, one_line
+from smec_st.system.errors import DataError, one_line, some, tell
 from smec_st.system.optional import load_optional
 
 
@@ -134,15 +134,19 @@ def open_hdf5(path: Path, column: str | None = None, codes: str | None = None) -
     try:
         with h5py.File(path, "r") as file:
             shapes: dict[str, tuple[int, ...]] = {}
+            frames: list[str] = []
 
             def note(name: str, item: Any) -> None:
                 if isinstance(item, h5py.Dataset) and item.shape is not None:
                     shapes[name] = item.shape
+                elif "pandas_type" in item.attrs:
+                    frames.append(name)
 
             file.visititems(note)
+            stored = _pandas_names(path, shapes, {frame: dict(file[frame].attrs) for frame in frames})
 
             def read(name: str) -> np.ndarray:
-                table = file[name]
+                table = file[stored.get(name, name)]
                 is_one_piece = not table.chunks and not file.userblock_size and table.dtype.kind in "fiu"
                 offset = table.id.get_offset() if is_one_piece else None
                 if offset is None:
@@ -152,6 +156,34 @@ def open_hdf5(path: Path, column: str | None = None, codes: str | None = None) -
             return _named_array(path, shapes, read, column, codes, sidecar_record(path), "tables")
     except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a readable HDF5 file: {one_line(error)}") from error
+
+
+def _pandas_names(
+    path: Path, shapes: dict[str, tuple[int, ...]], frames: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Give the parts of pandas tables in ``shapes`` names that say what they are, and return their names in the file.
+
+    Args:
+        path: The file.
+        shapes: Shapes of all arrays by name, changed in place.
+        frames: Attributes of the groups of the tables.
+
+    Raises:
+        DataError: If a file holds only tables of several kinds of columns, whose rows are in several arrays.
+    """
+    stored: dict[str, str] = {}
+    for frame, attributes in frames.items():
+        found = {name: shapes.pop(name) for name in list(shapes) if name.startswith(f"{frame}/")}
+        values, index, columns = (f"{frame}/{part}" for part in ("block0_values", "axis1", "axis0"))
+        is_one_array = attributes.get("pandas_type") == b"frame" and attributes.get("nblocks") == 1
+        if is_one_array and found.get(values) == (*found.get(index, ()), *found.get(columns, ())):
+            shapes[f"{frame}/values"], shapes[f"{frame}/index"] = found[values], found[index]
+            stored |= {f"{frame}/values": values, f"{frame}/index": index}
+    if frames and not shapes:
+        raise DataError(
+            f"{path} holds a pandas table of several kinds of columns or in the format `table`; write it as parquet."
+        )
+    return stored
 
 
 def _named_array(
@@ -167,7 +199,12 @@ def _named_array(
     tables = sorted(name for name, shape in shapes.items() if len(shape) == 2)
     name = choose_column(tables or sorted(shapes), column, str(path), kinds)
     array = read(name)
-    keys = [key for key, shape in shapes.items() if shape == array.shape[:1] and find_id([key.rpartition("/")[2]])]
+    group = name.rpartition("/")[0]
+    beside = [key for key, shape in shapes.items() if shape == array.shape[:1] and key.rpartition("/")[0] == group]
+    beside = [key for key in beside if key != name]
+    keys = [key for key in beside if find_id([key.rpartition("/")[2]])]
+    if beside and not keys and len(array) > 1:
+        tell(f"{path}: {some(beside)} {'is' if len(beside) == 1 else 'are'} left out; ids would be named `ids`.")
     if len(keys) > 1:
         raise DataError(f"{path}: {' and '.join(keys)} may hold the ids; keep one.")
     ids = [id_text(value, f"{path}, {key}") for key in keys for value in read(key).tolist()] if keys else None
@@ -190,4 +227,6 @@ def open_vecs(path: Path, column: str | None = None, codes: str | None = None) -
         row = int(np.flatnonzero(widths != width)[0])
         raise DataError(f"{path}: row {row} is {widths[row]} wide, the first is {width}.")
     table = np.ndarray((len(rows), width), kind, buffer=raw, offset=4, strides=(row_bytes, kind.itemsize))
+    if kind.kind == "f" and 0 < np.abs(table[:1000]).max() < np.finfo(kind).tiny:
+        raise DataError(f"{path} holds whole numbers, as an .ivecs file of neighbours does, and no vectors.")
     return ArrayVectors(str(path), table, sidecar_record(path), file_state(path), codes=codes)

@@ -2,7 +2,7 @@
 
 The paper's curves run for 40 epochs; SMRL is flat from about epoch 15 and ends higher. At which size is not stated,
 so every size has its panel here. MRL trains all sizes at once on one shared layer; SMRL one size after another, each
-on a layer of its own behind the frozen ones, for as many epochs each. There is no selection and no memory: what
+on a layer of its own after the frozen ones, for as many epochs each. There is no selection and no memory: what
 differs is the order alone. After the epochs of one stage MRL has seen each size's loss as often as SMRL will have;
 after those of all stages it has made as many steps. Both are reported, as either may be called fair.
 """
@@ -86,7 +86,7 @@ def train_together(data: TrainingData, scores: PrefixScores, dims: Sequence[int]
 
 
 def train_in_turn(data: TrainingData, scores: PrefixScores, dims: Sequence[int], training: LayerTraining) -> Curves:
-    """SMRL: for each size, widest first, a layer behind the frozen ones, with this size's loss alone."""
+    """SMRL: for each size, widest first, a layer after the frozen ones, with this size's loss alone."""
     before = torch.eye(data.table.width)
     curves: Curves = {}
     for dim in dims:

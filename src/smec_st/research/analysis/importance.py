@@ -1,4 +1,4 @@
-"""Which dimensions are important, and how many of those each way of compressing keeps.
+"""Measure which dimensions are important, and how many of them each method keeps.
 
 The paper's importance is WARE, the weighted average reconstruction error; it reports that at 256 of 1536 dimensions
 ADS keeps 83.6 % of the important ones and MRL 17.4 %. Its formula was not found in public material; ours is inferred
@@ -207,25 +207,25 @@ def _figure(findings: Mapping[str, Any], dims: Sequence[int], width: int) -> Fig
     importance = np.sort(findings["ware"])[::-1]
     left.plot(np.arange(1, width + 1), importance / importance.mean(), color="0.2")
     left.axhline(1, color="0.6", linewidth=0.8)
-    left.set(xlabel="dimension, by falling importance", ylabel="WARE (mean = 1)", ylim=(0, None))
+    left.set(xlabel="dimension, by descending importance", ylabel="WARE (mean = 1)", ylim=(0, None))
     left.set_title("importance of single dimensions")
-    rising = np.sort(dims)
-    chance = rising / width
-    deviation = np.array([chance_deviation(width, dim) for dim in rising])
-    middle.fill_between(rising, chance - 2 * deviation, chance + 2 * deviation, color="0.88", label="chance ± 2 sd")
-    middle.plot(rising, chance, color="0.5", linestyle="--", label="chance m/D")
+    ascending = np.sort(dims)
+    chance = ascending / width
+    deviation = np.array([chance_deviation(width, dim) for dim in ascending])
+    middle.fill_between(ascending, chance - 2 * deviation, chance + 2 * deviation, color="0.88", label="chance ± 2 sd")
+    middle.plot(ascending, chance, color="0.5", linestyle="--", label="chance m/D")
     for number, method in enumerate(dict.fromkeys(row["method"] for row in findings["rows"])):
         rows = {row["dim"]: row for row in findings["rows"] if row["method"] == method}
         style: dict[str, Any] = {"marker": "*osD^vP"[number], "color": f"C{number}", "label": method, "alpha": 0.85}
         if method != IDEAL:
-            middle.plot(rising, [rows[dim]["share_kept"] for dim in rising], **style)
-        right.plot(rising, [rows[dim]["ndcg@10"] for dim in rising], **style)
+            middle.plot(ascending, [rows[dim]["share_kept"] for dim in ascending], **style)
+        right.plot(ascending, [rows[dim]["ndcg@10"] for dim in ascending], **style)
     middle.set(ylabel="share of the m most important kept", ylim=(0, 1), title="important dimensions kept")
     right.axhline(findings["original_ndcg@10"], color="0.25", linestyle=(0, (5, 3)), label="original")
     right.set(ylabel="nDCG@10", title="quality")
     for panel in (middle, right):
         panel.set_xscale("log", base=2)
-        panel.set_xticks(rising, [str(dim) for dim in rising])
+        panel.set_xticks(ascending, [str(dim) for dim in ascending])
         panel.minorticks_off()
         panel.set_xlabel(f"dimensions kept, m of {width}")
         panel.legend(fontsize=8)

@@ -41,7 +41,7 @@ def ware(vectors: np.ndarray, pairs: np.ndarray, chunk: int = 2048) -> np.ndarra
 
 
 def most_important(importance: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` dimensions of greatest importance, rising; of equals the lower. ``(D,) -> (count,)``."""
+    """Return the ``count`` most important dimensions in ascending order; of equals the lower. ``(D,) -> (count,)``."""
     return np.sort(np.argsort(-importance, kind="stable")[:count])
 
 
@@ -74,7 +74,7 @@ def similar_and_random_pairs(data: TrainingData, documents: int, neighbors: int,
 
     Args:
         data: Vectors; judgements are not used.
-        documents: How many documents, drawn at random, stand beside the queries.
+        documents: Number of random documents that are added to the queries.
         neighbors: Nearest documents of each, and as many random ones.
         seed: Of the draws.
 

@@ -177,7 +177,7 @@ def versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in VERSIONS}
 
 
-def write_object(path: Path, content: Any) -> None:
+def write_object(path: Path, content: object) -> None:
     """Write a JSON file. It appears only when it is complete."""
     write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 

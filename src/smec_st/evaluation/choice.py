@@ -38,7 +38,7 @@ class Decision:
     means: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able fields."""
+        """Return the fields for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Decision:
 
 
 def first_unbeaten(scores: Mapping[str, np.ndarray], what: str = "trained or start", level: float = LEVEL) -> Decision:
-    """The first candidate that no later one beats in a paired one-sided t test.
+    """Choose the first candidate that no later one beats in a paired one-sided t test.
 
     Args:
         scores: Score of each held-out query by candidate, from safe to bold, ``(q,)`` each, all in one order.
@@ -77,7 +77,7 @@ def first_unbeaten(scores: Mapping[str, np.ndarray], what: str = "trained or sta
 
 
 def still_in_question(scores: Mapping[str, np.ndarray]) -> list[str]:
-    """The safest candidate, and those that the best one does not beat beyond doubt, at :data:`HOPELESS`.
+    """Return the safest candidate, and those that the best one does not beat at the level :data:`HOPELESS`.
 
     Others need not be tried on more folds (racing; Maron & Moore, 1994).
     """
@@ -86,7 +86,7 @@ def still_in_question(scores: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _beats(gain: np.ndarray, level: float) -> bool:
-    """Whether a mean of paired differences, ``(q,)``, is above 0 by a one-sided t test."""
+    """Return whether a mean of paired differences, ``(q,)``, is above 0 by a one-sided t test."""
     from scipy.stats import t
 
     if len(gain) < 2 or gain.mean() <= 0:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from smec_st.fitting.choice import HOPELESS, LEVEL, Decision, first_unbeaten, still_in_question
+from smec_st.evaluation.choice import HOPELESS, LEVEL, Decision, first_unbeaten, still_in_question
 
 
 def wave(queries, errors):
