@@ -99,6 +99,7 @@ SETTINGS = {
     # First, as transformers saves a model on the first rank only, once there are ranks. With SGD: Adam makes a step of
     # full length out of a gradient that is zero but for rounding, like that of a key's bias.
     "texts": {"texts": True, "order": "grow", "optim": "sgd", "learning_rate": 0.1, "backbone_learning_rate": 0.1},
+    "texts-in-2-bytes": {"texts": True, "bytes": 2, "optim": "sgd", "learning_rate": 0.1},
     "grow": {"order": "grow", "save_strategy": "steps"},
     "grow-select": {"order": "grow", "selection_ratio": 1.5, "loss": {"shadow_share": 0.0, "prefix_gradient": 0.5}},
     "grow-hidden": {"order": "grow", "hidden_dim": 24, "optim": "sgd", "learning_rate": 0.1},
