@@ -2,11 +2,11 @@
 
     python benchmarks/bytes_no_labels.py DATA/scifact DATA/xquad_r_en --json benchmarks/results/bytes-no-labels.json
 
-Ours is `Compressor.fit(corpus, queries, bytes=...)` without judgements. The rivals are the original vectors, their
-principal axes, and their first numbers, each stored as int8; as signs after a random rotation; as signs of the
-difference to each number's median, in one stage (1 bit) and in two (2 bits); as product codes with and without a
-learned rotation; and as FAISS's RaBitQ of 1, 2 and 4 bits (its factors count). Queries are floats for all. LeanVec is
-compared where the FAISS release has it; 1.15 has not.
+Ours is `Compressor.fit(corpus, queries, bytes=...)` without judgements, on the queries of the train split. The rivals
+are the original vectors, their principal axes, and their first numbers, each stored as int8; as signs after a random
+rotation; as signs of the difference to each number's median, in one stage (1 bit) and in two (2 bits); as product
+codes with and without a learned rotation; and as FAISS's RaBitQ of 1, 2 and 4 bits (its factors count). Queries are
+floats for all. LeanVec is compared where the FAISS release has it; 1.15 has not.
 
 Nothing chooses for the rivals: at each number of bytes the rival that is best *on test* is taken, among all that take
 at most that many bytes. The interval of the difference to it is over test queries, for the first seed.
@@ -119,12 +119,12 @@ def rivals(data: Collection) -> Iterator[tuple[str, int, np.ndarray]]:
 @fast_matmul()
 def ours(data: Collection, seed: int) -> dict[int, tuple[str, np.ndarray]]:
     """By bytes: how documents are stored, and nDCG@10 of each test query."""
-    asking = data.judged("train").query_rows
-    given = {"own_document": data.own_document, "seed": seed}
-    compressor = Compressor.fit(data.corpus, data.queries, unlabelled_queries=asking, **given)
+    rows = data.judged("train").query_rows
+    queries, given = data.queries[rows], {"own_document": data.own_document[rows], "seed": seed}
+    compressor = Compressor.fit(data.corpus, queries, **given)
     found = {}
     for budget in BUDGETS:
-        head = compressor.quantize(data.corpus, data.queries, bytes=budget, **given).head(bytes=budget)
+        head = compressor.quantize(data.corpus, queries, bytes=budget, **given).head(bytes=budget)
         values = score(data, head.decode(head.encode(data.corpus)), head.queries(data.queries))
         found[budget] = f"{head.precision} {head.dim}", values
         print(f"  seed {seed}, {budget} bytes: {values.mean():.4f} {found[budget][0]}", flush=True)

@@ -190,19 +190,17 @@ def score(head, toy, split):
 
 
 @pytest.mark.parametrize("kind", ["binary", "int8", "pq"])
-def test_training_through_the_rounding_helps_codes_and_interpolates(fitted, toy, kind):
+def test_training_through_the_rounding_keeps_more_neighbours_and_interpolates(fitted, toy, kind):
     folded = fitted.map_for(8)
     rows = folded.compress(toy.corpus)
     codec = {"binary": Binary(None, 8), "int8": calibrate_int8(rows), "pq": product_codes(rows, 2, 0, False)[1]}[kind]
-    at = train_codes(
-        VectorTable(toy.corpus, toy.queries), folded, codec, toy.qrels["train"], np.arange(9),
-        LastStage(steps=60, batch_size=32, learning_rate=5e-3, code_learning_rate=5e-3),
-        fitted.map_for(None),
-    )  # fmt: skip
+    table, settings = VectorTable(toy.corpus, toy.queries), LastStage(steps=60, batch_size=32, learning_rate=5e-3)
+    at = train_codes(table, folded, codec, toy.qrels["train"].query_rows, settings, fitted.map_for(None))
     start, end = Head(*at(0.0)), Head(*at(1.0))
     np.testing.assert_array_equal(start.encode(toy.corpus), Head(folded, codec).encode(toy.corpus))
     assert not np.array_equal(end.folded.layers[-1].weight, folded.layers[-1].weight)
-    assert score(end, toy, "train") > score(start, toy, "train") + (0.01 if kind != "int8" else -0.02)
+    judge = Judge.of(table, None, 0, fitted.map_for(None))
+    assert judge.score(end)[1] > judge.score(start)[1] + (0.01 if kind != "int8" else -0.02)
 
 
 @pytest.mark.parametrize("labels", [True, False])

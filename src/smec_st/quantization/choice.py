@@ -209,11 +209,10 @@ def add_best(
     scores = [judge.score(head) for head, _ in heads]
     start = heads[judge.best(scores)][0]
     if not isinstance(start.codec, Plain):
-        unlabelled = np.arange(table.query_size) if unlabelled_queries is None else np.asarray(unlabelled_queries)
-        settings = config or LastStage(seed=seed)
-        # With labels the floats of the widest size know better than the full width which neighbours to keep.
+        # A map that learned from labels knows better than the full width which neighbours to keep.
         teacher = None if train is None else compressor.map_for(None)
-        at = train_codes(table, start.folded, start.codec, train, unlabelled, settings, teacher)
+        asking = _asking(table, train, dev, unlabelled_queries)
+        at = train_codes(table, start.folded, start.codec, asking, config or LastStage(seed=seed), teacher)
         trained = [(Head(*at(share), has_own_map=True), share) for share in SHARES]
         heads += trained
         scores += [judge.score(head) for head, _ in trained]
@@ -230,6 +229,15 @@ def add_best(
     chosen = Head(best.folded, best.codec, best.has_own_map, info)
     kept_heads = [head for head in compressor.heads if head.info.get("for_bytes") != best.bytes]
     return type(compressor)(compressor.maps, compressor.info, (*kept_heads, chosen))
+
+
+def _asking(
+    table: Table, train: Qrels | None, dev: Qrels | None, queries: Sequence[int] | np.ndarray | None
+) -> np.ndarray:
+    """Query rows that codes are trained on, ``(q,)``: those named, or the judged ones, or all; none that choose."""
+    if queries is None:
+        queries = np.arange(table.query_size) if train is None else train.query_rows
+    return np.setdiff1d(np.asarray(queries), [] if dev is None else dev.query_rows).astype(np.int64)
 
 
 def _label(head: Head) -> dict[str, str | int]:
