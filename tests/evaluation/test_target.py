@@ -120,6 +120,7 @@ def test_the_sentence_says_bytes_share_and_certainty():
         "smallest size that holds (192 bytes). Judged by 60 held-out queries."
     )
     assert "as float32 no size holds" in str(Choice(Target(), 60, (floats[1], *codes), None, 12))
+    assert "as float32 no size fits" in str(Choice(Target(), 60, codes, None, 12))
     nearly = SizeTest(96, "pq", 12, 0.5999, 0.6, -0.0001, False)
     assert str(Choice(Target(), 60, (nearly,), None)) == (
         "no size holds ndcg@10 >= 1 original: 12 bytes (pq of 96 numbers) keep 99.9 % of nDCG@10 (95 % sure: at least "
@@ -134,7 +135,7 @@ def test_a_limit_leaves_out_what_does_not_fit(collection):
     assert [test.dim for test in choice.tests if test.precision == "float32"] == [8, 4]
     choice = choose_size(target, compressor, collection, held_out, limit=Limit("pinecone", 16))
     assert {test.precision for test in choice.tests} == {"float32"}
-    with pytest.raises(DataError, match="fits pinecone and 1 bytes"):
+    with pytest.raises(DataError, match="fits pinecone and 1 byte a"):
         choose_size(target, compressor, collection, held_out, limit=Limit("pinecone", 1))
 
 

@@ -208,7 +208,8 @@ def _judgements(
     Without labels none need be there, and those that are there tell. A target, or a limit without a test split, keeps
     the dev queries for telling, or else a fifth of the training queries.
     """
-    from smec_st.system.errors import DataError
+    from smec_st.data.qrels import MIN_HELD_OUT
+    from smec_st.system.errors import DataError, count
 
     train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
     if not no_labels:
@@ -224,7 +225,11 @@ def _judgements(
         train = train if kept is None else rest
     if kept is None and by_target:
         judged = 0 if train is None else len(train.query_rows)
-        raise DataError(f"--target needs more than {judged} judged queries to choose a size by.")
+        has = count(judged, "judged training query", "judged training queries")
+        raise DataError(
+            f"--target chooses by the judged queries of a dev split, or by a fifth of at least {2 * MIN_HELD_OUT} "
+            f"judged training queries; {collection.name} has no dev split and {has}."
+        )
     return train, None, kept
 
 
