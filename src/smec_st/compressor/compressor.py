@@ -16,7 +16,7 @@ from smec_st.data.space import check_backbone
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
-from smec_st.system.errors import check_seed, some, whole_number
+from smec_st.system.errors import check_seed, count, some, whole_number
 from smec_st.system.files import new_folder
 from smec_st.system.optional import load_optional
 
@@ -145,8 +145,9 @@ class Compressor:
         found = [head for head in found if bytes in (None, head.bytes)]
         if not found:
             have = ", ".join(f"{head.precision} of {head.dim} numbers ({head.bytes} bytes)" for head in self.heads)
-            asked = [f"{dim} numbers" if dim else "", precision or "", f"{bytes} bytes" if bytes else ""]
-            wanted_words = " ".join(word for word in asked if word)
+            wanted_words = " ".join(filter(None, [f"{dim} numbers" if dim else "", precision or ""]))
+            if bytes:
+                wanted_words += (" in " if wanted_words else "") + count(bytes, "byte")
             raise DataError(
                 f"this compressor has no codes of {wanted_words}; it has {have or 'none'}. "
                 "`Compressor.quantize` adds more."
