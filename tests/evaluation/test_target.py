@@ -217,11 +217,18 @@ def test_command_names_the_best_that_fits_and_its_cost_in_one_line(
     assert (cost["dim"], cost["precision"], cost["bytes"]) == (head.dim, head.precision, head.bytes)
 
 
+def test_command_says_where_no_queries_are_left_to_measure_the_cost(collection_dir, tmp_path, capsys):
+    (collection_dir / "qrels" / "test.tsv").unlink()
+    (collection_dir / "qrels" / "dev.tsv").unlink(missing_ok=True)
+    assert _run_fit(collection_dir, tmp_path / "out", "--bytes", "4") == 0
+    assert re.search(r"best in 4 bytes: \w+ of \d+ numbers; no judged queries were left to", capsys.readouterr().out)
+
+
 def test_command_refuses_at_once_what_fits_nothing(collection_dir, tmp_path, capsys):
     limits = ["--fits", "pinecone", "--ram", "1MB", "--documents", "1M"]
     assert _run_fit(collection_dir, tmp_path / "none", *limits) == 2
     said = capsys.readouterr().err
-    assert "the smallest way to store one, float32 of 1 numbers, takes 4 bytes a document, 4 MB for" in said
+    assert "the smallest way to store one, float32 of 1 number, takes 4 bytes a document, 4 MB for" in said
     assert not (tmp_path / "none").exists()
     assert _run_fit(collection_dir, tmp_path / "none", "--fits", "redis") == 2
 

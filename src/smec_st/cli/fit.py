@@ -266,14 +266,16 @@ def _print_decisions(compressor: Compressor, limit: Limit | None) -> None:
     from smec_st.evaluation.choice import Decision
     from smec_st.evaluation.limits import Pair
     from smec_st.evaluation.target import Cost
+    from smec_st.system.errors import count
 
     for decision in compressor.info.get("decisions", []):
         click.echo(str(Decision(**decision)))
     chosen = [Pair(head.dim, head.precision, head.bytes) for head in compressor.heads if "for_bytes" in head.info]
     costs = {cost.pair: cost for cost in map(Cost.from_dict, compressor.info.get("costs", []))}
     for pair in chosen:
-        wanted = f"in {pair.bytes} bytes" if limit is None else f"that fits {limit}"
-        click.echo(f"best {wanted}: {costs.get(pair, pair)}")
+        wanted = f"in {count(pair.bytes, 'byte')}" if limit is None else f"that fits {limit}"
+        unmeasured = f"{pair}; no judged queries were left to measure what it costs"
+        click.echo(f"best {wanted}: {costs.get(pair, unmeasured)}")
 
 
 def _check_report(collection: Collection) -> None:

@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     bytes: int
 
     def __str__(self) -> str:
-        return f"{self.precision} of {self.dim:,} numbers"
+        return f"{self.precision} of {count(self.dim, 'number')}"
 
 
 @dataclass(frozen=True)
