@@ -376,6 +376,12 @@ def test_documents_move_part_by_part_on_the_command_line(desk, capsys):
     assert "needs the documents' ids" in capsys.readouterr().err
     assert run([*find[:4], "--new-index", "new"]) == 2
     assert "give --bridge" in capsys.readouterr().err
+    assert run(["index", "fresh", *files, "--out", "new", "--move-from", "./new", "--add"]) == 2
+    assert "--move-from ./new is the new index itself" in capsys.readouterr().err
+    assert run([*find[:6], "--new-index", f"{desk}/index"]) == 2
+    assert "cannot be both the old index and the new one" in capsys.readouterr().err
+    with FunnelIndex.open("new") as index:
+        assert len(index) == DOCUMENTS
 
 
 def test_a_bridge_that_keeps_too_little_is_not_written(desk, capsys):

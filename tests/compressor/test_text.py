@@ -253,6 +253,8 @@ def test_without_bytes_nothing_changes(tmp_path):
 def test_bytes_that_fit_no_size_are_refused_before_training(tmp_path):
     with pytest.raises(DataError, match=r"no size of this compressor \(8, 4\) can be stored in 64 bytes"):
         make_trainer(tiny_model(tmp_path / "bert"), tmp_path / "out", bytes=64)
+    trainer = make_trainer(tiny_model(tmp_path / "bert"), tmp_path / "out", bytes=np.int64(4))
+    assert type(trainer.codes.bytes) is int  # FAISS takes no number of numpy
 
 
 # -- resume -----------------------------------------------------------------------------------------------------------

@@ -164,7 +164,9 @@ def test_load_collection_rejects_an_unclear_source_of_vectors(small_collection, 
 
 def test_load_collection_rejects_a_folder_of_something_else(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match="is not a known kind of collection; it should hold corpus.jsonl"):
+    with pytest.raises(
+        DataError, match="is not a known kind of collection; it should hold corpus.jsonl .*corpus.npy and queries.npy"
+    ):
         load_collection(tmp_path, tmp_path / "v.safetensors")
 
 

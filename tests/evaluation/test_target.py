@@ -120,6 +120,7 @@ def test_the_sentence_says_bytes_share_and_certainty():
         "smallest size that holds (192 bytes). Judged by 60 held-out queries."
     )
     assert "as float32 no size holds" in str(Choice(Target(), 60, (floats[1], *codes), None, 12))
+    assert "as float32 no size fits" in str(Choice(Target(), 60, codes, None, 12))
     nearly = SizeTest(96, "pq", 12, 0.5999, 0.6, -0.0001, False)
     assert str(Choice(Target(), 60, (nearly,), None)) == (
         "no size holds ndcg@10 >= 1 original: 12 bytes (pq of 96 numbers) keep 99.9 % of nDCG@10 (95 % sure: at least "
@@ -134,7 +135,7 @@ def test_a_limit_leaves_out_what_does_not_fit(collection):
     assert [test.dim for test in choice.tests if test.precision == "float32"] == [8, 4]
     choice = choose_size(target, compressor, collection, held_out, limit=Limit("pinecone", 16))
     assert {test.precision for test in choice.tests} == {"float32"}
-    with pytest.raises(DataError, match="fits pinecone and 1 bytes"):
+    with pytest.raises(DataError, match="fits pinecone and 1 byte a"):
         choose_size(target, compressor, collection, held_out, limit=Limit("pinecone", 1))
 
 
@@ -216,11 +217,18 @@ def test_command_names_the_best_that_fits_and_its_cost_in_one_line(
     assert (cost["dim"], cost["precision"], cost["bytes"]) == (head.dim, head.precision, head.bytes)
 
 
+def test_command_says_where_no_queries_are_left_to_measure_the_cost(collection_dir, tmp_path, capsys):
+    (collection_dir / "qrels" / "test.tsv").unlink()
+    (collection_dir / "qrels" / "dev.tsv").unlink(missing_ok=True)
+    assert _run_fit(collection_dir, tmp_path / "out", "--bytes", "4") == 0
+    assert re.search(r"best in 4 bytes: \w+ of \d+ numbers; no judged queries were left to", capsys.readouterr().out)
+
+
 def test_command_refuses_at_once_what_fits_nothing(collection_dir, tmp_path, capsys):
     limits = ["--fits", "pinecone", "--ram", "1MB", "--documents", "1M"]
     assert _run_fit(collection_dir, tmp_path / "none", *limits) == 2
     said = capsys.readouterr().err
-    assert "the smallest way to store one, float32 of 1 numbers, takes 4 bytes a document, 4 MB for" in said
+    assert "the smallest way to store one, float32 of 1 number, takes 4 bytes a document, 4 MB for" in said
     assert not (tmp_path / "none").exists()
     assert _run_fit(collection_dir, tmp_path / "none", "--fits", "redis") == 2
 

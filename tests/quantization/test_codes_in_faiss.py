@@ -10,6 +10,7 @@ from smec_st.quantization.codecs import Binary, Plain
 from smec_st.quantization.engines import faiss_codes
 from smec_st.quantization.head import Head
 from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation
+from smec_st.system.errors import DataError
 
 faiss = pytest.importorskip("faiss")
 ROWS, K = 1500, 10
@@ -79,3 +80,28 @@ def test_lists_and_graphs_rank_as_the_head(name, kind, metric):
     best = -np.sort(-scores, axis=1)[:, :K]
     share = np.isclose(np.take_along_axis(scores, found, axis=1), best, atol=2e-6).mean()
     assert share == 1.0 if kind == "ivf" else share > 0.98
+
+
+def test_search_fills_up_with_nothing():
+    own = head("int8")
+    index, asked = own.to_faiss(), own.queries(QUERIES[:3])
+    found, scores = own.search(index, asked, 4)
+    assert found.tolist() == [[-1] * 4] * 3
+    assert np.isneginf(scores).all()
+    index.add(own.queries(CORPUS[:2]))
+    found, scores = own.search(index, asked, 4)
+    assert (np.sort(found, axis=1) == [-1, -1, 0, 1]).all()
+    assert np.isneginf(scores[:, 2:]).all()
+    one, _ = own.search(index, asked[0], 4)
+    np.testing.assert_array_equal(one, found[0])
+
+
+def test_search_refuses_what_is_not_of_the_head():
+    own = head("int8")
+    index, asked = own.to_faiss(), own.queries(QUERIES[:3])
+    with pytest.raises(DataError, match="Vectors must be 16 wide"):
+        own.search(index, CORPUS[:3, :8])
+    with pytest.raises(DataError, match="vectors of the index have 8 numbers, and of this head 16"):
+        own.search(faiss.IndexFlatL2(8), asked)
+    with pytest.raises(DataError, match="`k` must be 1 or more"):
+        own.search(index, asked, 0)

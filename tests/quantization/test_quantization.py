@@ -246,7 +246,7 @@ def test_candidates_fit_the_budget_and_rotations_go_into_the_map(fitted, toy):
 def test_what_fits_no_size_is_refused(fitted, toy):
     with pytest.raises(DataError, match="no size of this compressor"):
         fitted.quantize(toy.corpus, bytes=1000)
-    with pytest.raises(DataError, match="at least 1 byte"):
+    with pytest.raises(DataError, match="`bytes` must be 1 or more"):
         fitted.quantize(toy.corpus, bytes=0)
 
 
@@ -303,8 +303,44 @@ def test_what_fits_nothing_says_what_the_smallest_would_need():
     )
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         pairs_to_try(SIZES, SIZES, Limit.of("pinecone", "100MB", "50M"))
-    with pytest.raises(DataError, match="can be stored in 25 bytes within pgvector"):
+    nearest = r"can be stored in 25 bytes within pgvector; the nearest that can is 48 bytes \(binary of 384 numbers\)"
+    with pytest.raises(DataError, match=nearest):
         pairs_to_try((384,), (384,), Limit("pgvector"), 25)
+    with pytest.raises(DataError, match="fits pinecone and 1 byte a document"):
+        pairs_to_try(SIZES, SIZES, Limit("pinecone", 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"bytes": 7}, "no size of this compressor"),
+        ({"bytes": "8"}, "whole number"),
+        ({"bytes": 8.0}, "whole number"),
+        ({"bytes": (8, 0)}, "1 or more"),
+        ({"limit": "pgvector"}, "takes a Limit"),
+        ({"limit": Limit(bytes=0)}, "none of the sizes"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_before_the_fit(toy, monkeypatch, given, message):
+    monkeypatch.setattr("smec_st.fitting.fit.fit_maps", lambda *args, **kwargs: pytest.fail("the fit has begun"))
+    with pytest.raises(DataError, match=message):
+        Compressor.fit(toy.corpus, method="pca", dims=(16,), **given)
+
+
+def test_bytes_may_be_a_number_of_numpy(toy):
+    compressor = Compressor.fit(toy.corpus, method="pca", dims=(8,), bytes=np.int64(8))
+    assert compressor.head(bytes=8).bytes == 8
+
+
+@pytest.mark.parametrize("bytes", [float("nan"), -1, "40", None])
+def test_limit_of_no_number_is_refused(bytes):
+    with pytest.raises(DataError, match="a number of 0 or more"):
+        Limit(bytes=bytes)
+
+
+def test_a_head_is_printed_in_one_line(toy):
+    head = Compressor.fit(toy.corpus, method="pca", dims=(8,)).head(precision="int8")
+    assert str(head) == "Head(int8 of 8 numbers, 8 bytes)"
 
 
 def test_quantize_keeps_to_a_limit(fitted, toy):

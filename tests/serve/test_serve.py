@@ -176,7 +176,7 @@ HUGE = 10 << 20
         ({"input": "x", "encoding_format": "hex"}, 400, "`encoding_format` must be float or base64"),
         ({"input": "x", "input_type": ["query"]}, 400, "`input_type` must be query or document"),
         ({"input": "x", "precision": "int4"}, 400, "`precision` must be"),
-        ({"input": "x", "precision": "pq", "bytes": 5}, 400, "has no codes of pq 5 bytes"),
+        ({"input": "x", "precision": "pq", "bytes": 5}, 400, "has no codes of pq in 5 bytes"),
         ({"input": "x", "model": "gpt-4"}, 404, "has the model 'small-model', not 'gpt-4'"),
         ({"input": "x", "model": 7}, 404, "not '7'"),
         ({"input": "x", "dimension": 8}, 400, "unknown field 'dimension'"),

@@ -90,6 +90,12 @@ def test_check_refuses_too_few_and_other_spaces(rng, folder, tmp_path, capsys, r
     assert match in capsys.readouterr().err
 
 
+def test_check_of_too_few_last_rows_says_so(rng, folder, tmp_path, capsys):
+    np.save(tmp_path / "new.npy", rng.normal(size=(300, WIDTH)))
+    assert run(["check", folder, str(tmp_path / "new.npy"), "--last", "5"]) == 2
+    assert "new.npy (--last 5) has 5 vectors; at least 200 are needed" in capsys.readouterr().err
+
+
 @pytest.fixture
 def watched(rng, mixes, tmp_path):
     """A compressor that knows the queries of its fit: documents of one kind, queries of another."""

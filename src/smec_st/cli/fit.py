@@ -208,7 +208,8 @@ def _judgements(
     Without labels none need be there, and those that are there tell. A target, or a limit without a test split, keeps
     the dev queries for telling, or else a fifth of the training queries.
     """
-    from smec_st.system.errors import DataError
+    from smec_st.data.qrels import MIN_HELD_OUT
+    from smec_st.system.errors import DataError, count
 
     train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
     if not no_labels:
@@ -224,7 +225,11 @@ def _judgements(
         train = train if kept is None else rest
     if kept is None and by_target:
         judged = 0 if train is None else len(train.query_rows)
-        raise DataError(f"--target needs more than {judged} judged queries to choose a size by.")
+        has = count(judged, "judged training query", "judged training queries")
+        raise DataError(
+            f"--target chooses by the judged queries of a dev split, or by a fifth of at least {2 * MIN_HELD_OUT} "
+            f"judged training queries; {collection.name} has no dev split and {has}."
+        )
     return train, None, kept
 
 
@@ -261,14 +266,16 @@ def _print_decisions(compressor: Compressor, limit: Limit | None) -> None:
     from smec_st.evaluation.choice import Decision
     from smec_st.evaluation.limits import Pair
     from smec_st.evaluation.target import Cost
+    from smec_st.system.errors import count
 
     for decision in compressor.info.get("decisions", []):
         click.echo(str(Decision(**decision)))
     chosen = [Pair(head.dim, head.precision, head.bytes) for head in compressor.heads if "for_bytes" in head.info]
     costs = {cost.pair: cost for cost in map(Cost.from_dict, compressor.info.get("costs", []))}
     for pair in chosen:
-        wanted = f"in {pair.bytes} bytes" if limit is None else f"that fits {limit}"
-        click.echo(f"best {wanted}: {costs.get(pair, pair)}")
+        wanted = f"in {count(pair.bytes, 'byte')}" if limit is None else f"that fits {limit}"
+        unmeasured = f"{pair}; no judged queries were left to measure what it costs"
+        click.echo(f"best {wanted}: {costs.get(pair, unmeasured)}")
 
 
 def _check_report(collection: Collection) -> None:

@@ -14,6 +14,7 @@ import click
 from smec_st.cli.options import CODES, COLUMN, FOLDER, load_table, thinking, whole_numbers
 
 if TYPE_CHECKING:
+    from smec_st.compressor import Compressor
     from smec_st.search import FunnelIndex
 
 RowIds = Sequence[int] | Sequence[str]
@@ -85,7 +86,7 @@ def index(
             check_space(loaded, source.width, source.record, source.name)
         ids, fields = read_rows(rows, names, len(table), source.ids)
         if old is not None:
-            _check_move(old, ids)
+            _check_move(old, ids, uri, loaded)
         query_source = None if queries is None else load_table(queries, "queries", codes, column)
         if query_source is not None:
             check_space(loaded, query_source.width, query_source.record, query_source.name)
@@ -122,14 +123,17 @@ def index(
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_move(old: str, ids: RowIds | None) -> None:
-    """Refuse a move from an index that cannot be opened, or of documents whose ids cannot be those of that index."""
+def _check_move(old: str, ids: RowIds | None, new: str, compressor: Compressor) -> None:
+    """Refuse a move from an index that cannot be opened or is the new one, or of ids that it cannot have."""
     from smec_st.data import DataError
     from smec_st.search import FunnelIndex
+    from smec_st.search.bridged import is_same_place
 
     if ids is None:
         raise DataError("--move-from needs the documents' ids: give vectors with ids, or --rows.")
     with FunnelIndex.open(old) as index:
+        if index.settings.fingerprint == compressor.fingerprint and is_same_place(old, new):
+            raise DataError(f"--move-from {old} is the new index itself, whose documents would be deleted.")
         if index.settings.id_type == "int" and any(isinstance(each, str) for each in ids):
             raise DataError(f"{old} has whole numbers as ids, and these documents have texts, such as {ids[0]!r}.")
 

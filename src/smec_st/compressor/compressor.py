@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +16,7 @@ from smec_st.data.space import check_backbone
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
-from smec_st.system.errors import check_seed, some, whole_number
+from smec_st.system.errors import check_seed, count, some, whole_number
 from smec_st.system.files import new_folder
 from smec_st.system.optional import load_optional
 
@@ -145,8 +145,9 @@ class Compressor:
         found = [head for head in found if bytes in (None, head.bytes)]
         if not found:
             have = ", ".join(f"{head.precision} of {head.dim} numbers ({head.bytes} bytes)" for head in self.heads)
-            asked = [f"{dim} numbers" if dim else "", precision or "", f"{bytes} bytes" if bytes else ""]
-            wanted_words = " ".join(word for word in asked if word)
+            wanted_words = " ".join(filter(None, [f"{dim} numbers" if dim else "", precision or ""]))
+            if bytes:
+                wanted_words += (" in " if wanted_words else "") + count(bytes, "byte")
             raise DataError(
                 f"this compressor has no codes of {wanted_words}; it has {have or 'none'}. "
                 "`Compressor.quantize` adds more."
@@ -344,6 +345,7 @@ class Compressor:
         load_optional("torch", "fitting")
         from smec_st.fitting.config import HELD_OUT
         from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config, settings_of
+        from smec_st.quantization.pairs import pairs_to_try
 
         if backbone and backbone.get("fingerprint"):
             raise DataError(f"these vectors are compressed already (by {backbone['fingerprint']}); fit the originals.")
@@ -355,6 +357,9 @@ class Compressor:
         resolved = resolve_config(given, table.width)
         train, dev = _judgements(table, qrels, dev_qrels)
         budgets = _budgets(bytes, limit)
+        sizes = resolved.dims or ()
+        for budget in budgets:
+            pairs_to_try(sizes, sizes, limit, budget)  # refuses what cannot be stored before a fit of minutes
         if budgets and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
         unlabelled = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
@@ -561,9 +566,14 @@ class Compressor:
 
 def _budgets(bytes: int | Sequence[int] | None, limit: Limit | None) -> tuple[int | None, ...]:
     """Numbers of bytes to choose a way for; None stands for what the limit allows."""
+    from smec_st.evaluation.limits import Limit
+
+    if limit is not None and not isinstance(limit, Limit):
+        raise DataError(f"`limit` takes a Limit, such as Limit('pgvector', bytes=40), got {limit!r}.")
     if bytes is None:
         return () if limit is None else (None,)
-    return (bytes,) if isinstance(bytes, int) else tuple(bytes)
+    numbers = bytes if isinstance(bytes, Iterable) and not isinstance(bytes, str) else (bytes,)
+    return tuple(whole_number(number, "bytes") for number in numbers)
 
 
 def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:

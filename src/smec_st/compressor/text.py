@@ -19,6 +19,7 @@ from smec_st.losses.settings import LossSettings
 from smec_st.losses.smec import SMECLoss
 from smec_st.modules import EmbeddingInput, LiveBackbone
 from smec_st.quantization.choice import CodesWanted, add_best
+from smec_st.system.errors import whole_number
 from smec_st.training.arguments import SequentialTrainingArguments
 from smec_st.training.trainer import SequentialTrainer
 
@@ -92,7 +93,7 @@ def text_trainer(
         table=table,
         loss=objective,
         train_dataset=Dataset.from_dict(rows),
-        codes=None if bytes is None else CodesWanted(bytes, table, train, held),
+        codes=None if bytes is None else CodesWanted(whole_number(bytes, "bytes"), table, train, held),
         distinct=can_be_distinct({name: np.asarray(column) for name, column in rows.items()}, batch),
         **kwargs,
     )

@@ -133,6 +133,6 @@ def _reader(path: Path, needs_vectors: bool) -> Callable[[Path, Tables | None, s
     if is_hub_copy:
         return load_hub
     raise DataError(
-        f"{path} is not a known kind of collection; it should hold corpus.jsonl and queries.jsonl, images.jsonl, "
-        "or images as train/CLASS/NAME.jpg."
+        f"{path} is not a known kind of collection; it should hold corpus.jsonl and queries.jsonl, vectors "
+        "named corpus and queries (corpus.npy and queries.npy), images.jsonl, or images as train/CLASS/NAME.jpg."
     )

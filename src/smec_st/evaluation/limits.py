@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 from typing import NamedTuple
 
-from smec_st.system.errors import DataError
+from smec_st.system.errors import DataError, count
 
 #: Most numbers that an index takes, by the precision of the numbers. A precision that is not named it does not take.
 INDEXES: Mapping[str, Mapping[str, int]] = {
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     bytes: int
 
     def __str__(self) -> str:
-        return f"{self.precision} of {self.dim:,} numbers"
+        return f"{self.precision} of {count(self.dim, 'number')}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Limit:
     def __post_init__(self) -> None:
         if self.index is not None and self.index not in INDEXES:
             raise DataError(f"limits are known of {', '.join(INDEXES)}, not of {self.index!r}.")
+        if not isinstance(self.bytes, (int, float)) or isnan(self.bytes) or self.bytes < 0:
+            raise DataError(f"the bytes of a limit are a number of 0 or more, got {self.bytes!r}.")
 
     @classmethod
     def of(cls, index: str | None = None, ram: str | None = None, documents: str | None = None) -> Limit:
@@ -72,10 +74,10 @@ class Limit:
             raise DataError("--ram and --documents go together.")
         if ram is None or documents is None:
             return cls(index)
-        room, count = _amount(ram, "--ram", MEMORY), int(_amount(documents, "--documents", COUNTS))
-        if count < 1:
+        room, number = _amount(ram, "--ram", MEMORY), int(_amount(documents, "--documents", COUNTS))
+        if number < 1:
             raise DataError(f"--documents must be 1 or more, got {documents!r}.")
-        return cls(index, int(room // count), count)
+        return cls(index, int(room // number), number)
 
     def allows(self, pair: Pair) -> bool:
         """Whether documents may be stored so."""
@@ -85,7 +87,7 @@ class Limit:
     def __str__(self) -> str:
         parts = [] if self.index is None else [self.index]
         if self.bytes < inf:
-            parts.append(f"{self.bytes:,} bytes a document")
+            parts.append(f"{count(int(self.bytes), 'byte')} a document")
         return " and ".join(parts) or "any index and memory"
 
 

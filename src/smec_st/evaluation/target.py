@@ -121,7 +121,8 @@ class Choice:
         if smallest is None:
             best = max(self.tests, key=lambda test: test.low)
             return f"no size holds {self.target}: {self._kept(best)}. {judged}"
-        floats = "as float32 no size holds"
+        tested = any(test.precision == "float32" for test in self.tests)
+        floats = "as float32 no size holds" if tested else "as float32 no size fits"
         if self.dim is not None:
             floats = f"as float32 {self.dim} dims is the smallest size that holds ({4 * self.dim:,} bytes)"
         return f"{self._kept(smallest)}; {floats}. {judged}"

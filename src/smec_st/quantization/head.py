@@ -11,13 +11,13 @@ import numpy as np
 
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Codec
-from smec_st.system.errors import DataError
+from smec_st.system.errors import DataError, count, whole_number
 
 if TYPE_CHECKING:
     import faiss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Head:
     """Encodes documents as codes and queries as floats, and scores one against the other.
 
@@ -47,6 +47,9 @@ class Head:
     def bytes(self) -> int:
         """Bytes per document."""
         return self.codec.bytes
+
+    def __repr__(self) -> str:
+        return f"Head({self.precision} of {count(self.dim, 'number')}, {count(self.bytes, 'byte')})"
 
     @property
     def digest(self) -> str:
@@ -111,7 +114,8 @@ class Head:
             metric: "l2" or "ip", which rank documents of length 1 alike; of product codes FAISS alone ranks better by
                 L2 (SciFact, 12 bytes, nDCG@10: .516, and .489 by inner product; :meth:`search` .528). A graph of
                 binary or product codes has L2 in any case.
-            sample: Vectors of the backbone, ``(n, D)``, on which inverted lists are trained.
+            sample: Vectors of the backbone, ``(n, D)``, on which inverted lists are trained. FAISS looks in a single
+                list until it is told otherwise, and misses much: ``faiss.extract_index_ivf(index).nprobe = 16``.
 
         Returns:
             A trained, empty index of :attr:`dim` numbers: ``IndexPQ``, ``IndexIVFPQ``, ``IndexHNSWPQ`` or those of
@@ -133,11 +137,25 @@ class Head:
             k: Results per query.
 
         Returns:
-            Rows ``(Q, k)`` by descending score, -1 where there are no more, and their scores.
+            Rows ``(Q, k)`` by descending score, -1 where there are no more, and their scores, -inf there.
+
+        Raises:
+            DataError: If the index or the queries are not those of this head, or ``k`` is below 1.
         """
         from smec_st.quantization.engines import search_codes
 
-        return search_codes(index, queries, k)
+        k = whole_number(k, "k")
+        if index.d != self.dim:
+            raise DataError(
+                f"vectors of the index have {index.d} numbers, and of this head {self.dim}; use `to_faiss`."
+            )
+        table, shape = check_table(queries, self.dim)
+        rows = np.full((len(table), k), -1, dtype=np.int64)
+        scores = np.full((len(table), k), -np.inf, dtype=np.float32)
+        if index.ntotal and len(table):
+            found, best = search_codes(index, table, k)
+            rows[:, : found.shape[1]], scores[:, : found.shape[1]] = found, best
+        return rows.reshape(*shape, k), scores.reshape(*shape, k)
 
 
 def check_table(vectors: np.ndarray, width: int) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from smec_st.evaluation.limits import Limit, Pair
-from smec_st.system.errors import DataError
+from smec_st.system.errors import DataError, count, whole_number
 
 #: Numbers that one product code stands for, at most.
 WIDEST_GROUP = 16
@@ -52,17 +52,14 @@ def pairs_to_try(
     """
     limit = limit or Limit()
     if bytes is not None:
-        if bytes < 1:
-            raise DataError(f"a document needs at least 1 byte, got {bytes}.")
+        bytes = whole_number(bytes, "bytes")
         exact = [pair for pair in pairs_in(bytes, dims, nested) if limit.allows(pair)]
         if not exact:
-            where = "" if limit == Limit() else f" within {limit}"
-            sizes = ", ".join(map(str, dims))
-            raise DataError(f"no size of this compressor ({sizes}) can be stored in {bytes} bytes{where}.")
+            raise DataError(_not_in_bytes(dims, nested, limit, bytes))
         return exact
     most: dict[str, list[Pair]] = {}
-    for count in range(int(min(limit.bytes, 4 * max(dims))), 0, -1):
-        allowed = [pair for pair in pairs_in(count, dims, nested) if limit.allows(pair)]
+    for number in range(int(min(limit.bytes, 4 * max(dims))), 0, -1):
+        allowed = [pair for pair in pairs_in(number, dims, nested) if limit.allows(pair)]
         for precision in {pair.precision for pair in allowed} - set(most):
             most[precision] = [pair for pair in allowed if pair.precision == precision]
     found = [pair for pairs in most.values() for pair in pairs]
@@ -78,24 +75,38 @@ def _is_finer(one: Pair, other: Pair) -> bool:
     return one.dim >= other.dim and bits >= 0 and (one.dim, one.bytes) != (other.dim, other.bytes)
 
 
+def _not_in_bytes(dims: Sequence[int], nested: Sequence[int], limit: Limit, bytes: int) -> str:
+    """Say which number of bytes, the nearest one, would do."""
+    possible = (pair for number in range(1, 4 * max(dims) + 1) for pair in pairs_in(number, dims, nested))
+    nearest = min(filter(limit.allows, possible), key=lambda pair: abs(pair.bytes - bytes), default=None)
+    if nearest is None:
+        return _nothing_fits(dims, nested, limit)
+    where = "" if limit == Limit() else f" within {limit}"
+    sizes = ", ".join(map(str, dims))
+    return (
+        f"no size of this compressor ({sizes}) can be stored in {count(bytes, 'byte')}{where}; "
+        f"the nearest that can is {count(nearest.bytes, 'byte')} ({nearest})."
+    )
+
+
 def _nothing_fits(dims: Sequence[int], nested: Sequence[int], limit: Limit) -> str:
     """Say what the smallest pair takes that the index would take."""
     index = Limit(limit.index)
-    counts = range(1, 4 * max(dims) + 1)
-    smallest = next((pair for count in counts for pair in pairs_in(count, dims, nested) if index.allows(pair)), None)
+    numbers = range(1, 4 * max(dims) + 1)
+    smallest = next((pair for each in numbers for pair in pairs_in(each, dims, nested) if index.allows(pair)), None)
     sizes = ", ".join(map(str, dims))
     if smallest is None:
         return f"none of the sizes {sizes} fits {limit}."
-    need = f"{smallest.bytes:,} bytes a document"
+    need = f"{count(smallest.bytes, 'byte')} a document"
     if limit.documents is not None:
         need += f", {_readable(smallest.bytes * limit.documents)} for {limit.documents:,} documents"
     return f"none of the sizes {sizes} fits {limit}: the smallest way to store one, {smallest}, takes {need}."
 
 
-def _readable(count: float) -> str:
+def _readable(size: float) -> str:
     """A number of bytes in a unit that people read."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"

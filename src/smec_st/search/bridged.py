@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -50,6 +52,13 @@ def _size(index: FunnelIndex, bridge: Bridge) -> int:
     return max(shared)
 
 
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two addresses of indexes name one folder, file or server."""
+    if "://" in one or "://" in other:
+        return one.rstrip("/") == other.rstrip("/")
+    return Path(one).resolve() == Path(other).resolve()
+
+
 class BridgedIndex:
     """Two indexes searched as one: the old model's, through a bridge, and the new model's, which takes over.
 
@@ -68,6 +77,8 @@ class BridgedIndex:
     """
 
     def __init__(self, old: FunnelIndex, new: FunnelIndex, bridge: Bridge) -> None:
+        if old.settings.fingerprint == new.settings.fingerprint and is_same_place(old.uri, new.uri):
+            raise DataError(f"{old.uri} cannot be both the old index and the new one.")
         self.old, self.new, self.bridge = old, new, bridge
         self._dim = _size(old, bridge)
         bridge.check(new.compressor.info.get("backbone") or {}, new.uri)

@@ -133,9 +133,8 @@ def _measure(
     pool = max((size for size in map(int, recorded) if size <= len(sample)), default=None)
     if pool is None:
         distinct = "distinct " if len(sample) < count - start else ""
-        raise DataError(
-            f"{source.name} has {len(sample)} {distinct}vectors; at least {min(map(int, recorded))} are needed."
-        )
+        where = source.name if last is None else f"the end of {source.name} (--last {last})"
+        raise DataError(f"{where} has {len(sample)} {distinct}vectors; at least {min(map(int, recorded))} are needed.")
     sample = sample[drawn(len(sample), pool, seed)]
     at_fit = {int(dim): float(kept) for dim, kept in recorded[str(pool)].items()}
     kept = {dim: kept_neighbors(sample, compressor.map_for(dim)) for dim in at_fit}
