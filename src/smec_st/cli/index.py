@@ -141,10 +141,12 @@ def _check_move(old: str, ids: RowIds | None, new: str, compressor: Compressor) 
 def _delete_moved(old: str, ids: RowIds) -> None:
     """Delete the documents that the new index holds from the old one."""
     from smec_st.search import FunnelIndex
-    from smec_st.system.errors import count
+    from smec_st.system.errors import count, tell
 
     with FunnelIndex.open(old) as left:
         moved = left.delete(_ids_of(left, ids))
+        if not moved:
+            tell(f"none of these documents' ids is in {left.uri}, such as {ids[0]!r}: nothing was moved out of it.")
         click.echo(f"{left.uri}: {count(moved, 'document')} moved, {len(left)} left")
 
 

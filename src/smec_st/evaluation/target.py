@@ -132,7 +132,8 @@ class Choice:
         original = test.wanted / self.target.share
         kept, low = _percent(test.score / original), _percent(self.target.share + test.low / original)
         pair = Pair(test.dim, test.precision, test.bytes)
-        return f"{test.bytes:,} bytes ({pair}) keep {kept} of {_label(self.target.metric)} (95 % sure: at least {low})"
+        what, metric = f"{count(test.bytes, 'byte')} ({pair})", _label(self.target.metric)
+        return f"{what} keep{'s' * (test.bytes == 1)} {kept} of {metric} (95 % sure: at least {low})"
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Cost:
         return cls(pair, **{name: value for name, value in fields.items() if name not in Pair._fields})
 
     def __str__(self) -> str:
-        sizes = f"{self.pair}, {self.pair.bytes:,} bytes instead of {self.original_bytes:,}"
+        sizes = f"{self.pair}, {count(self.pair.bytes, 'byte')} instead of {self.original_bytes:,}"
         quality = f"{_label(self.measure)} {self.score:.3f} instead of {self.original:.3f}"
         change = f"{self.score - self.original:+.3f}, 95 % sure: {self.low:+.3f} to {self.high:+.3f}"
         return f"{sizes}; {quality} ({change}), by {self.queries:,} queries"
