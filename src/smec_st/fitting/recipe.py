@@ -200,7 +200,7 @@ def _finished_modules(base: FoldedMap) -> tuple[nn.Module, nn.Module]:
     from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
 
     if len(base.layers) > 1:
-        raise DataError("continual compression needs a linear compressor; this one has a hidden layer.")
+        raise DataError("this compressor has a hidden layer, to which no sizes can be added; fit again with all the sizes.")
     adapter = ResidualAdapter(
         base.in_dim,
         base.out_dim,
