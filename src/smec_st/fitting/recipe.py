@@ -200,7 +200,7 @@ def _finished_modules(base: FoldedMap) -> tuple[nn.Module, nn.Module]:
     from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
 
     if len(base.layers) > 1:
-        raise DataError("this compressor has a hidden layer, to which no sizes can be added; fit again with all the sizes.")
+        raise DataError("no sizes can be added to a compressor with a hidden layer; fit again with all sizes.")
     adapter = ResidualAdapter(
         base.in_dim,
         base.out_dim,
