@@ -29,7 +29,6 @@ import argparse
 import json
 import math
 import os
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,6 +37,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import faiss
 import numpy as np
 import torch
+from record import open_record
 
 from smec_st import Collection, Compressor, VectorTable, load_collection
 from smec_st.data import unit_rows
@@ -270,14 +270,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    faiss.omp_set_num_threads(options.threads)
-    record = json.loads(options.json.read_text()) if options.json.exists() else {"collections": {}}
-    record["versions"] = {
-        "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
-        "faiss": faiss.__version__,
-    }  # fmt: skip
-    record["arguments"] = {"sizes": SIZES, "strengths": STRENGTHS, "ridge": RIDGE, "threads": options.threads}
+    record = open_record(options.json, options.threads, sizes=SIZES, strengths=STRENGTHS, ridge=RIDGE)
     for folder in options.folders:
         data = load_collection(folder, next(folder.glob("*.safetensors")))
         for kind in options.kinds.split(","):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 import faiss
 import numpy as np
-import torch
+from record import open_record
 
 from smec_st import Collection, Compressor, VectorTable, load_collection
 from smec_st.data import unit_rows
@@ -201,15 +200,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    faiss.omp_set_num_threads(options.threads)
-    record = json.loads(options.json.read_text()) if options.json.exists() else {"collections": {}}
-    record["versions"] = {
-        "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
-        "faiss": faiss.__version__,
-    }  # fmt: skip
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    record["arguments"] = {"budgets": BUDGETS, "threads": options.threads, "seeds of ours": seeds, "seed of others": 0}
+    arguments = {"budgets": BUDGETS, "seeds of ours": seeds, "seed of others": 0}
+    record = open_record(options.json, options.threads, **arguments)
     for folder in options.folders:
         data = load_collection(folder, next(folder.glob("*.safetensors")))
         original = score(data, "test", unit_rows(data.corpus), unit_rows(data.queries))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 import faiss
 import numpy as np
-import torch
+from record import open_record
 
 from smec_st import Collection, Compressor, load_collection
 from smec_st.data import unit_rows
@@ -162,15 +161,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    faiss.omp_set_num_threads(options.threads)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    record = json.loads(options.json.read_text()) if options.json.exists() else {"collections": {}}
-    record["versions"] = {
-        "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
-        "faiss": faiss.__version__,
-    }  # fmt: skip
-    record["arguments"] = {"budgets": BUDGETS, "threads": options.threads}
+    record = open_record(options.json, options.threads, budgets=BUDGETS)
     for folder in options.folders:
         began = time.perf_counter()
         data = load_collection(folder, next(folder.glob("*.safetensors")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,20 @@ def write_record(path: Path, options: argparse.Namespace, rows: list[dict[str, A
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def open_record(path: Path, threads: int, **arguments: Any) -> dict[str, Any]:
+    """What a file holds of its collections, to go on with, under the present versions and arguments; sets threads."""
+    import faiss
+    import torch
+
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"collections": {}}
+    record["versions"] = {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("numpy", "torch")},
+        "faiss": faiss.__version__,
+    }
+    record["arguments"] = {**arguments, "threads": threads}
+    return record

@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import gc
+import logging
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 import smec_st.fitting.recipe  # noqa: F401
 import smec_st.training.trainer  # noqa: F401
 from collection_world import write_collection
+from smec_st.system import errors
 
 torch.set_num_threads(1)
 gc.collect()
@@ -49,3 +51,11 @@ def cut_off(monkeypatch):
 def small_collection(tmp_path):
     """:func:`write_collection` into this test's folder."""
     return lambda name="toy", **sizes: write_collection(tmp_path / name, **sizes)
+
+
+@pytest.fixture
+def told(caplog):
+    """Return what was logged in this test, oldest first."""
+    errors.tell.cache_clear()
+    caplog.set_level(logging.WARNING, logger="smec_st")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "smec_st"]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import gzip
-import io
 import json
-import logging
 
 import numpy as np
 import pyarrow as pa
@@ -15,68 +11,24 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from smec_st.data import DataError, load_collection, open_vectors
-from smec_st.data.rows import read_rows
+from reader_files import (
+    CODES,
+    IDS,
+    ROWS,
+    WIDE,
+    V,
+    b64,
+    batch_line,
+    lines,
+    objects,
+    openai,
+    pinecone,
+    points,
+    table,
+    write,
+)
+from smec_st.data import DataError, open_vectors
 from smec_st.data.sources import read_all
-from smec_st.system import errors as notices
-
-ROWS = [[0.5, -0.25, 0.125, 1.5], [1.0, 2.5, -3.0, 0.75], [-0.5, 0.0, 0.25, 2.0]]
-V = np.array(ROWS, dtype=np.float32)
-IDS = ["d0", "00042", "d2"]
-CODES = [[12, -3, 127, -128], [1, 2, 3, 4], [-1, 5, 0, 7]]
-WIDE = np.random.default_rng(3).normal(size=(3, 32)).astype(np.float32)
-
-
-@pytest.fixture
-def told(caplog):
-    """The notices of the test."""
-    notices.tell.cache_clear()
-    caplog.set_level(logging.WARNING, logger="smec_st")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "smec_st"]
-
-
-def b64(row, kind):
-    return base64.b64encode(np.asarray(row, dtype=kind).tobytes()).decode()
-
-
-def write(path, name, content):
-    if isinstance(content, bytes):
-        (path / name).write_bytes(content)
-    elif isinstance(content, str):
-        (path / name).write_text(content, encoding="utf-8")
-    else:
-        (path / name).write_text(json.dumps(content))
-    return path / name
-
-
-def lines(*values):
-    return "\n".join(json.dumps(value) for value in values)
-
-
-def openai(rows=ROWS, order=None, **more):
-    order = range(len(rows)) if order is None else order
-    data = [{"object": "embedding", "index": i, "embedding": rows[i]} for i in order]
-    usage = {"prompt_tokens": 5, "total_tokens": 5}
-    return {"object": "list", "data": data, "model": "text-embedding-3-small", "usage": usage, **more}
-
-
-def batch_line(key, rows, status=200, error=None):
-    body = openai(rows) if error is None else {"error": error}
-    response = {"status_code": status, "request_id": "r", "body": body}
-    return {"id": "batch_req_1", "custom_id": key, "response": response, "error": None}
-
-
-def points(rows=ROWS):
-    return [{"id": key, "payload": {"id": "no"}, "vector": row} for key, row in zip(IDS, rows, strict=True)]
-
-
-def pinecone(rows=ROWS):
-    return {key: {"id": key, "values": row, "metadata": {"id": 5}} for key, row in zip(IDS, rows, strict=True)}
-
-
-def objects(**columns):
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
 
 NAMED = [{"dense": row, "title": row[:2]} for row in ROWS]
 COHERE = {"id": "5807ee2e", "texts": ["a", "b", "c"], "meta": {"api_version": {"version": "1"}}}
@@ -281,17 +233,6 @@ def test_deep_json_is_refused_in_one_line(tmp_path):
 # -- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def table(*columns, header=None, rows=ROWS, delimiter=","):
-    """CSV of columns of texts and the vectors."""
-    file = io.StringIO()
-    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    if header is not None:
-        writer.writerow(header)
-    for i, row in enumerate(rows):
-        writer.writerow([*(column[i] for column in columns), *row])
-    return file.getvalue()
-
-
 TEXTS = [str(row) for row in ROWS]
 CSV = {
     "numpy": (table(), None),
@@ -386,6 +327,14 @@ def test_unclear_csv_is_refused_in_one_line(tmp_path, case):
     assert "\n" not in str(error.value)
 
 
+def test_cells_may_be_separated_by_semicolons_tabs_or_bars(tmp_path):
+    for mark in ";\t|":
+        path = write(tmp_path, "v.csv", table(IDS, header=["id", 0, 1, 2, 3], delimiter=mark))
+        rows, ids = read_all(open_vectors(path))
+        np.testing.assert_array_equal(rows, V)
+        assert ids == IDS
+
+
 # -- codes ------------------------------------------------------------------------------------------------------------
 
 
@@ -474,459 +423,3 @@ def test_unknown_codes_and_codes_of_an_index_are_refused(tmp_path):
         open_vectors(tmp_path / "v.npy", codes="int4")
     with pytest.raises(DataError, match="an index gives floats"):
         open_vectors(write(tmp_path, "v.faiss", "x"), codes="int8")
-
-
-# -- tables of arrays -------------------------------------------------------------------------------------------------
-
-
-def vecs(rows, kind):
-    head = np.int32(rows.shape[1]).tobytes()
-    return b"".join(head + row.astype(kind).tobytes() for row in rows)
-
-
-def test_fvecs_and_bvecs_are_read(tmp_path):
-    path = write(tmp_path, "v.fvecs", vecs(V, "<f4"))
-    np.testing.assert_array_equal(read_all(open_vectors(path))[0], V)
-    whole = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    path = write(tmp_path, "v.bvecs", vecs(whole, "u1"))
-    np.testing.assert_array_equal(read_all(open_vectors(path, codes="float32"))[0], whole)
-    for content in (vecs(V, "<f4")[:-3], b"", vecs(V[:1], "<f4") + vecs(V[:1, :2], "<f4") + b"0" * 8):
-        with pytest.raises(DataError, match=r"fvecs"):
-            open_vectors(write(tmp_path, "w.fvecs", content))
-
-
-def save_named(path, form, **arrays):
-    if form == "npz":
-        np.savez(path / "v.npz", **arrays)
-        return path / "v.npz"
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(path / "v.h5", "w") as file:
-        for name, array in arrays.items():
-            file[name] = array.tolist() if array.dtype.kind == "U" else array
-    return path / "v.h5"
-
-
-@pytest.mark.parametrize("form", ["npz", "h5"])
-def test_named_arrays_come_with_their_ids(tmp_path, form):
-    source = open_vectors(save_named(tmp_path, form, emb=V, ids=np.array(IDS), label=np.arange(3)))
-    np.testing.assert_array_equal(read_all(source)[0], V)
-    assert source.ids == IDS
-    path = save_named(tmp_path, form, train=V, test=V + 1, neighbors=np.arange(5))
-    with pytest.raises(DataError, match="test, train; say which one"):
-        open_vectors(path)
-    np.testing.assert_array_equal(read_all(open_vectors(path, "test"))[0], V + 1)
-
-
-def test_pickled_and_broken_arrays_are_refused(tmp_path):
-    np.savez(tmp_path / "v.npz", emb=V, texts=np.array(IDS, dtype=object))
-    np.testing.assert_array_equal(read_all(open_vectors(tmp_path / "v.npz"))[0], V)
-    np.savez(tmp_path / "v.npz", emb=V, ids=np.array(IDS, dtype=object))
-    with pytest.raises(DataError, match="not a readable .npz file without pickles"):
-        open_vectors(tmp_path / "v.npz")
-    for name in ("v.npz", "v.h5"):
-        if name == "v.h5":
-            pytest.importorskip("h5py")
-        with pytest.raises(DataError, match="not a readable"):
-            open_vectors(write(tmp_path, name, b"PK nothing"))
-
-
-# -- parquet ----------------------------------------------------------------------------------------------------------
-
-
-def part(folder, name, numbers, kind=None, **more):
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    column = pa.array([[float(n), 0.5] for n in numbers], kind or pa.list_(pa.float32()))
-    pq.write_table(pa.table({"emb": column, **more}), folder / name)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["part.2.parquet", "part.10.parquet"],
-        ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
-        ["part-00000-ab12.c000.snappy.parquet", "part-00001-ab12.c000.snappy.parquet"],
-        ["year=9/part.0.parquet", "year=10/part.0.parquet"],
-    ],
-    ids=["dask", "hugging face", "spark", "hive"],
-)
-def test_a_parquet_folder_is_read_in_natural_order(tmp_path, names):
-    part(tmp_path, names[0], [1, 2], tag=pa.nulls(2))
-    part(tmp_path, names[1], [3], pa.list_(pa.float32(), 2), tag=["a"])
-    (tmp_path / "_SUCCESS").touch()
-    part(tmp_path, "_tmp/part.0.parquet", [9])
-    source = open_vectors(tmp_path)
-    assert read_all(source)[0][:, 0].tolist() == [1, 2, 3]
-    assert [batch.rows[0, 0] for batch in source.batches(1, 1)] == [2, 3]
-
-
-@pytest.mark.parametrize(
-    ("names", "match"),
-    [
-        (["data/train-00000-of-00003.parquet", "data/train-00002-of-00003.parquet"], "lacks part 1 of 3"),
-        (
-            ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"],
-            "has the splits data/test, data/t",
-        ),
-        (["corpus/a.parquet", "queries/a.parquet"], "has the splits corpus, queries"),
-        (["_delta_log/a.parquet", "a.parquet"], "is a Delta table"),
-    ],
-)
-def test_a_parquet_folder_that_is_more_or_less_than_one_table_is_refused(tmp_path, names, match):
-    for name in names:
-        part(tmp_path, name, [1])
-    with pytest.raises(DataError, match=match):
-        open_vectors(tmp_path)
-
-
-def test_a_split_of_a_parquet_folder_is_chosen_by_column(tmp_path):
-    part(tmp_path, "data/train-00000-of-00001.parquet", [1])
-    part(tmp_path, "data/test-00000-of-00001.parquet", [2])
-    for column in ("test", "data/test", "test/emb"):
-        assert read_all(open_vectors(tmp_path, column))[0][0, 0] == 2
-
-
-def test_columns_of_matrices_of_one_row_are_vectors(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"emb": datasets.Array2D((1, 4), "float32"), "id": datasets.Value("int64")})
-    dataset = datasets.Dataset.from_dict({"emb": V[:, None].tolist(), "id": [7, 8, 9]}, features=features)
-    dataset.to_parquet(tmp_path / "v.parquet")
-    rows, ids = read_all(open_vectors(tmp_path / "v.parquet"))
-    np.testing.assert_array_equal(rows, V)
-    assert ids == ["7", "8", "9"]
-    pq.write_table(pa.table({"emb": [[[0.5], [0.25]]]}), tmp_path / "w.parquet")
-    with pytest.raises(DataError, match="holds several vectors"):
-        open_vectors(tmp_path / "w.parquet")
-
-
-@pytest.mark.parametrize(
-    ("ids", "expected"),
-    [
-        (pa.array([1.0, 2.0, 3.0]), ["1", "2", "3"]),
-        (pa.array(["a", "b", None]), "docid: lacks an id"),
-    ],
-)
-def test_ids_of_parquet(tmp_path, ids, expected):
-    pq.write_table(pa.table({"docid": ids, "emb": ROWS}), tmp_path / "v.parquet")
-    if isinstance(expected, str):
-        with pytest.raises(DataError, match=expected):
-            read_all(open_vectors(tmp_path / "v.parquet"))
-    else:
-        assert read_all(open_vectors(tmp_path / "v.parquet"))[1] == expected
-
-
-def test_cells_may_be_separated_by_semicolons_tabs_or_bars(tmp_path):
-    for mark in ";\t|":
-        path = write(tmp_path, "v.csv", table(IDS, header=["id", 0, 1, 2, 3], delimiter=mark))
-        rows, ids = read_all(open_vectors(path))
-        np.testing.assert_array_equal(rows, V)
-        assert ids == IDS
-
-
-def test_bytes_that_are_no_text_are_no_ids(tmp_path):
-    for keys in ([b"a", b"\xff\xfe", b"c"], [bytes(range(16))] * 3):
-        pq.write_table(pa.table({"id": keys, "v": ROWS}), tmp_path / "v.parquet")
-        with pytest.raises(DataError, match="bytes that are no text"):
-            read_all(open_vectors(tmp_path / "v.parquet"))
-
-
-def test_float64_bytes_are_not_taken_for_twice_as_many_floats(tmp_path):
-    single = np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)
-    pq.write_table(pa.table({"embedding": [row.astype("<f8").tobytes() for row in single]}), tmp_path / "v.parquet")
-    with pytest.raises(DataError, match="no plausible float32"):
-        open_vectors(tmp_path / "v.parquet")
-    pq.write_table(pa.table({"embedding": [row.tobytes() for row in single]}), tmp_path / "v.parquet")
-    np.testing.assert_array_equal(read_all(open_vectors(tmp_path / "v.parquet"))[0], single)
-
-
-@pytest.mark.parametrize("name", ["url", None, "docid"])
-def test_the_index_of_a_pandas_table_is_its_id(tmp_path, name):
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"emb": ROWS}, index=pandas.Index(IDS, name=name))
-    frame.to_parquet(tmp_path / "v.parquet")
-    assert read_all(open_vectors(tmp_path / "v.parquet"))[1] == IDS
-    frame.reset_index(drop=True).to_parquet(tmp_path / "v.parquet")
-    assert read_all(open_vectors(tmp_path / "v.parquet"))[1] is None
-
-
-def test_ids_in_hdf5_are_those_of_the_same_group(tmp_path):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(tmp_path / "v.h5", "w") as file:
-        for group, ids in (("corpus", IDS), ("queries", ["x", "y", "z"])):
-            file[f"{group}/emb"] = V
-            file[f"{group}/doc_ids"] = ids
-        file["others/emb"] = V
-    for group, ids in (("corpus", IDS), ("queries", ["x", "y", "z"]), ("others", None)):
-        assert read_all(open_vectors(tmp_path / "v.h5", f"{group}/emb"))[1] == ids
-
-
-def pandas_store(path, blocks):
-    """Write what ``DataFrame.to_hdf`` writes in its fixed format, whose attributes and arrays these are."""
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(path, "w") as file:
-        group = file.create_group("df")
-        group.attrs.update(pandas_type=np.bytes_("frame"), nblocks=len(blocks), encoding=np.bytes_("UTF-8"))
-        group["axis0"] = np.arange(sum(block.shape[1] for block in blocks))
-        group["axis1"] = np.array(IDS, dtype="S5")
-        for number, block in enumerate(blocks):
-            group[f"block{number}_items"], group[f"block{number}_values"] = np.arange(block.shape[1]), block
-    return path
-
-
-def test_a_pandas_store_is_read_with_its_index(tmp_path):
-    rows, ids = read_all(open_vectors(pandas_store(tmp_path / "v.h5", [V])))
-    np.testing.assert_array_equal(rows, V)
-    assert ids == IDS
-    with pytest.raises(DataError, match="several kinds of columns"):  # its columns are in two arrays
-        open_vectors(pandas_store(tmp_path / "w.h5", [V[:, :3], V[:, 3:].astype(np.float64)]))
-
-
-def test_arrays_beside_the_vectors_that_may_be_ids_are_told(tmp_path, told):
-    np.savez(tmp_path / "v.npz", emb=V, names=np.array(IDS))
-    assert read_all(open_vectors(tmp_path / "v.npz"))[1] is None
-    assert any("names is left out; ids would be named `ids`" in each for each in told())
-    np.savez(tmp_path / "v.npz", emb=V, row_ids=np.array([5, 6, 7]))
-    assert read_all(open_vectors(tmp_path / "v.npz"))[1] == ["5", "6", "7"]
-
-
-def test_whole_numbers_in_fvecs_are_no_vectors(tmp_path):
-    rows = b"".join(np.array([4, *row], "<i4").tobytes() for row in np.arange(12).reshape(3, 4))
-    with pytest.raises(DataError, match="whole numbers, as an .ivecs file"):
-        open_vectors(write(tmp_path, "v.fvecs", rows))
-
-
-# -- collections ------------------------------------------------------------------------------------------------------
-
-DOCUMENTS = ["d0", "d1", "7"]
-
-
-def collection(path, judged, name="test.tsv", key="_id", packed=False):
-    (path / "qrels").mkdir(parents=True)
-    for side, ids in (("corpus", DOCUMENTS), ("queries", ["q0", "q1"])):
-        content = lines(*({key: each, "text": f"{side} {each}"} for each in ids))
-        write(
-            path,
-            f"{side}.jsonl.gz" if packed else f"{side}.jsonl",
-            gzip.compress(content.encode()) if packed else content,
-        )
-    if isinstance(judged, pa.Table):
-        pq.write_table(judged, path / "qrels" / name)
-    else:
-        write(path / "qrels", name, judged)
-    save_file({"corpus": V, "queries": V[:2]}, path / "v.safetensors")
-    return path
-
-
-def judgements(path, **options):
-    qrels = load_collection(path, path / "v.safetensors", **options).qrels["test"]
-    return [
-        tuple(row) for row in zip(qrels.queries.tolist(), qrels.documents.tolist(), qrels.grades.tolist(), strict=True)
-    ]
-
-
-RIGHT = [(0, 1, 2.0), (1, 2, 1.0)]
-HEADED = "score\tcorpus-id\tquery-id\n2\td1\tq0\n1\t7\tq1\n"
-QRELS = {
-    "beir": ("test.tsv", "query-id\tcorpus-id\tscore\nq0\td1\t2\nq1\t7\t1\n"),
-    "header in another order": ("test.tsv", HEADED),
-    "trec": ("test.txt", "q0 0 d1 2\nq1 0 7 1\n"),
-    "trec with tabs": ("test.tsv", "q0\t0\td1\t2\nq1\t0\t7\t1\n"),
-    "trec, Q0 and rounds": ("test.qrels", "q0 Q0 d1 2\nq1 4.5 7 1\n"),
-    "csv": ("test.csv", "qid,docid,relevance\nq0,d1,2\nq1,7,1\n"),
-    "json lines": ("test.jsonl", lines(*objects(qid=["q0", "q1"], docno=["d1", 7], score=[2, 1]))),
-    "parquet": ("test.parquet", pa.table({"query_id": ["q0", "q1"], "doc_id": ["d1", "7"], "score": [2, 1]})),
-    "json": ("test.json", json.dumps({"q0": {"d1": 2}, "q1": {"7": 1}})),
-    "hub parquet": (
-        "test-00000-of-00001.parquet", pa.table({"query-id": ["q0", "q1"], "corpus-id": ["d1", "7"], "score": [2, 1]}),
-    ),
-    "gzip": ("test.tsv.gz", gzip.compress(HEADED.encode())),
-    "byte order mark": ("test.tsv", "\ufeff" + HEADED),
-    "ids as floats": ("test.tsv", "q0\td1\t2\nq1\t7.0\t1\n"),
-    "windows lines": ("test.tsv", HEADED.replace("\n", "\r\n").encode()),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", QRELS)
-def test_judgements_are_read_in_every_format(tmp_path, case):
-    name, content = QRELS[case]
-    assert judgements(collection(tmp_path / "c", content, name)) == RIGHT
-
-
-@pytest.mark.parametrize(("key", "packed"), [("id", False), ("doc_id", False), ("_id", True)])
-def test_texts_have_ids_of_any_known_name_and_may_be_packed(tmp_path, key, packed):
-    assert judgements(collection(tmp_path / "c", QRELS["beir"][1], key=key, packed=packed)) == RIGHT
-
-
-LOOSE = {
-    "unknown document": ("q0\td9\t1", "names 1 id that the corpus lacks: d9. 1 of 3 judgements is left out", RIGHT),
-    "unknown query": ("q9\td0\t1", "names 1 id that the queries lack: q9. 1 of 3 judgements is left out", RIGHT),
-    "negative": ("q0\td0\t-2", "1 negative grade is read as 0", [(0, 0, 0.0), *RIGHT]),
-    "fraction": ("q0\td0\t0.5", "1 grade is a fraction, rounded up", [(0, 0, 1.0), *RIGHT]),
-}
-
-
-@pytest.mark.parametrize("case", LOOSE)
-def test_loose_judgements_are_counted_and_told_and_refused_when_strict(tmp_path, told, case):
-    line, message, expected = LOOSE[case]
-    folder = collection(tmp_path / "c", f"q0\td1\t2\nq1\t7\t1\n{line}\n")
-    assert judgements(folder) == expected
-    assert any(message in each for each in told())
-    with pytest.raises(DataError, match="names 1 id|whole numbers, 0 or more"):
-        judgements(folder, strict=True)
-
-
-def test_pairs_without_grades_are_relevant_and_told(tmp_path, told):
-    folder = collection(tmp_path / "c", "query-id\tcorpus-id\nq0\td1\nq1\t7\n")
-    assert judgements(folder) == [(0, 1, 1.0), (1, 2, 1.0)]
-    assert any("no column of grades" in each for each in told())
-
-
-REFUSED_QRELS = {
-    "a run": ("q0 Q0 d1 1 12.5 bm25\n", "expected query-id, corpus-id and score"),
-    "four columns of something": ("q0\td1\tsome text\t2\n", "expected query-id"),
-    "unknown header": ("a\tb\tc\nq0\td1\t1\n", "the score is 'c'"),
-    "no known id": ("x\ty\t1\n", "names 1 id that the queries lack: x; theirs are q0, q1. No judgement is left"),
-    "not a number": ("q0\td1\tnan\n", "has a grade that is nan"),
-    "two documents": ("qid\tpid\tdocid\tscore\nq0\td1\td1\t1\n", "pid and docid may be the same"),
-    "triples of ids": ("q0\t123456\t7654321\n", "looks like an id, not a grade"),
-    "unknown grade": ("query-id\tcorpus-id\tquality\nq0\td1\t1\n", "is a known name of the grade"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED_QRELS)
-def test_unclear_judgements_are_refused(tmp_path, case):
-    content, match = REFUSED_QRELS[case]
-    with pytest.raises(DataError, match=match):
-        judgements(collection(tmp_path / "c", content))
-
-
-def test_two_files_of_one_split_are_refused(tmp_path):
-    folder = collection(tmp_path / "c", HEADED)
-    write(folder / "qrels", "test.txt", "q0 0 d1 2\n")
-    with pytest.raises(DataError, match="has two test splits"):
-        judgements(folder)
-
-
-def vectors_with_ids(path, order, ids=DOCUMENTS):
-    path.mkdir()
-    given = [ids[i] for i in order]
-    pq.write_table(pa.table({"docid": given, "emb": [ROWS[i % 3] for i in order]}), path / "corpus.parquet")
-    np.save(path / "queries.npy", V[:2])
-    return path
-
-
-def test_vectors_with_ids_are_joined_to_texts_by_id(tmp_path, told):
-    folder = collection(tmp_path / "c", HEADED)
-    found = load_collection(folder, vectors_with_ids(tmp_path / "v", [2, 0, 1]))
-    np.testing.assert_array_equal(found.corpus, V)
-    assert any("the corpus vectors of c are joined by id." in each for each in told())
-    more = vectors_with_ids(tmp_path / "w", [2, 0, 1, 3], [*DOCUMENTS, "d9"])
-    np.testing.assert_array_equal(load_collection(folder, more).corpus, V)
-    assert any("1 of 4 have ids that are not wanted and are left out" in each for each in told())
-    with pytest.raises(DataError, match="lack 1 of 3 ids: 7; theirs are d0, d1"):
-        load_collection(folder, vectors_with_ids(tmp_path / "x", [0, 1]))
-    with pytest.raises(DataError, match="repeat the id d1"):
-        load_collection(folder, vectors_with_ids(tmp_path / "y", [0, 1, 1, 2]))
-
-
-@pytest.mark.parametrize("form", ["npz", "h5"])
-def test_a_collection_takes_its_vectors_from_one_file_of_tables(tmp_path, form):
-    folder = collection(tmp_path / "c", HEADED)
-    path = save_named(tmp_path, form, corpus=V, queries=V[:2])
-    np.testing.assert_array_equal(load_collection(folder, path).corpus, V)
-
-
-def test_a_collection_of_codes_needs_to_be_told(tmp_path):
-    folder = collection(tmp_path / "c", HEADED)
-    codes = np.array(CODES, dtype=np.int8)
-    path = save_named(tmp_path, "npz", corpus=codes, queries=codes[:2])
-    with pytest.raises(DataError, match="got whole numbers"):
-        load_collection(folder, path)
-    np.testing.assert_array_equal(load_collection(folder, path, codes="int8").corpus, codes)
-
-
-# -- ids and fields of `index` ----------------------------------------------------------------------------------------
-
-
-def test_rows_keep_ids_and_dates_as_they_are_written(tmp_path):
-    content = "doc_id,year,day,price,sold\n00042,2020,2020-01-02,1.5,true\n7,2021,2021-01-02,2,false\n"
-    ids, fields = read_rows(write(tmp_path, "r.csv", content), ["year", "day", "price", "sold"], 2)
-    assert ids == ["00042", "7"]
-    assert fields == {
-        "year": [2020, 2021], "day": ["2020-01-02", "2021-01-02"], "price": [1.5, 2.0], "sold": [True, False],
-    }  # fmt: skip
-    content = lines(*objects(ID=["00042", "7"], day=["2020-01-02 10:00:00", "x"]))
-    ids, fields = read_rows(write(tmp_path, "r.jsonl", content), ["day"], 2)
-    assert (ids, fields) == (["00042", "7"], {"day": ["2020-01-02 10:00:00", "x"]})
-
-
-def test_fields_may_be_separated_by_semicolons(tmp_path):
-    path = write(tmp_path, "r.csv", "\ufeffid;lang\nd 0;en\nd 1;de, at\n")
-    assert read_rows(path, ["lang"], 2, None) == (["d 0", "d 1"], {"lang": ["en", "de, at"]})
-
-
-def test_rows_are_joined_to_vectors_by_id(tmp_path, told):
-    path = write(tmp_path, "r.csv", "id,year\nb,2\na,1\nc,3\n")
-    assert read_rows(path, ["year"], 2, ["a", "b"]) == (["a", "b"], {"year": [1, 2]})
-    assert any("1 of 3 have ids that are not wanted" in each for each in told())
-    with pytest.raises(DataError, match="lack 1 of 2 ids: z"):
-        read_rows(path, [], 2, ["a", "z"])
-    assert read_rows(None, [], 2, ["1", "2"]) == ([1, 2], {})
-    assert read_rows(None, [], 2, ["1", "02"]) == (["1", "02"], {})
-    assert read_rows(write(tmp_path, "r.csv", "year\n1\n2\n"), ["year"], 2, ["a", "b"]) == (
-        ["a", "b"],
-        {"year": [1, 2]},
-    )
-    assert any("has no column of ids among year" in each for each in told())
-
-
-@pytest.mark.parametrize("form", ["parquet", "jsonl", "faiss"])
-def test_index_finds_documents_under_the_ids_of_the_file(tmp_path, monkeypatch, capsys, form):
-    faiss = pytest.importorskip("faiss")
-    from smec_st import Compressor
-    from smec_st.cli import run
-
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(60, 8)).astype(np.float32)
-    Compressor.fit(vectors, dims=(4, 2), method="pca").save("small")
-    keys = [str(n) for n in range(100, 160)] if form == "faiss" else [f"0{n}" for n in range(60)]
-    if form == "parquet":
-        pq.write_table(pa.table({"document_id": keys, "emb": vectors.tolist()}), "v.parquet")
-    elif form == "jsonl":
-        write(tmp_path, "v.jsonl", lines(*objects(docid=keys, embedding=vectors.tolist())))
-    else:
-        index = faiss.IndexIDMap(faiss.IndexFlatIP(8))
-        index.add_with_ids(vectors, np.arange(100, 160))
-        faiss.write_index(index, "v.faiss")
-    np.save("q.npy", vectors[:3])
-    assert run(["index", "small", "--vectors", f"v.{form}", "--out", "i", "--head", "flat"]) == 0
-    assert run(["search", "i", "--queries", "q.npy", "--k", "1", "--json", "hits.json"]) == 0
-    hits = json.loads((tmp_path / "hits.json").read_text())
-    assert [str(row[0]["id"]) for row in hits] == keys[:3]
-
-
-def test_settings_in_yaml_know_numbers_with_an_exponent(tmp_path):
-    from smec_st.fitting.config import read_settings
-
-    path = write(tmp_path, "c.yaml", "learning_rate: 1e-3\nother: 2E+5\nname: 1e\nwhole: 10\n")
-    assert read_settings(path) == {"learning_rate": 0.001, "other": 2e5, "name": "1e", "whole": 10}
-
-
-def test_a_model_that_gives_int8_is_cast(tmp_path):
-    import torch
-
-    from smec_st.data.embedding import embed
-    from tiny_models import tiny_bert
-
-    class Rounded(torch.nn.Module):
-        def forward(self, features):
-            scaled = torch.round(torch.tanh(features["sentence_embedding"]) * 127)
-            return {**features, "sentence_embedding": scaled.to(torch.int8)}
-
-    model = tiny_bert(tmp_path)
-    model.append(Rounded())
-    codes = model.encode_document(["a b", "c"])
-    assert codes.dtype == np.int8
-    rows = embed(model, ["a b", "c"], "document")
-    assert rows.dtype == np.float32
-    np.testing.assert_allclose(rows, codes / np.linalg.norm(codes.astype(float), axis=1, keepdims=True), rtol=1e-5)

@@ -582,4 +582,4 @@ def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None,
 
 
 def _as_tuple(numbers: int | Sequence[int]) -> tuple[int, ...]:
-    return (numbers,) if isinstance(numbers, int) else tuple(numbers)
+    return tuple(numbers) if isinstance(numbers, Iterable) else (numbers,)

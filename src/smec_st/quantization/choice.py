@@ -152,7 +152,7 @@ def start_of_rounding(
         seed: Random seed.
 
     Returns:
-        The rotation of the rows or None, and the codec; or None where only floats, or nothing, take so many bytes.
+        The rotation of the rows or None, and the codec; None if no codec takes this number of bytes.
     """
     dims = sorted(sizes, reverse=True)
     asking = sample_rows(len(rows), seed, ASKING_ROWS)
