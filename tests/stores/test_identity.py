@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
 from smec_st.cli import run
-from smec_st.cli.fit import _run_key, _work_dir
+from smec_st.cli.unfinished import run_key, work_dir
 from smec_st.compressor import Compressor
 from smec_st.compressor.space import check_space
 from smec_st.data import DataError, load_collection, open_vectors
@@ -197,7 +197,7 @@ def test_a_finished_fit_leaves_the_unfinished_work_of_other_outputs(tmp_path):
     own = tmp_path / ".m.ba9876543210.unfinished"
     for path in (*others, own):
         path.mkdir()
-    with _work_dir(tmp_path / "m", key) as work:
+    with work_dir(tmp_path / "m", key) as work:
         work.mkdir()
     assert all(path.is_dir() for path in others)
     assert not own.exists()
@@ -211,8 +211,8 @@ def test_the_key_of_a_fit_covers_all_that_it_depends_on(small_collection, change
     folder = small_collection()
     collection = load_collection(folder, folder / "vectors.safetensors")
     asking, dev, settings = np.arange(3), collection.qrels["dev"], {"bytes": None}
-    key = _run_key(collection, asking, dev, settings)
-    assert key == _run_key(collection, asking, dev, settings)
+    key = run_key(collection, asking, dev, settings)
+    assert key == run_key(collection, asking, dev, settings)
     other = collection
     if change == "corpus":
         corpus = collection.corpus.copy()
@@ -227,7 +227,7 @@ def test_the_key_of_a_fit_covers_all_that_it_depends_on(small_collection, change
     asking = np.arange(4) if change == "asking" else asking
     settings = {"bytes": 8} if change == "settings" else settings
     dev = None if change == "dev" else dev
-    assert _run_key(other, asking, dev, settings) != key
+    assert run_key(other, asking, dev, settings) != key
 
 
 def test_memory_order_changes_no_key_and_no_fit(small_collection):
@@ -236,7 +236,7 @@ def test_memory_order_changes_no_key_and_no_fit(small_collection):
     folder = small_collection(width=32)
     collection = load_collection(folder, folder / "vectors.safetensors")
     other = dataclasses.replace(collection, corpus=np.asfortranarray(collection.corpus))
-    assert _run_key(other, np.arange(3), None, {}) == _run_key(collection, np.arange(3), None, {})
+    assert run_key(other, np.arange(3), None, {}) == run_key(collection, np.arange(3), None, {})
     fits = [Compressor.fit(each.corpus, dims=(8, 4), method="pca") for each in (collection, other)]
     assert fits[0].fingerprint == fits[1].fingerprint
     assert fits[0].info == fits[1].info

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import re
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,23 +19,18 @@ from smec_st.cli.options import (
     print_similarity,
     refuse_existing,
     thinking,
-    whole_numbers,
 )
+from smec_st.cli.unfinished import run_key, work_dir
 from smec_st.evaluation.limits import INDEXES
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from smec_st.cli.inputs import Inputs
     from smec_st.compressor import Compressor
-    from smec_st.data import Collection, Qrels
+    from smec_st.data import Collection
     from smec_st.data.synthetic import Cut
     from smec_st.evaluation.limits import Limit
-    from smec_st.evaluation.target import Target
 
 FAILED = 1
-KEY_LENGTH = 12
-JUDGED = ("queries", "documents", "grades")
-SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner product rank alike
 
 
 @click.command()
@@ -99,9 +89,9 @@ def fit(
 ) -> None:
     """Fit a compressor on a collection's vectors, score it, and save it.
 
-    With --target, the dev queries (a fifth of the training queries where there are none) are kept for choosing the
-    size, and the fit sees nothing of them. With --fits or --ram they measure what the choice costs, unless there is a
-    test split.
+    With --target, the dev queries are kept for choosing the size, and the fit sees nothing of them; where there are
+    none, a fifth of the training queries, at least 20, takes their place. With --fits or --ram they measure what the
+    choice costs, unless there is a test split.
     """
     from smec_st.system.errors import DataError
 
@@ -111,26 +101,18 @@ def fit(
         raise DataError("--synthetic makes queries from texts: give the --model that embeds them.")
     with thinking("reading"):
         # Errors in the input appear before torch is loaded, which takes seconds.
-        settings = _settings(config, dims, seed, method)
-        aim = _target(target)
-        limit, budgets = _limit(fits, ram, documents), _budgets(bytes_, ram)
-        from smec_st.data import add_synthetic_queries, load_collection
+        from smec_st.cli.inputs import Goal, Inputs, read_options, refuse_lengths
+        from smec_st.data import load_collection
 
+        settings = read_options(config, dims, seed, method)
+        goal = Goal.of(bytes_, fits, ram, documents, target)
         collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
         if similarity == "dot":
-            _refuse_lengths(collection)
-        split = next((name for name in ("test", "dev", "train") if name in collection.qrels), None)
+            refuse_lengths(collection)
         if report:
             _check_report(collection)
-        budgets = _bytes_to_try(budgets, limit, aim is not None, settings, collection.corpus.shape[1])
-        train, dev, kept = _judgements(collection, no_labels, aim is not None, limit is not None)
-        unlabelled = _may_be_read(collection, train)
-        labels = None if no_labels else train
-        fitted_on = dataclasses.replace(collection, qrels={} if labels is None else {"train": labels})
-        if synthetic is not None:
-            assert model is not None
-            fitted_on = add_synthetic_queries(fitted_on, model, synthetic)
-            labels = fitted_on.qrels["train"]
+        budgets = goal.bytes_to_try(settings, collection.corpus.shape[1])
+        inputs = Inputs.of(collection, goal, not no_labels, synthetic, model)
     with thinking("loading"):
         from smec_st.compressor import Compressor
         from smec_st.compressor.scoring import score_compressor
@@ -138,21 +120,22 @@ def fit(
         from smec_st.evaluation.target import choose_size
         from smec_st.system.files import new_folder
         from smec_st.system.locks import write_lock
-    given = {**settings, "method": method, "bytes": budgets, "limit": limit, "labels": not no_labels}
-    key = _run_key(fitted_on, unlabelled, dev, given)
-    with _quiet_labels(), write_lock(out), _work_dir(out, key) as work:
+    training, split = inputs.training, inputs.scored
+    given = {**settings, "method": method, "bytes": budgets, "limit": goal.limit, "labels": not no_labels}
+    key = run_key(training, inputs.unlabelled, inputs.dev, given)
+    with _quiet_labels(), write_lock(out), work_dir(out, key) as work:
         refuse_existing(out)  # another process may have finished it meanwhile
         compressor = Compressor.fit(
-            fitted_on.corpus,
-            fitted_on.queries,
-            labels,
+            training.corpus,
+            training.queries,
+            training.qrels.get("train"),
             model=model,
-            dev_qrels=None if no_labels else dev,
-            unlabelled_queries=unlabelled,
-            own_document=fitted_on.own_document,
-            backbone=fitted_on.backbone,
+            dev_qrels=inputs.dev,
+            unlabelled_queries=inputs.unlabelled,
+            own_document=training.own_document,
+            backbone=training.backbone,
             bytes=budgets or None,
-            limit=limit,
+            limit=goal.limit,
             method=method,
             work_dir=work,
             progress=sys.stderr.isatty(),
@@ -160,11 +143,12 @@ def fit(
         )
         title = f"{collection.name} ({split})"
         rows = [] if split is None else score_compressor(compressor, collection, split)
-        if aim is not None:
-            assert kept is not None
-            choice = choose_size(aim, compressor, collection, kept, limit=limit)
+        choice = None
+        if goal.target is not None:
+            assert inputs.kept is not None
+            choice = choose_size(goal.target, compressor, collection, inputs.kept, limit=goal.limit)
             compressor.info["target"] = choice.to_dict()
-        _measure_costs(compressor, collection, collection.qrels.get("test", kept), no_labels)
+        _measure_costs(compressor, inputs, no_labels)
         with new_folder(out) as draft:
             compressor.write_into(draft)
             if rows:
@@ -174,91 +158,27 @@ def fit(
         print_similarity(collection)
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
-    _print_decisions(compressor, None if budgets else limit)
-    if aim is not None:
+    _print_decisions(compressor, None if budgets else goal.limit)
+    if choice is not None:
         click.echo("\n".join(map(str, (*choice.tests, choice))))
     click.echo(f"{compressor}\nsaved to {out}")
     if report:
         from smec_st.report import write_page
 
         write_page(compressor, collection, out / "report.html", split or "", data, progress=sys.stderr.isatty())
-    if aim is not None and choice.smallest is None:
+    if choice is not None and choice.smallest is None:
         raise click.exceptions.Exit(FAILED)
 
 
-def _refuse_lengths(collection: Collection) -> None:
-    """Refuse to fit to inner products where lengths count."""
-    from smec_st.data.vectors import length_range
-    from smec_st.system.errors import DataError
-
-    shortest, longest = length_range(collection.corpus)
-    if longest > shortest * SAME_LENGTH:
-        raise DataError(
-            f"--similarity dot: a fit compares by cosine, and the documents are {shortest:.3g} to {longest:.3g} long. "
-            "Leave the option out to fit all the same, and multiply each compressed document by its length: it ranks "
-            "nearly as its model; `evaluate --similarity dot` scores the original as its model."
-        )
-
-
-def _judgements(
-    collection: Collection, no_labels: bool, by_target: bool, by_limit: bool
-) -> tuple[Qrels | None, Qrels | None, Qrels | None]:
-    """Judgements that train, that choose (dev), and that neither train nor choose, so that they can tell the outcome.
-
-    Without labels none need be there, and those that are there tell. A target, or a limit without a test split, keeps
-    the dev queries for telling, or else a fifth of the training queries.
-    """
-    from smec_st.data.qrels import MIN_HELD_OUT
-    from smec_st.system.errors import DataError, count
-
-    train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
-    if not no_labels:
-        if train is None:
-            raise DataError(f"{collection.name} has no train split to learn from. Use --no-labels to fit without one.")
-        _tell_what_is_shared(collection, train)
-        train = collection.judged("train")
-    if not by_target and not (by_limit and "test" not in collection.qrels):
-        return train, dev, (train if dev is None else dev) if no_labels else None
-    kept = dev
-    if dev is None and train is not None:
-        rest, kept = train.hold_out(0.2, seed=0)
-        train = train if kept is None else rest
-    if kept is None and by_target:
-        judged = 0 if train is None else len(train.query_rows)
-        has = count(judged, "judged training query", "judged training queries")
-        raise DataError(
-            f"--target chooses by the judged queries of a dev split, or by a fifth of at least {2 * MIN_HELD_OUT} "
-            f"judged training queries; {collection.name} has no dev split and {has}."
-        )
-    return train, None, kept
-
-
-def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
-    """Say how many judgements of another split are trained on: the scores of that split are no test then."""
-    import numpy as np
-
-    from smec_st.system.errors import count, tell
-
-    def numbers(qrels: Qrels) -> np.ndarray:
-        found: np.ndarray = qrels.pairs[:, 0] * len(collection.corpus) + qrels.pairs[:, 1]
-        return found
-
-    for split, qrels in collection.qrels.items():
-        shared = 0 if split == "train" else len(np.intersect1d(numbers(train), numbers(qrels)))
-        if shared:
-            what, verb = count(shared, "judgement"), "is" if shared == 1 else "are"
-            tell(f"{what} of the {split} split of {collection.name} {verb} in its train split as well.")
-
-
-def _measure_costs(compressor: Compressor, collection: Collection, unread: Qrels | None, no_labels: bool) -> None:
+def _measure_costs(compressor: Compressor, inputs: Inputs, no_labels: bool) -> None:
     """Record what each chosen way to store documents costs, by queries that have neither trained nor chosen it."""
     from smec_st.evaluation.target import measure_cost
 
-    if unread is None and not no_labels:
+    if inputs.unread is None and not no_labels:
         return  # neighbours cannot tell: labels move them on purpose
     chosen = [head for head in compressor.heads if "for_bytes" in head.info]
     if chosen:
-        compressor.info["costs"] = [measure_cost(head, collection, unread).to_dict() for head in chosen]
+        compressor.info["costs"] = [measure_cost(head, inputs.collection, inputs.unread).to_dict() for head in chosen]
 
 
 def _print_decisions(compressor: Compressor, limit: Limit | None) -> None:
@@ -288,99 +208,6 @@ def _check_report(collection: Collection) -> None:
         raise DataError(f"--report scores queries, and {collection.name} has no judgements.")
 
 
-def _may_be_read(collection: Collection, train: Qrels | None) -> np.ndarray:
-    """Return the queries that may be read without judgements: those of training, and unjudged ones, ``(q,)``."""
-    import numpy as np
-
-    judged = [np.empty(0, dtype=np.int64), *(qrels.query_rows for qrels in collection.qrels.values())]
-    free = np.setdiff1d(np.arange(len(collection.queries)), np.concatenate(judged))
-    return free if train is None else np.union1d(free, train.query_rows)
-
-
-def _target(text: str | None) -> Target | None:
-    if text is None:
-        return None
-    from smec_st.evaluation.target import Target
-
-    return Target.parse(text)
-
-
-def _limit(fits: str | None, ram: str | None, documents: str | None) -> Limit | None:
-    """What documents must fit; None when nothing was said."""
-    from smec_st.evaluation.limits import Limit
-
-    limit = Limit.of(fits, ram, documents)
-    return None if limit == Limit() else limit
-
-
-def _budgets(text: str | None, ram: str | None) -> tuple[int, ...]:
-    """Bytes per document that are asked for."""
-    from smec_st.system.errors import DataError
-
-    if text is not None and ram is not None:
-        raise DataError("give either --bytes or --ram with --documents.")
-    budgets = () if text is None else whole_numbers(text, "--bytes")
-    if any(budget < 1 for budget in budgets):
-        raise DataError(f"--bytes must be 1 or more, got {text}.")
-    return tuple(dict.fromkeys(budgets))
-
-
-def _bytes_to_try(
-    budgets: tuple[int, ...], limit: Limit | None, by_target: bool, settings: Mapping[str, Any], width: int
-) -> tuple[int, ...]:
-    """What was asked for, or, to reach a target, a byte per four numbers of each size and what the memory leaves.
-
-    What fits nothing is refused here, before a fit that takes minutes.
-    """
-    from smec_st.evaluation.limits import Limit
-    from smec_st.quantization.pairs import pairs_in, pairs_to_try
-    from smec_st.stages import default_dims
-
-    sizes, given = settings.get("dims") or default_dims(width), limit or Limit()
-    if limit is not None:
-        for budget in budgets or (None,):
-            pairs_to_try(sizes, sizes, limit, budget)
-    if budgets or not by_target:
-        return budgets
-    counts = {size // 4 for size in sizes if size >= 8}
-    if given.bytes <= 4 * max(sizes):
-        counts.add(int(given.bytes))
-    # Only sizes that are trained: which sizes between them are served as well is not known before the fit.
-    allowed = [count for count in counts if any(map(given.allows, pairs_in(count, sizes, ())))]
-    return tuple(sorted(allowed, reverse=True))
-
-
-def _settings(config: Path | None, dims: str | None, seed: int | None, method: str) -> dict[str, Any]:
-    from smec_st.fitting.config import METHODS, FitConfig, read_settings
-    from smec_st.system.errors import DataError
-
-    settings = read_settings(config) if config is not None else {}
-    if dims is not None:
-        settings["dims"] = whole_numbers(dims, "--dims")
-    elif isinstance(settings.get("dims"), list):
-        settings["dims"] = tuple(settings["dims"])
-    if seed is not None:
-        settings["seed"] = seed
-    if method not in METHODS:
-        raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
-    FitConfig.from_dict({**METHODS[method], **settings})  # refuses what is wrong by itself, whatever the vectors
-    return settings
-
-
-def _run_key(collection: Collection, unlabelled: np.ndarray, dev: Qrels | None, settings: dict[str, Any]) -> str:
-    """Hash all that a fit depends on: an unfinished run is only continued with the very same input."""
-    from smec_st import __version__
-    from smec_st.data.vectors import hash_rows
-
-    known = [__version__, sorted(collection.qrels), dev is not None, dict(collection.backbone), settings]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
-    judged = [collection.qrels[name] for name in sorted(collection.qrels)]
-    arrays = [getattr(qrels, name) for qrels in (*judged, *([] if dev is None else [dev])) for name in JUDGED]
-    for array in (*arrays, collection.corpus, collection.queries, collection.own_document, unlabelled):
-        hash_rows(digest, array)
-    return digest.hexdigest()[:KEY_LENGTH]
-
-
 @contextmanager
 def _quiet_labels() -> Iterator[None]:
     """Hide the warning about unused labels: the decision is printed below the table instead."""
@@ -391,31 +218,3 @@ def _quiet_labels() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LabelsWarning)
         yield
-
-
-@contextmanager
-def _work_dir(out: Path, key: str) -> Iterator[Path]:
-    """Yield a folder for checkpoints next to ``out``; it is removed unless the run is interrupted."""
-    work = out.with_name(f".{out.name}.{key}.unfinished")
-    if _has_progress(work):
-        click.echo(f"continuing the unfinished run in {work}", err=True)
-    try:
-        yield work
-    except BaseException as error:
-        if not _has_progress(work):
-            shutil.rmtree(work, ignore_errors=True)
-        if type(error).__name__ == "SafetensorError":  # a checkpoint, on a full disk
-            from smec_st.system.errors import DataError, one_line
-
-            raise DataError(f"cannot write {work}: {one_line(error)}") from error
-        raise
-    # Runs of other outputs may have names that begin with this one.
-    own = re.compile(re.escape(f".{out.name}.") + f"[0-9a-f]{{{KEY_LENGTH}}}" + re.escape(".unfinished"))
-    stale = [path for path in out.absolute().parent.iterdir() if own.fullmatch(path.name)]
-    for path in (work, *stale):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _has_progress(work: Path) -> bool:
-    """Return whether a run can be continued: a candidate was chosen, or a stage has a checkpoint."""
-    return any(any(work.rglob(name)) for name in ("decision.json", "stage-*/final", "stage-*/checkpoint-*"))

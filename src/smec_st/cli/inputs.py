@@ -1,0 +1,221 @@
+"""What ``smec-st fit`` is asked for, and what it reads: settings, a goal, and judgements for each purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smec_st.cli.options import whole_numbers
+from smec_st.data import Collection, Qrels
+from smec_st.data.qrels import MIN_HELD_OUT
+from smec_st.data.vectors import length_range
+from smec_st.evaluation.limits import Limit
+from smec_st.system.errors import DataError, count, tell
+
+if TYPE_CHECKING:
+    from smec_st.data.synthetic import Cut
+    from smec_st.evaluation.target import Target
+
+SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner product rank alike
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How small stored vectors shall be.
+
+    Attributes:
+        budgets: Bytes per document that are asked for.
+        limit: What an index takes, or what fits into a memory; None when nothing was said.
+        target: The quality that the fewest bytes shall keep, if any.
+    """
+
+    budgets: tuple[int, ...]
+    limit: Limit | None
+    target: Target | None
+
+    @classmethod
+    def of(
+        cls,
+        bytes_: str | None = None,
+        fits: str | None = None,
+        ram: str | None = None,
+        documents: str | None = None,
+        target: str | None = None,
+    ) -> Goal:
+        """Read the options of the same names.
+
+        Raises:
+            DataError: If one cannot be read, or two of them exclude each other.
+        """
+        from smec_st.evaluation.target import Target
+
+        if bytes_ is not None and ram is not None:
+            raise DataError("give either --bytes or --ram with --documents.")
+        aim = None if target is None else Target.parse(target)
+        limit = Limit.of(fits, ram, documents)
+        budgets = () if bytes_ is None else whole_numbers(bytes_, "--bytes")
+        if any(budget < 1 for budget in budgets):
+            raise DataError(f"--bytes must be 1 or more, got {bytes_}.")
+        return cls(tuple(dict.fromkeys(budgets)), None if limit == Limit() else limit, aim)
+
+    def bytes_to_try(self, settings: Mapping[str, Any], width: int) -> tuple[int, ...]:
+        """Return the bytes that were asked for, or those to try for a target.
+
+        For a target these are a byte per four numbers of each size, and what the memory leaves.
+
+        Raises:
+            DataError: If nothing fits: it is refused before a fit that takes minutes.
+        """
+        from smec_st.quantization.pairs import pairs_in, pairs_to_try
+        from smec_st.stages import default_dims
+
+        sizes, limit = settings.get("dims") or default_dims(width), self.limit or Limit()
+        if self.limit is not None:
+            for budget in self.budgets or (None,):
+                pairs_to_try(sizes, sizes, limit, budget)
+        if self.budgets or self.target is None:
+            return self.budgets
+        counts = {size // 4 for size in sizes if size >= 8}
+        if limit.bytes <= 4 * max(sizes):
+            counts.add(int(limit.bytes))
+        # Only sizes that are trained: which sizes between them are served as well is not known before the fit.
+        allowed = [number for number in counts if any(map(limit.allows, pairs_in(number, sizes, ())))]
+        return tuple(sorted(allowed, reverse=True))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A collection, and what of it a fit may see.
+
+    Attributes:
+        collection: All that was read.
+        training: The same with no judgements but those that are trained on, made ones included.
+        dev: Judgements that choose what is trained.
+        kept: Judgements that neither train nor choose, so that they can tell the outcome.
+        unlabelled: Queries that may be read without their judgements, ``(q,)``.
+    """
+
+    collection: Collection
+    training: Collection
+    dev: Qrels | None
+    kept: Qrels | None
+    unlabelled: np.ndarray
+
+    @classmethod
+    def of(
+        cls, collection: Collection, goal: Goal, labels: bool, synthetic: Cut | None = None, model: str | None = None
+    ) -> Inputs:
+        """Share out the judgements of a collection.
+
+        Args:
+            collection: The collection.
+            goal: A target, or a limit without a test split, keeps queries for telling the outcome.
+            labels: Whether judgements may train and choose.
+            synthetic: Part of a document that is made a query, if any.
+            model: The model that embeds such queries.
+        """
+        limited = goal.limit is not None and "test" not in collection.qrels
+        train, dev, kept = _judgements(collection, labels, goal.target is not None, limited)
+        unlabelled = _may_be_read(collection, train)
+        judged = {"train": train} if labels and train is not None else {}
+        training = dataclasses.replace(collection, qrels=judged)
+        if synthetic is not None:
+            from smec_st.data import add_synthetic_queries
+
+            assert model is not None
+            training = add_synthetic_queries(training, model, synthetic)
+        return cls(collection, training, dev if labels else None, kept, unlabelled)
+
+    @property
+    def scored(self) -> str | None:
+        """The split that the report scores: test, else dev, else train."""
+        return next((name for name in ("test", "dev", "train") if name in self.collection.qrels), None)
+
+    @property
+    def unread(self) -> Qrels | None:
+        """Judgements that neither trained nor chose."""
+        return self.collection.qrels.get("test", self.kept)
+
+
+def read_options(config: Path | None, dims: str | None, seed: int | None, method: str) -> dict[str, Any]:
+    """Read the settings of a fit that differ from the defaults, and check them as far as that goes without vectors."""
+    from smec_st.fitting.config import METHODS, FitConfig, read_settings
+
+    settings = read_settings(config) if config is not None else {}
+    if dims is not None:
+        settings["dims"] = whole_numbers(dims, "--dims")
+    elif isinstance(settings.get("dims"), list):
+        settings["dims"] = tuple(settings["dims"])
+    if seed is not None:
+        settings["seed"] = seed
+    if method not in METHODS:
+        raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
+    FitConfig.from_dict({**METHODS[method], **settings})  # refuses what is wrong by itself, whatever the vectors
+    return settings
+
+
+def refuse_lengths(collection: Collection) -> None:
+    """Refuse to fit to inner products where lengths count."""
+    shortest, longest = length_range(collection.corpus)
+    if longest > shortest * SAME_LENGTH:
+        raise DataError(
+            f"--similarity dot: a fit compares by cosine, and the documents are {shortest:.3g} to {longest:.3g} long. "
+            "Leave the option out to fit all the same, and multiply each compressed document by its length: it ranks "
+            "nearly as its model; `evaluate --similarity dot` scores the original as its model."
+        )
+
+
+def _judgements(
+    collection: Collection, labels: bool, by_target: bool, by_limit: bool
+) -> tuple[Qrels | None, Qrels | None, Qrels | None]:
+    """Judgements that train, that choose (dev), and that neither train nor choose, so that they can tell the outcome.
+
+    Without labels none need be there, and those that are there tell. A target, or a limit without a test split, keeps
+    the dev queries for telling, or else a fifth of the training queries.
+    """
+    train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
+    if labels:
+        if train is None:
+            raise DataError(f"{collection.name} has no train split to learn from. Use --no-labels to fit without one.")
+        _tell_what_is_shared(collection, train)
+        train = collection.judged("train")
+    if not by_target and not by_limit:
+        return train, dev, None if labels else train if dev is None else dev
+    kept = dev
+    if dev is None and train is not None:
+        rest, kept = train.hold_out(0.2, seed=0)
+        train = train if kept is None else rest
+    if kept is None and by_target:
+        judged = 0 if train is None else len(train.query_rows)
+        has = count(judged, "judged training query", "judged training queries")
+        raise DataError(
+            f"--target chooses by the judged queries of a dev split, or by a fifth of at least {2 * MIN_HELD_OUT} "
+            f"judged training queries; {collection.name} has no dev split and {has}."
+        )
+    return train, None, kept
+
+
+def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:
+    """Say how many judgements of another split are trained on: the scores of that split are no test then."""
+
+    def numbers(qrels: Qrels) -> np.ndarray:
+        found: np.ndarray = qrels.pairs[:, 0] * len(collection.corpus) + qrels.pairs[:, 1]
+        return found
+
+    for split, qrels in collection.qrels.items():
+        shared = 0 if split == "train" else len(np.intersect1d(numbers(train), numbers(qrels)))
+        if shared:
+            what, verb = count(shared, "judgement"), "is" if shared == 1 else "are"
+            tell(f"{what} of the {split} split of {collection.name} {verb} in its train split as well.")
+
+
+def _may_be_read(collection: Collection, train: Qrels | None) -> np.ndarray:
+    """Return the queries that may be read without judgements: those of training, and unjudged ones, ``(q,)``."""
+    judged = [np.empty(0, dtype=np.int64), *(qrels.query_rows for qrels in collection.qrels.values())]
+    free = np.setdiff1d(np.arange(len(collection.queries)), np.concatenate(judged))
+    return free if train is None else np.union1d(free, train.query_rows)
