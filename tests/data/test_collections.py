@@ -112,7 +112,7 @@ def cut(name, key):
         (lambda folder: (folder / "corpus.jsonl").unlink(), "no such file: .*corpus.jsonl"),
         (lambda folder: (folder / "queries.jsonl").unlink(), "no such file: .*queries.jsonl"),
         (lambda folder: (folder / "vectors.safetensors").unlink(), "no such file: .*vectors.safetensors"),
-        (append("corpus.jsonl", '{"_id": '), r"corpus.jsonl, line 301: not JSON \("),
+        (append("corpus.jsonl", '{"_id": '), r"corpus.jsonl, line 301 is not JSON: "),
         (append("corpus.jsonl", '["d300"]'), "corpus.jsonl, line 301: not a JSON object"),
         (append("corpus.jsonl", '{"id": "d300"}'), "the corpus of toy, record 301: lacks `_id`"),
         (append("corpus.jsonl", '{"_id": "d12"}'), "the corpus of toy repeats the id d12"),
@@ -186,7 +186,7 @@ def test_read_jsonl_skips_blank_lines_and_counts_them(tmp_path):
     path.write_text(json.dumps({"_id": 1}) + "\n\n  \n" + json.dumps({"_id": 2}) + "\n{\n")
     records = read_jsonl(path)
     assert [next(records)["_id"], next(records)["_id"]] == [1, 2]
-    with pytest.raises(DataError, match="line 5: not JSON"):
+    with pytest.raises(DataError, match="line 5 is not JSON"):
         next(records)
 
 
@@ -194,7 +194,7 @@ def test_load_collection_names_a_line_that_is_not_utf_8(small_collection):
     folder = small_collection()
     with (folder / "corpus.jsonl").open("ab") as file:
         file.write(b'{"_id": "a\xff"}\n')
-    with pytest.raises(DataError, match="corpus.jsonl, line 301: not JSON"):
+    with pytest.raises(DataError, match="corpus.jsonl, line 301 is not JSON"):
         load_collection(folder, folder / "vectors.safetensors")
 
 

@@ -226,7 +226,7 @@ def test_a_failed_request_of_a_batch_is_refused(tmp_path):
 
 
 def test_deep_json_is_refused_in_one_line(tmp_path):
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="nested too deeply"):
         open_vectors(write(tmp_path, "v.json", "[" * 100_000))
 
 

@@ -232,7 +232,7 @@ BAD = {
     "unknown": (text("v.bin", "x"), "got .bin"),
     "empty folder": (lambda p, v: p, "neither parquet files nor a saved dataset"),
     "no lines": (text("v.jsonl", "\n"), "has no rows"),
-    "broken line": (text("v.jsonl", "[1.0, 2.0]\n[1.0,"), "line 2: not JSON"),
+    "broken line": (text("v.jsonl", "[1.0, 2.0]\n[1.0,"), "line 2 is not JSON"),
     "other width": (text("v.jsonl", "[1.0, 2.0]\n[1.0]"), "line 2: 1 wide, the first is 2"),
     "words": (text("v.jsonl", '["a", "b"]'), "line 1: not a vector of floats"),
     "bad base64": (text("v.jsonl", '{"embedding": "@@@"}'), "line 1: not a vector of floats"),

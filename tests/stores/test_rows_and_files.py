@@ -246,7 +246,7 @@ def test_a_lost_line_of_several_vectors_is_refused(tmp_path, vectors):
     lines = [json.dumps({"embeddings": vectors[at : at + 5].tolist()}) for at in range(0, 50, 5)]
     lines[3] = lines[3][:-30]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    with pytest.raises(DataError, match="line 4: not JSON"):
+    with pytest.raises(DataError, match="line 4 is not JSON"):
         list(open_vectors(tmp_path / "in.jsonl").batches())
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from smec_st.system.errors import DataError, one_line
+from smec_st.system.errors import DataError, one_line, parse_json
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -31,14 +30,6 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is not readable: {one_line(error)}") from error
-
-
-def parse_json(data: bytes, where: str) -> Any:
-    """Parse JSON from bytes, so that a byte order mark is skipped and invalid UTF-8 is a clear error too."""
-    try:
-        return json.loads(data.removeprefix(b"\xef\xbb\xbf"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({one_line(error)}).") from error
 
 
 def open_binary(path: Path) -> IO[bytes]:

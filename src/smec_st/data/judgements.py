@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from smec_st.data.ids import find_rows, id_text, plain_name
-from smec_st.data.jsonl import open_binary, parse_json, plain_suffix, read_jsonl
+from smec_st.data.jsonl import open_binary, plain_suffix, read_jsonl
 from smec_st.data.sources.cells import csv_rows
 from smec_st.data.sources.columns import SHARD
-from smec_st.system.errors import DataError, count, one_line, some, tell
+from smec_st.system.errors import DataError, count, one_line, parse_json, some, tell
 
 Triple = tuple[str, str, float]  # query id, document id, grade
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from smec_st.data.ids import find_id, id_text, join_by_id
-from smec_st.data.jsonl import open_binary, parse_json, plain_suffix, read_jsonl
+from smec_st.data.jsonl import open_binary, plain_suffix, read_jsonl
 from smec_st.data.sources.cells import csv_rows
-from smec_st.system.errors import DataError, one_line, some, tell
+from smec_st.system.errors import DataError, one_line, parse_json, some, tell
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")

@@ -33,14 +33,14 @@ def parse_json(content: str | bytes, name: str) -> Any:
     """Parse JSON.
 
     Args:
-        content: The text; bytes are UTF-8.
+        content: The text; bytes are UTF-8, with or without a byte order mark.
         name: What the error message calls it, for instance a file.
 
     Raises:
         DataError: If it is not JSON, or nested more deeply than Python can follow.
     """
     try:
-        return json.loads(content)
+        return json.loads(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
     except ValueError as error:  # invalid UTF-8 as well
         raise DataError(f"{name} is not JSON: {one_line(error)}") from error
     except RecursionError as error:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.codes import parse_cells, parse_vector
-from smec_st.data.jsonl import open_binary, parse_json
+from smec_st.data.jsonl import open_binary
 from smec_st.data.sources.answers import Item, find_vectors
 from smec_st.data.sources.batch import Batch, file_state, sidecar_record
 from smec_st.data.sources.cells import Cells, csv_items
-from smec_st.system.errors import DataError, one_line
+from smec_st.system.errors import DataError, one_line, parse_json
 
 Items = Callable[[], Iterator[Item]]
 SAMPLE = 1000  # rows among which the first one that can be read tells the width
