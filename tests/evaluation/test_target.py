@@ -90,9 +90,9 @@ def test_lossless_at_full_width_is_the_original_itself(collection):
     assert choice.tests[0].low == pytest.approx(0, abs=1e-12)
 
 
-def _fit(folder, out, target):
+def _fit(folder, out, target, *more):
     return run(["fit", "--data", str(folder), "--vectors", str(folder / "vectors.safetensors"), "--method", "pca",
-                "--dims", "12,6,2", "--out", str(out), "--target", target])  # fmt: skip
+                "--dims", "12,6,2", "--out", str(out), "--target", target, *more])  # fmt: skip
 
 
 def test_command_names_the_size_and_says_what_was_tested(collection_dir, tmp_path, capsys):
@@ -338,12 +338,30 @@ def test_budgets_that_make_no_sense_are_refused(given, match):
 
 def test_queries_that_choose_the_size_train_nothing(collection_dir, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(Compressor, "fit", classmethod(lambda cls, *args, **kwargs: seen.update(args=args, **kwargs)))
+    names = ("method", "table", "train", "dev")
+    monkeypatch.setattr(
+        "smec_st.fitting.fit.fit_maps", lambda *given, **_: seen.update(zip(names, given, strict=False))
+    )
     with pytest.raises(AttributeError):  # nothing was fitted
         _fit(collection_dir, tmp_path / "out", "lossless")
-    dev = load_collection(collection_dir, collection_dir / "vectors.safetensors").qrels["dev"]
-    assert seen["dev_qrels"] is None
-    assert not np.isin(seen["args"][2].query_rows, dev.query_rows).any()
+    kept = load_collection(collection_dir, collection_dir / "vectors.safetensors").qrels["dev"]
+    assert not np.isin(seen["train"].query_rows, kept.query_rows).any()
+    assert not np.isin(seen["dev"].query_rows, kept.query_rows).any()
+
+
+@pytest.mark.parametrize("limit", [None, Limit("pgvector", bytes=32)])
+def test_a_fit_in_python_answers_as_the_command_does(collection_dir, tmp_path, limit):
+    collection = load_collection(collection_dir, collection_dir / "vectors.safetensors")
+    more = [] if limit is None else ["--fits", "pgvector", "--ram", "32KB", "--documents", "1000"]
+    _fit(collection_dir, tmp_path / "out", "lossless", *more)
+    qrels, given = collection.qrels, Compressor.load(tmp_path / "out").info
+    here = Compressor.fit(
+        collection.corpus, collection.queries, qrels["train"], dev_qrels=qrels["dev"], target="lossless", limit=limit,
+        unlabelled_queries=qrels["train"].query_rows, own_document=collection.own_document, method="pca",
+        dims=(12, 6, 2),
+    )  # fmt: skip
+    assert here.info["target"] == given["target"]
+    assert Choice.from_dict(here.info["target"]).to_dict() == here.info["target"]
 
 
 def test_a_choice_by_few_queries_says_that_they_are_too_few(collection):

@@ -111,17 +111,16 @@ def fit(
             refuse_lengths(collection)
         if report:
             _check_report(collection)
-        budgets = goal.bytes_to_try(settings, collection.corpus.shape[1])
         inputs = Inputs.of(collection, goal, not no_labels, synthetic, model)
     with thinking("loading"):
         from smec_st.compressor import Compressor
         from smec_st.compressor.scoring import score_compressor
         from smec_st.evaluation.report import print_rows, write_report
-        from smec_st.evaluation.target import choose_size
+        from smec_st.evaluation.target import Choice
         from smec_st.system.files import new_folder
         from smec_st.system.locks import write_lock
     training, split = inputs.training, inputs.scored
-    given = {**settings, "method": method, "bytes": budgets, "limit": goal.limit, "labels": not no_labels}
+    given = {**settings, "method": method, "goal": goal, "labels": not no_labels}
     key = run_key(training, inputs.unlabelled, inputs.dev, given)
     with _quiet_labels(), write_lock(out), work_dir(out, key) as work:
         refuse_existing(out)  # another process may have finished it meanwhile
@@ -130,12 +129,13 @@ def fit(
             training.queries,
             training.qrels.get("train"),
             model=model,
-            dev_qrels=inputs.dev,
+            dev_qrels=inputs.dev if goal.target is None else inputs.kept,
             unlabelled_queries=inputs.unlabelled,
             own_document=training.own_document,
             backbone=training.backbone,
-            bytes=budgets or None,
+            bytes=goal.budgets or None,
             limit=goal.limit,
+            target=goal.target,
             method=method,
             work_dir=work,
             progress=sys.stderr.isatty(),
@@ -143,11 +143,6 @@ def fit(
         )
         title = f"{collection.name} ({split})"
         rows = [] if split is None else score_compressor(compressor, collection, split)
-        choice = None
-        if goal.target is not None:
-            assert inputs.kept is not None
-            choice = choose_size(goal.target, compressor, collection, inputs.kept, limit=goal.limit)
-            compressor.info["target"] = choice.to_dict()
         _measure_costs(compressor, inputs, no_labels)
         with new_folder(out) as draft:
             compressor.write_into(draft)
@@ -158,7 +153,8 @@ def fit(
         print_similarity(collection)
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
-    _print_decisions(compressor, None if budgets else goal.limit)
+    _print_decisions(compressor, None if goal.budgets else goal.limit)
+    choice = None if goal.target is None else Choice.from_dict(compressor.info["target"])
     if choice is not None:
         click.echo("\n".join(map(str, (*choice.tests, choice))))
     click.echo(f"{compressor}\nsaved to {out}")

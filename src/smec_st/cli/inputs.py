@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,11 @@ from smec_st.data import Collection, Qrels
 from smec_st.data.qrels import MIN_HELD_OUT
 from smec_st.data.vectors import length_range
 from smec_st.evaluation.limits import Limit
+from smec_st.evaluation.target import Target, hold_out_for_test
 from smec_st.system.errors import DataError, count, tell
 
 if TYPE_CHECKING:
     from smec_st.data.synthetic import Cut
-    from smec_st.evaluation.target import Target
 
 SAME_LENGTH = 1.01  # longest by shortest document up to which cosine and inner product rank alike
 
@@ -31,12 +30,12 @@ class Goal:
     Attributes:
         budgets: Bytes per document that are asked for.
         limit: What an index takes, or what fits into a memory; None when nothing was said.
-        target: The quality that the fewest bytes shall keep, if any.
+        target: The quality that the fewest bytes shall keep, if any; see :class:`~smec_st.evaluation.target.Target`.
     """
 
     budgets: tuple[int, ...]
     limit: Limit | None
-    target: Target | None
+    target: str | None
 
     @classmethod
     def of(
@@ -52,40 +51,15 @@ class Goal:
         Raises:
             DataError: If one cannot be read, or two of them exclude each other.
         """
-        from smec_st.evaluation.target import Target
-
         if bytes_ is not None and ram is not None:
             raise DataError("give either --bytes or --ram with --documents.")
-        aim = None if target is None else Target.parse(target)
+        if target is not None:
+            Target.parse(target)
         limit = Limit.of(fits, ram, documents)
         budgets = () if bytes_ is None else whole_numbers(bytes_, "--bytes")
         if any(budget < 1 for budget in budgets):
             raise DataError(f"--bytes must be 1 or more, got {bytes_}.")
-        return cls(tuple(dict.fromkeys(budgets)), None if limit == Limit() else limit, aim)
-
-    def bytes_to_try(self, settings: Mapping[str, Any], width: int) -> tuple[int, ...]:
-        """Return the bytes that were asked for, or those to try for a target.
-
-        For a target these are a byte per four numbers of each size, and what the memory leaves.
-
-        Raises:
-            DataError: If nothing fits: it is refused before a fit that takes minutes.
-        """
-        from smec_st.quantization.pairs import pairs_in, pairs_to_try
-        from smec_st.stages import default_dims
-
-        sizes, limit = settings.get("dims") or default_dims(width), self.limit or Limit()
-        if self.limit is not None:
-            for budget in self.budgets or (None,):
-                pairs_to_try(sizes, sizes, limit, budget)
-        if self.budgets or self.target is None:
-            return self.budgets
-        counts = {size // 4 for size in sizes if size >= 8}
-        if limit.bytes <= 4 * max(sizes):
-            counts.add(int(limit.bytes))
-        # Only sizes that are trained: which sizes between them are served as well is not known before the fit.
-        allowed = [number for number in counts if any(map(limit.allows, pairs_in(number, sizes, ())))]
-        return tuple(sorted(allowed, reverse=True))
+        return cls(tuple(dict.fromkeys(budgets)), None if limit == Limit() else limit, target)
 
 
 @dataclass(frozen=True)
@@ -96,7 +70,7 @@ class Inputs:
         collection: All that was read.
         training: The same with no judgements but those that are trained on, made ones included.
         dev: Judgements that choose what is trained.
-        kept: Judgements that neither train nor choose, so that they can tell the outcome.
+        kept: Judgements that neither train nor choose, so that they can tell the outcome and test a target.
         unlabelled: Queries that may be read without their judgements, ``(q,)``.
     """
 
@@ -184,20 +158,14 @@ def _judgements(
             raise DataError(f"{collection.name} has no train split to learn from. Use --no-labels to fit without one.")
         _tell_what_is_shared(collection, train)
         train = collection.judged("train")
-    if not by_target and not by_limit:
+    if by_target:
+        train, kept = hold_out_for_test(train, dev)
+        return train, None, kept
+    if not by_limit:
         return train, dev, None if labels else train if dev is None else dev
-    kept = dev
-    if dev is None and train is not None:
-        rest, kept = train.hold_out(0.2, seed=0)
-        train = train if kept is None else rest
-    if kept is None and by_target:
-        judged = 0 if train is None else len(train.query_rows)
-        has = count(judged, "judged training query", "judged training queries")
-        raise DataError(
-            f"--target chooses by the judged queries of a dev split, or by a fifth of at least {2 * MIN_HELD_OUT} "
-            f"judged training queries; {collection.name} has no dev split and {has}."
-        )
-    return train, None, kept
+    if dev is None and train is not None and len(train.query_rows) >= 2 * MIN_HELD_OUT:
+        train, dev = hold_out_for_test(train, dev)
+    return train, None, dev
 
 
 def _tell_what_is_shared(collection: Collection, train: Qrels) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from smec_st.compressor.files import fingerprint, read_files, write_files
-from smec_st.data import DataError, Qrels, VectorTable, as_numpy, as_qrels
+from smec_st.data import Collection, DataError, Qrels, VectorTable, as_numpy, as_qrels
 from smec_st.data.embedding import backbone_record, embed_if_texts
 from smec_st.data.space import check_backbone
 from smec_st.maps import FoldedMap
@@ -309,6 +309,7 @@ class Compressor:
         backbone: Mapping[str, Any] | None = None,
         bytes: int | Sequence[int] | None = None,
         limit: Limit | None = None,
+        target: str | None = None,
         **settings: Any,
     ) -> Compressor:
         """Fit on a corpus; with queries the result is better, and with judgements best.
@@ -337,15 +338,20 @@ class Compressor:
             bytes: Also choose the best size and precision for documents of this many bytes, or of each of several
                 numbers of bytes; see :meth:`quantize`.
             limit: What that size and precision must keep to. Without ``bytes``, the best that keeps to it is chosen.
+            target: Also find the fewest bytes that keep a quality, over sizes and precisions: ``"lossless"``, or
+                ``"ndcg@10 >= 0.99 original"``. The fit sees nothing of ``dev_qrels`` then, or of a fifth of the
+                training queries: they test, and ``info["target"]`` holds the answer.
             **settings: Fields of :class:`~smec_st.fitting.config.FitConfig`.
 
         Raises:
             DataError: If the input cannot be used; the message says why.
         """
         load_optional("torch", "fitting")
+        from smec_st.evaluation.target import Target, choose_size, hold_out_for_test
         from smec_st.fitting.config import HELD_OUT
         from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config, settings_of
-        from smec_st.quantization.pairs import pairs_to_try
+        from smec_st.quantization.choice import add_best
+        from smec_st.quantization.pairs import bytes_to_test, pairs_to_try
 
         if backbone and backbone.get("fingerprint"):
             raise DataError(f"these vectors are compressed already (by {backbone['fingerprint']}); fit the originals.")
@@ -355,38 +361,37 @@ class Compressor:
         corpus, queries, known = embed_if_texts(corpus, queries, model, progress)
         table = VectorTable(corpus, queries, own_document)
         resolved = resolve_config(given, table.width)
-        train, dev = _judgements(table, qrels, dev_qrels)
-        budgets = _budgets(bytes, limit)
         sizes = resolved.dims or ()
+        train, dev = _judgements(table, qrels, dev_qrels)
+        aim, tested_by = None if target is None else Target.parse(target), None
+        if aim is not None:
+            (train, tested_by), dev = hold_out_for_test(train, dev), None
+        to_test = bytes_to_test(sizes, limit) if aim is not None and bytes is None else ()
+        budgets = to_test or _budgets(bytes, limit)
         for budget in budgets:
             pairs_to_try(sizes, sizes, limit, budget)  # refuses what cannot be stored before a fit of minutes
         if budgets and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
         unlabelled = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
-        if work_dir is not None:
-            claim_work_dir(Path(work_dir), table, (train, dev), unlabelled, {**resolved.to_dict(), "method": method})
+        work = None if work_dir is None else Path(work_dir)
+        if work is not None:
+            claim_work_dir(work, table, (train, dev), unlabelled, {**resolved.to_dict(), "method": method})
         made = fit_maps(
-            method,
-            table,
-            train,
-            dev,
-            resolved,
-            unlabelled_queries=unlabelled,
-            work_dir=None if work_dir is None else Path(work_dir),
-            progress=progress,
+            method, table, train, dev, resolved, unlabelled_queries=unlabelled, work_dir=work, progress=progress
         )
         backbone = {**(known or {"width": table.width}), **(backbone or {})}
         compressor = cls(made.maps, {"backbone": backbone, **made.info})
         compressor = compressor.calibrate(table.documents(), table.some_queries(unlabelled))
-        if not budgets:
-            return compressor
-        from smec_st.quantization.choice import add_best
-
         labels = train if made.trains_on_labels else None
         if unlabelled is None and train is not None:
             unlabelled = train.query_rows
         for budget in budgets:
             compressor = add_best(compressor, table, labels, dev, budget, resolved.seed, unlabelled, None, limit)
+        if aim is not None and tested_by is not None and queries is not None:
+            own = np.empty(0, dtype=np.int64) if own_document is None else as_numpy(own_document)
+            given_vectors = Collection("", as_numpy(corpus), as_numpy(queries), [], [], {}, own, backbone)
+            choice = choose_size(aim, compressor, given_vectors, tested_by, limit=limit)
+            compressor.info["target"] = choice.to_dict()
         return compressor
 
     def calibrate(self, corpus: np.ndarray, queries: np.ndarray | None = None) -> Compressor:

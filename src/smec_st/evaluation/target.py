@@ -113,6 +113,12 @@ class Choice:
             "sentence": str(self),
         }
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Choice:
+        """Read what :meth:`to_dict` gives."""
+        tests = tuple(SizeTest(**test) for test in fields["tests"])
+        return cls(Target.parse(fields["target"]), fields["queries"], tests, fields["dim"], fields["bytes"])
+
     def __str__(self) -> str:
         smallest = self.smallest
         judged = f"Judged by {count(self.queries, 'held-out query', 'held-out queries')}."
@@ -185,6 +191,27 @@ def _percent(share: float) -> str:
 
 def _label(metric: str) -> str:
     return metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
+
+
+def hold_out_for_test(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | None, Qrels]:
+    """Return the judgements that may train, and those that test a target, which nothing of a fit may see.
+
+    The dev queries test. Where there are none, a fifth of the training queries does, and at least
+    :data:`~smec_st.data.qrels.MIN_HELD_OUT` of them.
+
+    Raises:
+        DataError: If too few queries are judged.
+    """
+    if dev is not None:
+        return train, dev
+    rest, kept = (None, None) if train is None else train.hold_out(0.2, seed=0)
+    if kept is None:
+        has = count(0 if train is None else len(train.query_rows), "judged training query", "judged training queries")
+        raise DataError(
+            f"a target is tested on the judged queries of a dev split, or on a fifth of at least {2 * MIN_HELD_OUT} "
+            f"judged training queries; there is no dev split, and {has}."
+        )
+    return rest, kept
 
 
 class Stored(Protocol):

@@ -30,7 +30,15 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "labels alone": {"alignment_weight": 0.0, "shadow_share": 0.5, "hidden_dim": CLASS_HIDDEN},
 }
 #: What all of them share while they are tried: a cheap fit ranks them as a whole one does.
-TRIAL = {"steps": 50, "batch_size": 64, "memory": 2048, "random_rows": 512, "top_k": 4, "narrow_hidden": 0.0}
+TRIAL = {
+    "steps": 50,
+    "batch_size": 64,
+    "memory": 2048,
+    "random_rows": 512,
+    "top_k": 4,
+    "hidden_dim": 0,
+    "narrow_hidden": 0.0,
+}
 #: Settings of which a candidate, or a trial, takes no more than it was given.
 MOST = ("steps", "random_rows")
 

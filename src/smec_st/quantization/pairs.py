@@ -69,6 +69,23 @@ def pairs_to_try(
     return sorted(best, key=lambda pair: (pair.bytes, pair.dim))
 
 
+def bytes_to_test(dims: Sequence[int], limit: Limit | None = None) -> tuple[int, ...]:
+    """Numbers of bytes that are tested for a target: one per four numbers of each size, and what a limit leaves.
+
+    Args:
+        dims: Sizes that are trained. Which sizes between them are served as well is not known before the fit.
+        limit: What every pair must keep to.
+
+    Returns:
+        In descending order; none if no pair of a trained size keeps to the limit.
+    """
+    limit = limit or Limit()
+    numbers = {dim // 4 for dim in dims if dim >= 8}
+    if limit.bytes <= 4 * max(dims):
+        numbers.add(int(limit.bytes))
+    return tuple(sorted((each for each in numbers if any(map(limit.allows, pairs_in(each, dims, ())))), reverse=True))
+
+
 def _is_finer(one: Pair, other: Pair) -> bool:
     """Whether one stores at least as many numbers with at least as many bits each, and is not the same."""
     bits = one.bytes * other.dim - other.bytes * one.dim  # the sign of the difference in bits per number
