@@ -244,6 +244,34 @@ def of_seeds(counts: set[int]) -> str:
     return "One seed" if counts == {1} else f"Median of {' or '.join(map(str, sorted(counts)))} seeds"
 
 
+def leads_without_labels() -> list[list[str]]:
+    """By bytes, the mean lead over each rival method, all collections; the method that comes closest.
+
+    A method is what is stored (original, principal axes, first numbers) and the precision; its size and bits are those
+    that are best on test, for each collection.
+    """
+    collections, lines = without_labels(), []
+    for budget in next(iter(collections.values()))["budgets"]:
+        best: dict[str, dict[str, float]] = {}
+        for name, collection in collections.items():
+            for rival, row in collection["rivals"].items():
+                floats, way = rival.split(", ", 1)
+                method = f"{floats.split()[0]}, {way.split(',')[0].removesuffix(' bit').rstrip(' 124')}"
+                if row["bytes"] <= int(budget):
+                    scores = best.setdefault(method, {})
+                    scores[name] = max(scores.get(name, 0.0), row["ndcg@10"])
+        leads = {
+            method: statistics.mean(
+                collections[name]["budgets"][budget]["ours"] - score for name, score in scores.items()
+            )
+            for method, scores in best.items()
+            if len(scores) == len(collections)
+        }
+        closest = min(leads, key=leads.__getitem__)
+        lines.append([budget, f"{leads[closest]:+.3f}", closest])
+    return lines
+
+
 def bytes_no_labels_section() -> str:
     """Ours and the best rival without labels, at equal bytes."""
     lines = []
@@ -263,7 +291,10 @@ def bytes_no_labels_section() -> str:
         f"nDCG@10 on test queries. {seeds}; the difference and its 95 % interval over queries are of the first. The "
         "rival is the best on test of all label-free ways to store the original vectors, their principal axes or "
         "their first numbers in at most that many bytes. "
-        f"Original: {', '.join(wholes)}. `bytes-no-labels.json`."
+        f"Original: {', '.join(wholes)}. `bytes-no-labels.json`.\n\n"
+        "A rival that is named before the test keeps one method for all collections. The closest of them, with the "
+        "best size and bits on test for each collection:\n\n"
+        f"{markdown_table(['bytes', 'mean lead', 'closest method'], leads_without_labels())}"
     )
 
 
