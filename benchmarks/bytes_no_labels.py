@@ -18,7 +18,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads stall a busy machine
@@ -32,14 +33,14 @@ from smec_st.data import unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval, leave_out, score_rankings
 from smec_st.evaluation.statistics import paired_interval
 from smec_st.evaluation.untrained import pca
-from smec_st.quantization.codecs import Binary
+from smec_st.quantization.codecs import Binary, Codec
 from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation, sample_rows
 from smec_st.system.files import write_text
 from smec_st.system.matmul import fast_matmul
 
 BUDGETS = (96, 48, 32, 24, 16, 12)
-WIDEST_GROUP = 16  # numbers that one product code stands for, at most; any for the original's own width
 FIT_ROWS = 8000
+Sides = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 def floats_of(data: Collection) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -65,27 +66,33 @@ def median_signs(documents: np.ndarray, bits: int) -> np.ndarray:
     return unit_rows(decoded.astype(np.float32))
 
 
-def stored(
-    documents: np.ndarray, queries: np.ndarray, widest: int, rotations: bool
-) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
-    """Every way to store these floats: its name, bytes, decoded documents and queries; `rotations`: OPQ too."""
+def stored(documents: np.ndarray, queries: np.ndarray, rotations: bool) -> Iterator[tuple[str, int, Sides]]:
+    """Every way to store these floats: name, bytes, and how to get decoded documents and queries; `rotations`: OPQ."""
     dim = documents.shape[1]
     rows = documents[sample_rows(len(documents), 0, FIT_ROWS)]
-    codec = calibrate_int8(rows)
-    yield "int8", dim, codec.decode(codec.encode(documents)), queries
-    signs = Binary(random_rotation(dim, 0))
-    yield "binary", -(-dim // 8), signs.decode(signs.encode(documents)), queries
+
+    def decoded(codec: Codec) -> tuple[np.ndarray, np.ndarray]:
+        return codec.decode(codec.encode(documents)), queries
+
+    def product(budget: int, rotate: bool) -> tuple[np.ndarray, np.ndarray]:
+        spare = ((0, 0), (0, -dim % budget))  # zeros, where the bytes do not divide the width
+        known, more, asked = np.pad(rows, spare), np.pad(documents, spare), np.pad(queries, spare)
+        rotation, codec = product_codes(known, budget, 0, rotate)
+        sides = (more, asked) if rotation is None else (more @ rotation, asked @ rotation)
+        return codec.decode(codec.encode(sides[0])), sides[1]
+
+    yield "int8", dim, lambda: decoded(calibrate_int8(rows))
+    yield "binary", -(-dim // 8), lambda: decoded(Binary(random_rotation(dim, 0)))
     for bits in (1, 2):
-        yield f"median signs, {bits} bit", -(-dim * bits // 8), median_signs(documents, bits), queries
+        yield f"median signs, {bits} bit", -(-dim * bits // 8), partial(_median_sides, documents, queries, bits)
     for budget in BUDGETS:
-        padded = -(-dim // budget) * budget  # zeros, where the bytes do not divide the width
-        if 1 < padded // budget <= widest:
-            spare = ((0, 0), (0, padded - dim))
-            known, more, asked = np.pad(rows, spare), np.pad(documents, spare), np.pad(queries, spare)
-            for rotate in (False, True) if rotations and budget <= 48 else (False,):
-                rotation, product = product_codes(known, budget, 0, rotate)
-                sides = (more, asked) if rotation is None else (more @ rotation, asked @ rotation)
-                yield "opq" if rotate else "pq", budget, product.decode(product.encode(sides[0])), sides[1]
+        for rotate in (False, True) if rotations and budget <= 48 else (False,):
+            if dim > budget:
+                yield "opq" if rotate else "pq", budget, partial(product, budget, rotate)
+
+
+def _median_sides(documents: np.ndarray, queries: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    return median_signs(documents, bits), queries
 
 
 def rabitq(data: Collection, documents: np.ndarray, queries: np.ndarray, bits: int) -> tuple[int, np.ndarray]:
@@ -103,16 +110,17 @@ def score(data: Collection, documents: np.ndarray, queries: np.ndarray) -> np.nd
     return evaluate_retrieval(documents, queries, data.qrels["test"], ("ndcg@10",), data.own_document)["ndcg@10"]
 
 
-def rivals(data: Collection) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Name, bytes and nDCG@10 of each test query."""
+def rivals(data: Collection, only: set[str] | None) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Name, bytes and nDCG@10 of each test query, of all rivals or of those that are named."""
     for name, documents, queries in floats_of(data):
-        widest = documents.shape[1] if name.startswith("original") else WIDEST_GROUP
         rotations = not name.startswith("truncate")  # OPQ of a prefix takes long, and is below OPQ of principal axes
-        for way, size, decoded, asked in stored(documents, queries, widest, rotations):
-            yield f"{name}, {way}", size, score(data, decoded, asked)
+        for way, size, sides in stored(documents, queries, rotations):
+            if only is None or f"{name}, {way}" in only:
+                yield f"{name}, {way}", size, score(data, *sides())
         for bits in (1, 2, 4):
-            size, values = rabitq(data, documents, queries, bits)
-            yield f"{name}, rabitq {bits} bit", size, values
+            if only is None or f"{name}, rabitq {bits} bit" in only:
+                size, values = rabitq(data, documents, queries, bits)
+                yield f"{name}, rabitq {bits} bit", size, values
 
 
 @fast_matmul()
@@ -130,17 +138,30 @@ def ours(data: Collection, seed: int) -> dict[int, tuple[str, np.ndarray]]:
     return found
 
 
-def measure(data: Collection, seeds: list[int]) -> dict:
-    """Means of all rivals, and by bytes ours, the best rival, and the interval of the difference."""
-    found = list(rivals(data))
+def best_of(known: dict, budget: int) -> str:
+    """Name of the rival with the best mean in at most this many bytes."""
+    return max((row["ndcg@10"], name) for name, row in known.items() if row["bytes"] <= budget)[1]
+
+
+def measure(data: Collection, seeds: list[int], before: dict) -> dict:
+    """Means of all rivals, and by bytes ours, the best rival, and the interval of the difference.
+
+    Rivals that are recorded are not measured again, but for the best ones, whose interval needs each query.
+    """
+    known = before.get("rivals", {})
+    best = {best_of(known, budget) for budget in BUDGETS} if known else None
+    found = {name: (size, values) for name, size, values in rivals(data, best)}
+    for name, (size, values) in found.items():
+        known[name] = {"bytes": size, "ndcg@10": round(float(values.mean()), 4)}
     runs = [ours(data, seed) for seed in seeds]
     budgets = {}
     for budget in BUDGETS:
-        name, size, values = max((row for row in found if row[1] <= budget), key=lambda row: row[2].mean())
-        means = [float(run[budget][1].mean()) for run in runs]
+        name = best_of(known, budget)
+        size, values = found[name]
+        scores = [float(run[budget][1].mean()) for run in runs]
         budgets[budget] = {
-            "ours": round(float(np.median(means)), 4),
-            "seeds": [round(mean, 4) for mean in means],
+            "ours": round(float(np.median(scores)), 4),
+            "seeds": [round(mean, 4) for mean in scores],
             "stored_as": [run[budget][0] for run in runs],
             "rival": round(float(values.mean()), 4),
             "rival_is": name,
@@ -150,7 +171,7 @@ def measure(data: Collection, seeds: list[int]) -> dict:
     return {
         "original_float32": round(float(score(data, unit_rows(data.corpus), unit_rows(data.queries)).mean()), 4),
         "budgets": budgets,
-        "rivals": {name: {"bytes": size, "ndcg@10": round(float(values.mean()), 4)} for name, size, values in found},
+        "rivals": known,
     }
 
 
@@ -158,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--anew", action="store_true", help="measure the rivals again, too, where they are recorded")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
@@ -166,7 +188,8 @@ def main() -> None:
     for folder in options.folders:
         began = time.perf_counter()
         data = load_collection(folder, next(folder.glob("*.safetensors")))
-        found = measure(data, seeds)
+        before = {} if options.anew else record["collections"].get(folder.name, {})
+        found = measure(data, seeds, before)
         record["collections"][folder.name] = {"seeds": seeds, **found, "seconds": round(time.perf_counter() - began)}
         write_text(options.json, json.dumps(record, indent=1) + "\n")
         print(folder.name, f"original {found['original_float32']}", flush=True)

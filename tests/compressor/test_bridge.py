@@ -115,6 +115,7 @@ def test_a_bridge_between_linear_views_keeps_nearly_all(old, new):
     assert np.sum(mapped * sample.old_queries, axis=1).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_training_that_makes_it_worse_is_not_taken(monkeypatch):
     monkeypatch.setattr(fitting, "RATE", 1.0)
     sample, qrels = sample_of()
@@ -137,6 +138,7 @@ def test_documents_that_held_out_queries_ask_for_leave_the_sample_unless_it_is_t
     assert sorted(seen) == list(range(QUERIES))
 
 
+@pytest.mark.slow
 def test_without_judgements_the_old_models_neighbours_are_relevant():
     sample, _ = sample_of()
     kept = fit_bridge(sample, None).kept
@@ -339,6 +341,7 @@ def desk(tmp_path, monkeypatch, compressor):
 FIT = ["bridge", "--data", "sample", "--vectors", "old.safetensors", "--new-vectors", "new.safetensors", "--out", "b"]
 
 
+@pytest.mark.slow
 def test_bridge_then_search_finds_documents_of_the_old_model(desk, capsys):
     assert run([*FIT, "--compressor", "small", "--share", "1", "--least", "0.8"]) == 0
     said = capsys.readouterr().out
@@ -352,6 +355,7 @@ def test_bridge_then_search_finds_documents_of_the_old_model(desk, capsys):
     assert "this bridge reads queries of 'org/new'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_documents_move_part_by_part_on_the_command_line(desk, capsys):
     """A part that is moved a second time, as after an interruption, changes nothing."""
     _, _, new, _, pairs = two_models()

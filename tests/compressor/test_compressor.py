@@ -49,6 +49,7 @@ def test_fit_beats_truncation_and_pca_at_every_size(toy):
         assert ours > ndcg(lambda x, d=dim: pca.transform(x, d), toy) + 0.05
 
 
+@pytest.mark.slow
 def test_fit_gives_the_same_from_arrays_tensors_memory_maps_and_half_precision_of_the_same_numbers(toy, tmp_path):
     corpus, queries = toy.corpus.astype(np.float16), toy.queries.astype(np.float16)
     np.save(tmp_path / "corpus.npy", corpus)
@@ -240,6 +241,7 @@ def test_load_refuses_a_damaged_compressor(fitted, tmp_path, damage, match):
         Compressor.load(tmp_path / "saved")
 
 
+@pytest.mark.slow
 def test_extend_leaves_every_old_size_bit_identical_and_serves_the_new_ones(toy):
     fitted = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(12, 6), **QUICK)
     more = fitted.extend(toy.corpus, toy.queries, toy.qrels["train"], dims=(20, 9, 3), dev_qrels=toy.qrels["dev"])

@@ -207,6 +207,7 @@ def test_the_sweep_sees_a_training_backbone_as_it_is(tmp_path):
 # -- through the rounding ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_through_the_rounding_is_no_worse_at_that_many_bytes_and_the_codes_are_saved(tmp_path):
     pairs, backbone = make_pairs(200), tiny_static()
     qrels, scores = number_pairs(pairs).qrels, {}
@@ -239,6 +240,7 @@ def test_every_stage_that_can_be_stored_so_trains_through_the_rounding(tmp_path,
     assert named == ([None, 4] if order == "grow" else [4, 4])  # the adapt stage has none
 
 
+@pytest.mark.slow
 def test_without_bytes_nothing_changes(tmp_path):
     runs = []
     for bytes in (None, None, 2):

@@ -333,6 +333,7 @@ def test_vectors_that_are_not_wide_stay_as_they_are(world):
     assert _leading_axes(table, 8) == (table, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_fit_of_wide_vectors_is_the_fit_of_their_leading_axes_folded_back(labelled):
     corpus, queries = wide()
@@ -405,6 +406,7 @@ def test_a_map_with_a_hidden_layer_folds_exactly(world, monkeypatch):
 # -- codes, and sizes added later -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_codes_are_chosen_on_queries_that_trained_no_map(world, monkeypatch):
     from smec_st.quantization import choice
 
@@ -441,6 +443,7 @@ def before(world, request):
     return Compressor.fit(*world, (12, 6), candidates=(request.param,), **{**QUICK, **SHORT})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False])
 def test_sizes_added_later_leave_old_vectors_as_they_were(world, before, labelled):
     corpus, queries, qrels = world

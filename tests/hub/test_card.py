@@ -147,6 +147,7 @@ def test_the_hub_accepts_a_card_and_refuses_a_bad_one(fitted, tmp_path, monkeypa
                 ModelCard(text.replace(f": {good}\n", f": {bad}\n")).validate()
 
 
+@pytest.mark.slow
 def test_one_script_fits_measures_and_writes_the_folder(tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("model_card_script", CARDS.parent / "benchmarks" / "model_card.py")
     script = importlib.util.module_from_spec(spec)

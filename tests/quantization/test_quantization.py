@@ -356,6 +356,7 @@ def test_quantize_keeps_to_a_limit(fitted, toy):
         fitted.quantize(toy.corpus)
 
 
+@pytest.mark.slow
 def test_the_command_fits_for_bytes_and_saves_what_it_chose(small_collection, tmp_path, capsys):
     folder, out = small_collection(), tmp_path / "out"
     config = tmp_path / "quick.yaml"

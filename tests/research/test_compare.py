@@ -211,6 +211,7 @@ def test_plan_refuses_folders_and_collections_that_do_not_fit(toy, small_collect
 # -- the report -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compare_reports_means_over_seeds_and_differences_to_the_reference(planned):
     methods = {**UNTRAINED, "random": RandomCoordinates(), "smec": SMEC(settings=QUICK)}
     begun = planned(methods, dims=[(16, 8)], seeds=(0, 1))
@@ -291,6 +292,7 @@ def arguments(folder: Path, out: Path, *more: str) -> list[str]:
     return [*base, *(more if "--dims" in more else ("--dims", "16,8,4")), *(() if "--dims" in more else more)]
 
 
+@pytest.mark.slow
 def test_command_compares_collections_and_prints_their_tables(toy, small_collection, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(
         registry.METHODS, "smec", Factory("smec_st.research.compare.ours", "SMEC", {"settings": QUICK})

@@ -95,6 +95,7 @@ def test_our_method_fits_with_labels_and_without(toy):
     assert not np.allclose(*encoded)
 
 
+@pytest.mark.slow
 def test_without_a_dev_split_our_method_shares_the_labels_out_as_fit_does(small_collection):
     """With so few it cross-validates, and all train; a rival gets what is left of them."""
     large = source(small_collection(queries=160, documents=180)).load()

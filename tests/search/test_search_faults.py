@@ -156,6 +156,7 @@ def test_a_file_that_may_not_grow_is_an_error(tmp_path):
 # -- two processes ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_goes_on_when_the_first_is_gone(tmp_path):
     uri = str(tmp_path / "index")
     with FunnelIndex.create(uri, compressor(), head="flat", dims=(4,)) as index:

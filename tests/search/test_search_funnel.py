@@ -76,6 +76,7 @@ def test_a_funnel_that_rescores_all_rows_is_exact_search(uri):
         assert np.array_equal(one.ids, hits.ids[:1])
 
 
+@pytest.mark.slow
 def test_settings_schedule_and_compressor_come_back_from_the_uri_alone(uri):
     corpus, queries = clustered(300), clustered(10, seed=1)
     rows = {"lang": ["en", None] * 150}
@@ -125,6 +126,7 @@ def test_tuning_works_for_an_index_that_was_filled_by_hand(uri):
         assert index.schedule == chosen
 
 
+@pytest.mark.slow
 def test_held_out_queries_must_reach_the_target_too(uri):
     corpus, easy = clustered(600), clustered(120, seed=1)
     hard = np.random.default_rng(5).normal(size=(40, WIDTH)).astype(np.float32)  # far from all clusters

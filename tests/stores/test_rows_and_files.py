@@ -411,6 +411,7 @@ def test_a_name_without_the_ending_of_a_file_becomes_a_folder(folder, vectors, t
 # -- bits -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
 def test_bits_do_not_depend_on_batch_shard_or_memory_order(rng, tmp_path, precision):
     rows = rng.normal(size=(3000, 96)).astype(np.float32)

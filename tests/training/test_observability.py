@@ -36,6 +36,7 @@ def test_gradient_variance_is_that_of_each_weight_over_the_steps(rng):
     assert meter.take([0, 6]) == []  # one step has no variance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["grow", "shrink"])
 def test_logs_say_what_happened_and_steps_never_go_back(tmp_path, order):
     trainer = make_trainer(tmp_path, order=order, logging_steps=3, selection_ratio=1.5, save_strategy="no")

@@ -10,6 +10,7 @@ from smec_st.modules import AdaptiveDimensionSelection, ResidualAdapter
 from training_world import assert_equal, make_trainer, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["grow", "shrink"])
 def test_bfloat16_leaves_selection_noise_loss_and_weights_in_float32(tmp_path, monkeypatch, order):
     settings = {"order": order, "save_strategy": "no", "selection_ratio": 1.5}

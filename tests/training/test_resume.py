@@ -39,6 +39,7 @@ def whole(request, tmp_path_factory):
     return settings, folder / "run", kept, weights(trainer), trainer
 
 
+@pytest.mark.slow
 def test_every_checkpoint_of_every_stage_continues_to_the_same_bits(whole, tmp_path):
     settings, run, kept, end, trainer = whole
     steps = sum(trainer.steps_of(stage) for stage in trainer.plan)

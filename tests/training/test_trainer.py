@@ -74,6 +74,7 @@ def test_trainer_selects_before_it_compresses_and_says_what_it_selected(tmp_path
     assert reports[1].selected == sorted(set(reports[1].selected))
 
 
+@pytest.mark.slow
 def test_smaller_sizes_are_trained_as_if_there_were_no_larger_ones(tmp_path):
     """SMRL in one pass: the columns of a size do not know of the sizes above."""
     maps = []
@@ -146,6 +147,7 @@ def test_trainer_says_so_when_a_stage_diverges(tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["grow", "shrink"])
 def test_trainer_is_deterministic_given_the_seed(tmp_path, order):
     runs = []
@@ -161,6 +163,7 @@ class CutOff(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["grow", "shrink"])
 @pytest.mark.parametrize(
     ("stage", "step"),
@@ -190,6 +193,7 @@ def test_resumed_run_ends_bit_identical(tmp_path, order, stage, step):
     assert [report.stage for report in resumed.reports] == [s.name for s in resumed.plan]
 
 
+@pytest.mark.slow
 def test_resume_passes_over_a_checkpoint_whose_writing_was_cut_off(tmp_path):
     whole = make_trainer(tmp_path / "whole")
     whole.train()

@@ -7,9 +7,6 @@ from collections.abc import Iterator, Sequence
 from smec_st.evaluation.limits import Limit, Pair
 from smec_st.system.errors import DataError, count, whole_number
 
-#: Numbers that one product code stands for, at most.
-WIDEST_GROUP = 16
-
 
 def pairs_in(bytes: int, dims: Sequence[int], nested: Sequence[int]) -> Iterator[Pair]:
     """All pairs that take this many bytes, each with a size that the compressor serves.
@@ -28,7 +25,7 @@ def pairs_in(bytes: int, dims: Sequence[int], nested: Sequence[int]) -> Iterator
             yield Pair(8 * bytes // bits, precision, bytes)
     whole = {dim - dim % bytes for dim in dims}  # a prefix, where the bytes do not divide a size
     for dim in sorted(whole):
-        if 1 < dim // bytes <= WIDEST_GROUP and serves(dim):
+        if dim > bytes and serves(dim):
             yield Pair(dim, "pq", bytes)
 
 
