@@ -167,15 +167,22 @@ def compare(planned: Plan, jobs: int = 1, on_outcome: Callable[[Outcome], None] 
     rows = rows_of([(cell, result) for cell, result in done if cell.collection in comparable], planned.reference)
     comparison = Comparison(rows, lossless(rows), correlations(rows), recommendations(rows), failed)
     if rows:
-        _write(comparison, planned)
+        write_comparison(comparison, _record(planned), planned.out)
     return comparison
 
 
-def _write(comparison: Comparison, planned: Plan) -> None:
-    rows, out = comparison.rows, planned.out
+def write_comparison(comparison: Comparison, record: Mapping[str, Any], out: Path) -> None:
+    """Write the report, its tables and its plots.
+
+    Args:
+        comparison: Rows, and what follows from them.
+        record: What is needed to repeat the comparison; its ``reference`` is the method that others are compared with.
+        out: An existing folder.
+    """
+    rows, reference = comparison.rows, record["reference"]
     write_json(rows, out / "report.json")
     write_csv(rows, out / "report.csv")
-    report = markdown_report(rows, comparison.lossless, comparison.failed, planned.reference)
+    report = markdown_report(rows, comparison.lossless, comparison.failed, reference)
     write_text(out / "report.md", report)
     write_object(out / "lossless.json", [entry.to_dict() for entry in comparison.lossless])
     proxies = {
@@ -183,10 +190,10 @@ def _write(comparison: Comparison, planned: Plan) -> None:
         "recommended": [entry.to_dict() for entry in comparison.recommended],
     }
     write_object(out / "proxy.json", proxies)
-    write_object(out / "run.json", _record(planned))
-    plot_by_size(rows, out / "report.png", planned.reference)
-    plot_by_bytes(rows, out / "by_bytes.png", planned.reference)
-    plot_small_multiples(rows, out / "small_multiples.png", planned.reference)
+    write_object(out / "run.json", dict(record))
+    plot_by_size(rows, out / "report.png", reference)
+    plot_by_bytes(rows, out / "by_bytes.png", reference)
+    plot_small_multiples(rows, out / "small_multiples.png", reference)
     plot_proxy(rows, comparison.correlations, out / "proxy.png")
 
 
