@@ -350,7 +350,6 @@ class Compressor:
         from smec_st.evaluation.target import Target, choose_size, hold_out_for_test
         from smec_st.fitting.config import HELD_OUT
         from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config, settings_of
-        from smec_st.quantization.choice import add_best
         from smec_st.quantization.pairs import bytes_to_test, pairs_to_try
 
         if backbone and backbone.get("fingerprint"):
@@ -385,8 +384,7 @@ class Compressor:
         labels = train if made.trains_on_labels else None
         if unlabelled is None and train is not None:
             unlabelled = train.query_rows
-        for budget in budgets:
-            compressor = add_best(compressor, table, labels, dev, budget, resolved.seed, unlabelled, None, limit)
+        compressor = compressor._with_best(table, labels, dev, budgets, limit, resolved.seed, unlabelled)
         if aim is not None and tested_by is not None and queries is not None:
             own = np.empty(0, dtype=np.int64) if own_document is None else as_numpy(own_document)
             given_vectors = Collection("", as_numpy(corpus), as_numpy(queries), [], [], {}, own, backbone)
@@ -449,15 +447,29 @@ class Compressor:
             raise DataError("`quantize` needs a number of bytes or a limit.")
         load_optional("torch", "fitting")
         from smec_st.fitting.config import HELD_OUT
-        from smec_st.quantization.choice import add_best
 
         table, seed = self._table(corpus, queries, own_document), check_seed(seed)
         train, dev = _judgements(table, qrels, dev_qrels)
         if train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, seed)
+        return self._with_best(table, train, dev, budgets, limit, seed)
+
+    def _with_best(
+        self,
+        table: VectorTable,
+        train: Qrels | None,
+        dev: Qrels | None,
+        budgets: Sequence[int | None],
+        limit: Limit | None,
+        seed: int,
+        unlabelled: np.ndarray | None = None,
+    ) -> Compressor:
+        """Add the best head for each number of bytes; see :func:`~smec_st.quantization.choice.add_best`."""
+        from smec_st.quantization.choice import add_best
+
         made = self
         for budget in budgets:
-            made = add_best(made, table, train, dev, budget, seed, None, None, limit)
+            made = add_best(made, table, train, dev, budget, seed, unlabelled, None, limit)
         return made
 
     def extend(
