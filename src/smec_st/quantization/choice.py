@@ -26,8 +26,9 @@ Like = TypeVar("Like", bound=CompressorLike)
 FIT_ROWS, JUDGED_ROWS, ASKING_ROWS = 8_000, 50_000, 500
 NEIGHBORS = 10
 PLAIN = ("float32", "float16")
-#: More codes than this are not rotated: it takes long and gains nothing.
-MOST_ROTATED = 48
+#: More codes than this are not rotated: it takes long and gains nothing. Nor are rows of more numbers, whose rotation
+#: takes minutes: its cost grows with the cube of the width.
+MOST_ROTATED, WIDEST_ROTATED = 48, 1024
 SHARES = (0.5, 1.0)
 
 
@@ -136,7 +137,8 @@ def _codes(rows: np.ndarray, precision: str, bytes: int, seed: int) -> Iterator[
     elif precision == "binary":
         yield itq_rotation(rows, seed), Binary(None, rows.shape[1])
     else:
-        for rotate in (False, True) if bytes <= MOST_ROTATED else (False,):
+        may_turn = bytes <= MOST_ROTATED and rows.shape[1] <= WIDEST_ROTATED
+        for rotate in (False, True) if may_turn else (False,):
             yield product_codes(rows, bytes, seed, rotate)
 
 
