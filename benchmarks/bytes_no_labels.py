@@ -88,7 +88,7 @@ def stored(documents: np.ndarray, queries: np.ndarray, rotations: bool) -> Itera
     for budget in BUDGETS:
         for rotate in (False, True) if rotations and budget <= 48 else (False,):
             if dim > budget:
-                yield "opq" if rotate else "pq", budget, partial(product, budget, rotate)
+                yield f"{'opq' if rotate else 'pq'} in {budget} bytes", budget, partial(product, budget, rotate)
 
 
 def _median_sides(documents: np.ndarray, queries: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

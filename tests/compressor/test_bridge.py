@@ -16,10 +16,10 @@ from smec_st.compressor.bridge import CONFIG_FILE, WEIGHTS_FILE
 from smec_st.data import Qrels, unit_rows
 from smec_st.fitting import bridge as fitting
 from smec_st.fitting.bridge import Sample, fit_bridge
-from smec_st.functional import NEVER, alignment_kl, spread
+from smec_st.functional import NEVER, USUAL_SPREAD, alignment_kl, spread
 from smec_st.losses.memory import SelectableCrossBatchMemory
 from smec_st.losses.settings import LossSettings
-from smec_st.losses.smec import USUAL_SPREAD, SMECLoss, Target
+from smec_st.losses.smec import SMECLoss, Target
 from smec_st.modules import EmbeddingInput, ResidualAdapter
 from smec_st.stages import Stage
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smec_st.data import Table
-from smec_st.functional import NEVER, alignment_l1, nested_cosines, rank_loss, spread, unit
+from smec_st.functional import NEVER, alignment_l1, narrowness, nested_cosines, rank_loss, unit
 from smec_st.losses.memory import SelectableCrossBatchMemory
 from smec_st.losses.nested import Comparison, nested_loss
 from smec_st.losses.pool import CandidatePool
@@ -25,7 +25,6 @@ from smec_st.stages import Stage
 
 NARROW = 1 / 16  # of the width: sizes up to here have a temperature of their own
 ROUNDED = "rounded_"  # how terms of documents as they are stored are named
-USUAL_SPREAD = 0.8  # of the vectors that temperatures were chosen on
 
 
 @dataclass(frozen=True)
@@ -381,9 +380,9 @@ class SMECLoss(nn.Module):
         if self.target is not None:
             left, right = (self.target.teacher[ids.cpu()].to(pool) for ids in (anchor_ids, pool_ids))
             return Step(
-                len(anchors), left @ right.T, same, grades, pool.shape[1], 1 / _narrowness(right), _narrowness(pool)
+                len(anchors), left @ right.T, same, grades, pool.shape[1], 1 / narrowness(right), narrowness(pool)
             )
-        stretch = 1.0 if self.ranks else 1 / _narrowness(pool)
+        stretch = 1.0 if self.ranks else 1 / narrowness(pool)
         teacher = torch.cat([anchors, pool[documents]]) @ pool.T
         return Step(len(anchors), teacher, same, grades, width, stretch)
 
@@ -407,11 +406,6 @@ class SMECLoss(nn.Module):
         shadows, stood_by, chance = self._shadows(queries, ids, pool, own, self._step)
         is_moved = chance < share
         return torch.where(is_moved.unsqueeze(1), shadows, queries), torch.where(is_moved, stood_by, none)
-
-
-def _narrowness(pool: Tensor) -> float:
-    """Return the spread of candidates relative to that of most models, at most 1."""
-    return min(float(spread(pool)) / USUAL_SPREAD, 1.0)
 
 
 def _pairwise(cosine: Tensor, step: Step) -> Tensor:

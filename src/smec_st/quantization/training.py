@@ -5,6 +5,10 @@ document, has the same neighbours among *decoded* documents as in the space that
 useful gradient, so the step passes straight through it (Bengio et al., 2013): the map's gradient is taken as if the
 decoded document were the mapped one, while the centroids get their own.
 
+Where vectors fill a narrow cone their similarities are stretched first (:func:`~smec_st.functional.narrowness`), as they
+were when the map was trained. Without this the last stage undoes what the map has learned: on XQuAD-R with e5 the
+share of neighbours kept in 24 bytes falls from .77 to .51, and with it rises to .82.
+
 Training product codes together with a map follows JPQ (Zhan et al., CIKM 2021) and RepCONC (Zhan et al., WSDM 2022).
 They rank judged documents. Here a map that has learned from labels is the teacher instead: it knows the neighbours of
 all documents, also of those without a label. At 12 bytes held-out queries gain .01 on SciFact and .05 on XQuAD-R.
@@ -20,7 +24,7 @@ import torch
 from torch import Tensor
 
 from smec_st.data import DataError, Table
-from smec_st.functional import alignment_kl, unit
+from smec_st.functional import alignment_kl, narrowness, unit
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Codec
 from smec_st.quantization.rounding import Rounding
@@ -93,8 +97,9 @@ def train_codes(
         inner = sides if is_plain else tuple(torch.from_numpy(before(x.numpy())) for x in sides)
         asking, document = unit(inner[0] @ weight.T), unit(inner[1] @ weight.T)
         stored = unit(codes.decoded(document))
+        kept = taught[0] @ taught[1].T / narrowness(taught[1])
         other = pool != table.own(anchors).unsqueeze(1)
-        loss = alignment_kl(asking @ stored.T, taught[0] @ taught[1].T, config.tau, other)
+        loss = alignment_kl(asking @ stored.T, kept, config.tau, other)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
