@@ -5,9 +5,9 @@ document, has the same neighbours among *decoded* documents as in the space that
 useful gradient, so the step passes straight through it (Bengio et al., 2013): the map's gradient is taken as if the
 decoded document were the mapped one, while the centroids get their own.
 
-Where vectors fill a narrow cone their similarities are stretched first (:func:`~smec_st.functional.narrowness`), as they
-were when the map was trained. Without this the last stage undoes what the map has learned: on XQuAD-R with e5 the
-share of neighbours kept in 24 bytes falls from .77 to .51, and with it rises to .82.
+Where vectors fill a narrow cone their similarities are stretched first (:func:`~smec_st.functional.narrowness`), as
+they were when the map was trained. Without this the last stage undoes what the map has learned: on XQuAD-R with e5
+the share of neighbours kept in 24 bytes falls from .77 to .51, and with it rises to .82.
 
 Training product codes together with a map follows JPQ (Zhan et al., CIKM 2021) and RepCONC (Zhan et al., WSDM 2022).
 They rank judged documents. Here a map that has learned from labels is the teacher instead: it knows the neighbours of
