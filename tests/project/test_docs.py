@@ -95,7 +95,13 @@ def test_tables_are_the_recorded_ones(tables):
 def test_equal_bytes_without_labels_are_told_as_far_as_they_are_recorded(tables, tmp_path, monkeypatch, recorded):
     shutil.copy(ROOT / "benchmarks" / "results" / "bytes.json", tmp_path)
     row = {"ours": 0.6, "rival": 0.5, "rival_is": "pca 96, opq", "rival_bytes": 24, "difference": [0.1, 0.05, 0.2]}
-    one = {"seeds": [0], "original_float32": 0.7, "budgets": {"24": row, "32": row}}
+    found = {
+        "pca 96, opq in 24 bytes": (24, 0.5),
+        "pca 48, opq in 32 bytes": (32, 0.55),
+        "pca 192, median signs, 1 bit": (24, 0.58),
+    }
+    rivals = {name: {"bytes": size, "ndcg@10": score} for name, (size, score) in found.items()}
+    one = {"seeds": [0], "original_float32": 0.7, "budgets": {"24": row, "32": row}, "rivals": rivals}
     if recorded is not None:
         made = {"collections": dict.fromkeys(recorded, one)}
         (tmp_path / "bytes-no-labels.json").write_text(json.dumps(made))
@@ -105,6 +111,14 @@ def test_equal_bytes_without_labels_are_told_as_far_as_they_are_recorded(tables,
     for name in recorded or []:
         assert f"| {name} | 24 | 0.600 | 0.500 | +0.100 [+0.050, +0.200] | pca 96, opq |" in told
         assert f"| {name} | 32 | 0.600 | 0.500 | +0.100 [+0.050, +0.200] | pca 96, opq (24 bytes) |" in told
+    if recorded:
+        assert tables.leads_without_labels() == [
+            ["24", "+0.020", "pca, median signs"],
+            ["32", "+0.020", "pca, median signs"],
+        ]
+        del rivals["pca 192, median signs, 1 bit"]
+        (tmp_path / "bytes-no-labels.json").write_text(json.dumps(made))
+        assert tables.leads_without_labels() == [["24", "+0.100", "pca, opq"], ["32", "+0.050", "pca, opq"]]
     judged = tables.with_labels()
     lines = [len(tables.lines_by_bytes(name, collection)) for name, collection in judged.items()]
     assert lines == [4 if name in (recorded or []) else 2 for name in judged]
