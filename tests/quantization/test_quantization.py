@@ -13,7 +13,8 @@ from smec_st.cli import run
 from smec_st.compressor import Compressor
 from smec_st.data import DataError, VectorTable, load_collection, unit_rows
 from smec_st.evaluation.limits import Limit, Pair
-from smec_st.evaluation.metrics import evaluate_retrieval
+from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
+from smec_st.maps import FoldedMap, Layer
 from smec_st.quantization.choice import Judge, candidates
 from smec_st.quantization.codecs import Binary, Plain, Product, make_codec
 from smec_st.quantization.head import Head
@@ -201,6 +202,23 @@ def test_training_through_the_rounding_keeps_more_neighbours_and_interpolates(fi
     assert not np.array_equal(end.folded.layers[-1].weight, folded.layers[-1].weight)
     judge = Judge.of(table, None, 0, fitted.map_for(None))
     assert judge.score(end)[1] > judge.score(start)[1] + (0.01 if kind != "int8" else -0.02)
+
+
+def test_the_last_stage_keeps_more_of_a_cone_whose_similarities_it_stretches(rng, monkeypatch):
+    corpus = unit_rows(rng.standard_normal((600, 24)) * np.linspace(2, 0.5, 24) + 8 * np.eye(24)[0])
+    weight = np.eye(24, dtype=np.float32)[1:17]  # the mean direction is left out: similarities differ more now
+    folded, near = FoldedMap((Layer(weight),)), exact_search(corpus, corpus, 10)[0]
+    _, codec = product_codes(folded.compress(corpus), 4, 0, rotate=False)
+
+    def kept():
+        settings = LastStage(learning_rate=1e-2, code_learning_rate=1e-2)
+        head = Head(*train_codes(VectorTable(corpus), folded, codec, np.zeros(0, dtype=np.int64), settings)(1.0))
+        found = exact_search(head.decode(head.encode(corpus)), head.queries(corpus), 10)[0]
+        return neighbour_overlap(found, near).mean()
+
+    stretched = kept()
+    monkeypatch.setattr("smec_st.quantization.training.narrowness", lambda _: 1.0)
+    assert stretched > 1.05 * kept()
 
 
 @pytest.mark.parametrize("labels", [True, False])
