@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from smec_st.data import Collection, DataError, Qrels, load_collection, read_jsonl
+from smec_st.system.errors import parse_json
 
 
 def load(folder):
@@ -280,3 +281,16 @@ def test_collection_without_own_documents_says_minus_one(small_collection):
 def test_collection_rejects_own_documents_that_do_not_fit(rng, own, match):
     with pytest.raises(DataError, match=match):
         Collection("toy", rng.normal(size=(5, 3)), rng.normal(size=(2, 3)), [], [], {}, np.array(own))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [(r'"\ud83d\ude00"', "\U0001f600"), (r'"\\ud800"', r"\ud800"), ('"a"', "a")]
+)
+def test_whole_pairs_and_escaped_backslashes_are_text(text, found):
+    assert parse_json(text.encode(), "x") == found
+
+
+@pytest.mark.parametrize("text", [r'{"_id": "\ud800"}', r'["\udfff"]', r'{"\uD800": 1}'])
+def test_half_of_a_surrogate_pair_is_refused(text):
+    with pytest.raises(DataError, match="x is not JSON"):
+        parse_json(text, "x")

@@ -385,3 +385,21 @@ def test_the_command_fits_for_bytes_and_saves_what_it_chose(small_collection, tm
     printed = capsys.readouterr().out
     assert f"best in 4 bytes: {head.precision} of {head.dim} numbers" in printed
     assert f"smec {head.precision}" in (out / "report.csv").read_text()
+
+
+@pytest.mark.parametrize(("documents", "width", "bytes"), [(2, 16, 1), (3, 16, (6, 2)), (10, 16, 1), (60, 64, 2)])
+def test_codes_of_fewer_documents_than_numbers_are_not_rotated(rng, documents, width, bytes):
+    corpus = rng.standard_normal((documents, width)).astype(np.float32)
+    compressor = Compressor.fit(corpus, dims=(width, width // 2), method="pca", bytes=bytes)
+    for head in compressor.heads:
+        assert head.decode(head.encode(corpus)).shape == (documents, head.dim)
+    with pytest.raises(DataError, match="cannot be learned from"):
+        product_codes(unit_rows(corpus), 1, 0, rotate=True)
+
+
+def test_one_document_has_no_neighbours_to_choose_codes_by(rng):
+    fitted = Compressor.fit(rng.standard_normal((20, 8)), dims=(8, 4), method="pca")
+    with pytest.raises(DataError, match="at least two documents"):
+        fitted.quantize(rng.standard_normal((1, 8)), bytes=1)
+    with pytest.raises(DataError, match="cannot be learned from 1 rows"):
+        product_codes(unit_rows(rng.standard_normal((1, 8))), 1, 0, rotate=False)

@@ -365,8 +365,9 @@ class Compressor:
         aim, tested_by = None if target is None else Target.parse(target), None
         if aim is not None:
             (train, tested_by), dev = hold_out_for_test(train, dev), None
-        to_test = bytes_to_test(sizes, limit) if aim is not None and bytes is None else ()
-        budgets = to_test or _budgets(bytes, limit)
+        budgets = _budgets(bytes, limit)
+        if aim is not None and not any(budgets):
+            budgets = bytes_to_test(sizes, limit) or budgets
         for budget in budgets:
             pairs_to_try(sizes, sizes, limit, budget)  # refuses what cannot be stored before a fit of minutes
         if budgets and train is not None and dev is None:

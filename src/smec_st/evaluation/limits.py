@@ -55,7 +55,8 @@ class Limit:
     def __post_init__(self) -> None:
         if self.index is not None and self.index not in INDEXES:
             raise DataError(f"limits are known of {', '.join(INDEXES)}, not of {self.index!r}.")
-        if not isinstance(self.bytes, (int, float)) or isnan(self.bytes) or self.bytes < 0:
+        is_number = isinstance(self.bytes, (int, float)) and not isinstance(self.bytes, bool)
+        if not is_number or isnan(self.bytes) or self.bytes < 0:
             raise DataError(f"the bytes of a limit are a number of 0 or more, got {self.bytes!r}.")
 
     @classmethod
@@ -97,4 +98,7 @@ def _amount(text: str, option: str, units: Mapping[str, float]) -> float:
     if found is None or found[2] not in units:
         known = ", ".join(name.upper() for name in units if name)
         raise DataError(f"{option} takes a number with one of {known}, got {text!r}.")
-    return float(found[1]) * units[found[2]]
+    amount = float(found[1]) * units[found[2]]
+    if amount == inf:
+        raise DataError(f"{option} takes a number that can be counted, got {text[:40]!r}.")
+    return amount

@@ -30,8 +30,13 @@ def paired_interval(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Inte
         ours: One value per query, ``(Q,)``.
         theirs: Values of the same queries, ``(Q,)``.
         seed: Random seed of the resampling.
+
+    Returns:
+        The mean and its interval; the whole range from -1 to 1 where there is one query, which tells nothing.
     """
     differences = ours - theirs
+    if len(differences) == 1:
+        return Interval(float(differences[0]), -1.0, 1.0)
     result = stats.bootstrap(
         (differences,),
         np.mean,

@@ -37,10 +37,11 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> Target:
         """Read a target such as ``"lossless"`` or ``"ndcg@10 >= 0.99 original"``."""
-        if text.strip() == "lossless":
+        given = text.strip() if isinstance(text, str) else ""
+        if given == "lossless":
             return cls()
-        found = FORM.fullmatch(text.strip())
-        if found is None or float(found["share"]) == 0:
+        found = FORM.fullmatch(given)
+        if found is None or not 0 < float(found["share"]) < math.inf:
             raise DataError(
                 f"a target is 'lossless', or ndcg, recall or mrr as in 'ndcg@10 >= 0.99 original'; got {text!r}."
             )

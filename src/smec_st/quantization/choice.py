@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from smec_st.data import Qrels, Table, places_among, unit_rows
+from smec_st.data import DataError, Qrels, Table, places_among, unit_rows
 from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.maps import FoldedMap
@@ -137,7 +137,8 @@ def _codes(rows: np.ndarray, precision: str, bytes: int, seed: int) -> Iterator[
     elif precision == "binary":
         yield itq_rotation(rows, seed), Binary(None, rows.shape[1])
     else:
-        may_turn = bytes <= MOST_ROTATED and rows.shape[1] <= WIDEST_ROTATED
+        count, width = rows.shape
+        may_turn = bytes <= MOST_ROTATED and width <= min(WIDEST_ROTATED, count)
         for rotate in (False, True) if may_turn else (False,):
             yield product_codes(rows, bytes, seed, rotate)
 
@@ -204,6 +205,8 @@ def add_best(
     Raises:
         DataError: If no size of the compressor can be stored so.
     """
+    if table.corpus_size < 2:
+        raise DataError("codes are chosen by neighbours: give at least two documents.")
     pairs = pairs_to_try(compressor.dims, compressor.nested_dims, limit, bytes)
     judge = Judge.of(table, dev, seed, compressor.map_for(None))
     rows = table[torch.from_numpy(sample_rows(table.corpus_size, seed, FIT_ROWS))].numpy()

@@ -78,7 +78,7 @@ def bytes_to_test(dims: Sequence[int], limit: Limit | None = None) -> tuple[int,
     """
     limit = limit or Limit()
     numbers = {dim // 4 for dim in dims if dim >= 8}
-    if limit.bytes <= 4 * max(dims):
+    if 1 <= limit.bytes <= 4 * max(dims):
         numbers.add(int(limit.bytes))
     return tuple(sorted((each for each in numbers if any(map(limit.allows, pairs_in(each, dims, ())))), reverse=True))
 

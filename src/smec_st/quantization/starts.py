@@ -70,12 +70,16 @@ def product_codes(
         The rotation ``(d, d)``, to be applied as ``rows @ rotation``, or None; and the codec.
 
     Raises:
-        DataError: If FAISS is missing, or ``codes`` does not divide the width.
+        DataError: If FAISS is missing, ``codes`` does not divide the width, there are fewer than two rows, or a
+            rotation is to be learned from fewer rows than numbers: FAISS 1.15 then writes past its memory.
     """
     faiss = load_optional("faiss", "a product codec")
     count, width = rows.shape
     if width % codes:
         raise DataError(f"product codes of {codes} bytes need a size that is a multiple of {codes}, got {width}.")
+    if count < (width if rotate else 2):
+        what = "a rotation of" if rotate else "product codes of"
+        raise DataError(f"{what} {width} numbers cannot be learned from {count} rows.")
     quantizer = faiss.ProductQuantizer(width, codes, min(8, max(1, count.bit_length() - 1)))
     quantizer.cp.seed = seed
     quantizer.cp.min_points_per_centroid = 1  # prevents a warning on a small corpus

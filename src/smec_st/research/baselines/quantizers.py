@@ -159,7 +159,7 @@ def _product_codec(corpus: np.ndarray, codes: int, rotation: bool, seed: int) ->
     quantizer.cp.seed = seed
     quantizer.cp.min_points_per_centroid = 1  # prevents a warning on a small corpus
     rotate: Rows = _identity
-    if rotation:
+    if rotation and rows >= width:  # from fewer rows FAISS 1.15 writes past its memory
         matrix = faiss.OPQMatrix(width, codes)
         matrix.pq = quantizer
         matrix.niter, matrix.max_train_points = ROTATION_ROUNDS, ROTATION_ROWS
