@@ -112,6 +112,7 @@ def test_fit_is_reproducible_and_the_seed_matters(small_collection, tmp_path, qu
     assert not np.array_equal(weights[0], weights[2])
 
 
+@pytest.mark.slow
 def test_fit_embeds_the_texts_with_a_model_once(small_collection, tmp_path, quick, monkeypatch):
     monkeypatch.setenv("SMEC_ST_CACHE", str(tmp_path / "cache"))
     folder = small_collection(documents=24, queries=10)

@@ -103,6 +103,7 @@ def sample_of(share=1.0, **kwargs):
     return sample, Qrels(pairs[:, 0], pairs[:, 1], np.ones(len(pairs)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("old", "new"), [(16, 20), (24, 12)])
 def test_a_bridge_between_linear_views_keeps_nearly_all(old, new):
     sample, qrels = sample_of(old=old, new=new)
@@ -388,6 +389,7 @@ def test_documents_move_part_by_part_on_the_command_line(desk, capsys):
         assert len(index) == DOCUMENTS
 
 
+@pytest.mark.slow
 def test_a_bridge_that_keeps_too_little_is_not_written(desk, capsys):
     assert run([*FIT, "--compressor", "small", "--least", "1.5"]) == 2
     assert "would keep" in capsys.readouterr().err

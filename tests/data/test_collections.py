@@ -1,5 +1,6 @@
 """Collections of texts on disk are read; every broken folder gives a one-line error."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -290,7 +291,12 @@ def test_whole_pairs_and_escaped_backslashes_are_text(text, found):
     assert parse_json(text.encode(), "x") == found
 
 
-@pytest.mark.parametrize("text", [r'{"_id": "\ud800"}', r'["\udfff"]', r'{"\uD800": 1}'])
-def test_half_of_a_surrogate_pair_is_refused(text):
-    with pytest.raises(DataError, match="x is not JSON"):
-        parse_json(text, "x")
+def test_an_id_with_half_of_a_surrogate_pair_is_refused_and_a_text_with_one_is_read(small_collection):
+    folder = small_collection()
+    lines = (folder / "corpus.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    for key, refused in (("text", False), ("_id", True)):
+        changed = json.dumps({**first, key: "cut within an emoji \ud83d"})
+        (folder / "corpus.jsonl").write_text("\n".join([changed, *lines[1:]]) + "\n")
+        with pytest.raises(DataError, match="half of a surrogate pair") if refused else contextlib.nullcontext():
+            load_collection(folder, folder / "vectors.safetensors")

@@ -128,7 +128,7 @@ def test_command_fits_and_saves_where_nothing_is_judged(folder, model, tmp_path,
     assert not (tmp_path / "out" / "report.json").exists()
     assert "made has no judgements: nothing was scored" in capsys.readouterr().out
     assert fit(folder, model, tmp_path / "other", "--no-labels", "--target", "lossless") == 2
-    assert "made has no dev split and 0 judged training queries" in capsys.readouterr().err
+    assert "there is no dev split, and 0 judged training queries" in capsys.readouterr().err
 
 
 def test_command_refuses_made_queries_without_a_model(folder, small_collection, tmp_path, capsys):

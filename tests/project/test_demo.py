@@ -36,6 +36,7 @@ def entries(demo):
     return demo.make_entries(LIMIT)
 
 
+@pytest.mark.slow
 def test_entries_are_reproducible(demo, entries):
     assert len(entries) == LIMIT
     before = set(sys.modules)
@@ -66,6 +67,7 @@ def test_names_queries_and_documents_are_unique_and_public(demo, entries):
         assert not any(part.startswith("_") or part in demo.SKIPPED for part in entry.name.split("."))
 
 
+@pytest.mark.slow
 def test_a_module_is_in_one_split_only(demo):
     entries = demo.make_entries(10**6)
     modules = {split: {entry.module for entry in entries if demo.split_of(entry) == split} for split in demo.SPLITS}

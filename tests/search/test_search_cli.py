@@ -103,6 +103,7 @@ def test_text_queries_are_embedded_by_the_model(here, capsys):
         (["search", "folder"], "give either --queries or --text"),
         (["search", "folder", "--text", "x"], "--text needs --model"),
         (["search", "folder", "--queries", "more.npy", "--where", "year"], "--where is not JSON"),
+        (["search", "folder", "--queries", "more.npy", "--where", r'{"a": "\ud800"}'], "half of a surrogate pair"),
         (["search", "folder", "--queries", "more.npy", "--where", "[1]"], "--where takes a JSON object"),
         ([*INDEX[:4], "--out", "x", "--rows", "more.csv"], "has 40 rows for 300 vectors"),
         ([*INDEX[:4], "--out", "x", "--field", "year"], "which is missing"),

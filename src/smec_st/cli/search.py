@@ -87,11 +87,12 @@ def search(
 
 def parse_where(text: str | None) -> dict[str, Any] | None:
     """Parse a filter given as JSON."""
-    from smec_st.system.errors import DataError, parse_json
+    from smec_st.system.errors import DataError, parse_json, storable
 
     if text is None:
         return None
     where = parse_json(text, "--where")
+    storable(json.dumps(where, ensure_ascii=False), "--where")
     if not isinstance(where, dict):
         raise DataError(f"--where takes a JSON object, got {text}")
     return where

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from smec_st.system.errors import DataError, count, some, tell
+from smec_st.system.errors import DataError, count, some, storable, tell
 
 #: Names of a column or field of ids, without case, `-`, `_` and spaces. An earlier name wins over a later one.
 ID_NAMES = (
@@ -61,7 +61,7 @@ def id_text(value: object, where: str) -> str:
     is_missing = value is None or value == "" or (isinstance(value, float | np.floating) and math.isnan(value))
     if is_missing or isinstance(value, bool | list | dict):
         raise DataError(f"{where}: {'lacks an id' if is_missing else f'{value!r} is no id'}.")
-    return str(value)
+    return storable(str(value), where)
 
 
 def join_by_id(wanted: Sequence[str], given: Sequence[str], what: str) -> np.ndarray:

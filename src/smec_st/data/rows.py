@@ -12,7 +12,7 @@ from typing import Any
 from smec_st.data.ids import find_id, id_text, join_by_id
 from smec_st.data.jsonl import open_binary, plain_suffix, read_jsonl
 from smec_st.data.sources.cells import csv_rows
-from smec_st.system.errors import DataError, one_line, parse_json, some, tell
+from smec_st.system.errors import DataError, one_line, parse_json, some, storable, tell
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
@@ -51,6 +51,10 @@ def read_rows(
         raise DataError(f"{path} has no column {some(missing)}; it has {some(list(table), 9)}.")
     key = find_id(table)
     fields = {name: table[name] for name in names}
+    for name, column in fields.items():
+        for row, value in enumerate(column):
+            if isinstance(value, str):
+                storable(value, f"{path}, row {row}, {name}")
     rows = len(next(iter(table.values()), []))
     if key is not None and vector_ids is not None:
         own = [id_text(value, f"{path}, row {row}") for row, value in enumerate(table[key])]

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
-
-HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # perhaps: whole pairs begin like this as well
 
 
 class DataError(ValueError):
@@ -40,19 +37,27 @@ def parse_json(content: str | bytes, name: str) -> Any:
         name: What the error message calls it, for instance a file.
 
     Raises:
-        DataError: If it is not JSON, nested more deeply than Python can follow, or holds half of a surrogate pair,
-            which is no text.
+        DataError: If it is not JSON, or nested more deeply than Python can follow.
     """
     try:
-        text = (content.decode("utf-8-sig") if isinstance(content, bytes) else content).strip()
-        found = json.loads(text)
-        if HALF_OF_A_PAIR.search(text):
-            json.dumps(found, ensure_ascii=False).encode()
-        return found
+        return json.loads((content.decode("utf-8-sig") if isinstance(content, bytes) else content).strip())
     except ValueError as error:  # invalid UTF-8 as well
         raise DataError(f"{name} is not JSON: {one_line(error)}") from error
     except RecursionError as error:
         raise DataError(f"{name} is nested too deeply.") from error
+
+
+def storable(text: str, where: str) -> str:
+    """Return a text that files and engines can hold.
+
+    Raises:
+        DataError: If it holds half of a surrogate pair, as a text that was cut within an emoji does.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} holds half of a surrogate pair, which cannot be stored: {text!a:.80}.") from error
+    return text
 
 
 def whole_number(value: object, name: str, least: int = 1) -> int:
