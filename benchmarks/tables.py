@@ -244,13 +244,20 @@ def of_seeds(counts: set[int]) -> str:
     return "One seed" if counts == {1} else f"Median of {' or '.join(map(str, sorted(counts)))} seeds"
 
 
+def with_rivals() -> dict[str, dict]:
+    """Collections of which every rival's figures are recorded."""
+    return {name: collection for name, collection in without_labels().items() if collection.get("rivals")}
+
+
 def leads_without_labels() -> list[list[str]]:
-    """By bytes, the mean lead over each rival method, all collections; the method that comes closest.
+    """By bytes, the method that comes closest to ours, and our mean lead over it.
 
     A method is what is stored (original, principal axes, first numbers) and the precision; its size and bits are those
-    that are best on test, for each collection.
+    that are best on test, for each collection whose rivals are all recorded.
     """
-    collections, lines = without_labels(), []
+    collections, lines = with_rivals(), []
+    if not collections:
+        return []
     for budget in next(iter(collections.values()))["budgets"]:
         best: dict[str, dict[str, float]] = {}
         for name, collection in collections.items():
@@ -293,8 +300,8 @@ def bytes_no_labels_section() -> str:
         "rival is the best on test of all label-free ways to store the original vectors, their principal axes or "
         "their first numbers in at most that many bytes. "
         f"Original: {', '.join(wholes)}. `bytes-no-labels.json`.\n\n"
-        "A rival that is named before the test keeps one method for all collections. The closest of them, with the "
-        "best size and bits on test for each collection:\n\n"
+        "A rival that is named before the test keeps one method for all collections. Over "
+        f"{', '.join(with_rivals())}, the closest of them, with the best size and bits on test for each:\n\n"
         f"{markdown_table(['bytes', 'mean lead', 'closest method'], leads_without_labels())}"
     )
 
