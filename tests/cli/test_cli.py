@@ -331,6 +331,7 @@ def start(folder: Path, out: Path, config: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "smec_st", *fit_arguments(folder, out, config)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have ignored it
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
