@@ -29,7 +29,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "adapted and ranked": {"shadow_share": 0.5},
     "labels alone": {"alignment_weight": 0.0, "shadow_share": 0.5, "hidden_dim": CLASS_HIDDEN},
 }
-#: What all of them share while they are tried: a cheap fit ranks them as a whole one does.
+#: What all of them share while they are tried: a cheap fit, of linear maps, ranks them as a whole one does.
 TRIAL = {
     "steps": 50,
     "batch_size": 64,
