@@ -37,7 +37,6 @@ from smec_st.research.compare import METHODS
 from smec_st.system.matmul import fast_matmul
 
 BUDGETS = (384, 96, 48, 32, 24, 16, 12, 6)
-WIDEST_GROUP = 16  # of product codes; any for the original's own width
 RABITQ_FACTORS = 8
 PARTS = (
     "ours", "original", "pca", "truncate", "mrl-principal", "mrl", "matryoshka-adaptor", "smec-published", "dive",
@@ -46,9 +45,7 @@ PARTS = (
 Floats = Callable[[np.ndarray, int], np.ndarray]
 
 
-def quantised(
-    documents: np.ndarray, queries: np.ndarray, budget: int, widest: int
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def quantised(documents: np.ndarray, queries: np.ndarray, budget: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Every way to store these floats in so many bytes: name, decoded documents, queries."""
     dim = documents.shape[1]
     rows = documents[sample_rows(len(documents), 0, 8000)]
@@ -63,7 +60,7 @@ def quantised(
         codec = Binary(random_rotation(dim, 0))
         yield "binary", codec.decode(codec.encode(documents)), queries
     padded = -(-dim // budget) * budget  # zeros, where the bytes do not divide the width
-    if 1 < padded // budget <= widest:
+    if padded > budget:
         spare = ((0, 0), (0, padded - dim))
         rows, documents, queries = np.pad(rows, spare), np.pad(documents, spare), np.pad(queries, spare)
         for rotate in (False, True) if budget <= 48 else (False,):
@@ -96,9 +93,8 @@ def rows_of(data: Collection, name: str, floats: Floats, dims: tuple[int, ...]) 
     for dim in dims:
         documents, queries = floats(data.corpus, dim), floats(data.queries, dim)
         base = {"method": name, "dim": dim}
-        widest = dim if name == "original" else WIDEST_GROUP
         for budget in BUDGETS:
-            for precision, stored, asked in quantised(documents, queries, budget, widest):
+            for precision, stored, asked in quantised(documents, queries, budget):
                 scores = {split: score(data, split, stored, asked) for split in ("dev", "test")}
                 yield {**base, "precision": precision, "bytes": budget, **scores}
         scores = {split: score_ranking(data, split, documents, queries) for split in ("dev", "test")}
