@@ -375,6 +375,29 @@ def test_fit_interrupted_by_the_user_writes_nothing_and_says_so(small_collection
     assert not out.exists()
 
 
+def test_an_interrupt_that_a_destructor_swallowed_ends_the_command_all_the_same():
+    code = """
+import time, click
+from smec_st import cli
+
+class Swallows:
+    def __del__(self):
+        raise KeyboardInterrupt
+
+@cli.app.command()
+def endless():
+    Swallows()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        pass
+
+cli.main(["endless"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == ["smec-st: interrupted; the same command goes on from what was finished."]
+
+
 @pytest.mark.parametrize(
     "done", ["stage-00-grow-8-adapt/final", "ranked-fold-1/stage-00-grow-8-compress/checkpoint-4", None]
 )

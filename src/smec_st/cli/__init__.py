@@ -1,7 +1,7 @@
 """The command line, ``smec-st``. Each command reads its input, calls the library, and prints the result.
 
 Unusable input ends with one line on standard error and exit code 2. An interrupted run ends with exit code 130; the
-same command continues it. Output folders appear only when they are complete.
+same command goes on from what was finished. Output folders appear only when they are complete.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from smec_st.cli.evaluate import evaluate
 from smec_st.cli.export import export
 from smec_st.cli.fit import fit
 from smec_st.cli.index import index
+from smec_st.cli.interrupt import never_ignored
 from smec_st.cli.migrate import migrate
 from smec_st.cli.push import push
 from smec_st.cli.report import report
@@ -68,6 +69,7 @@ for command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit. Errors that a user can fix become one line and an exit code."""
+    never_ignored()
     sys.exit(run(arguments))
 
 
@@ -78,7 +80,7 @@ def run(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         return _print_error(error.format_message(), USAGE)
     except (KeyboardInterrupt, _Interrupted, click.Abort):
-        return _print_error("interrupted; the same command continues where it stopped.", INTERRUPTED)
+        return _print_error("interrupted; the same command goes on from what was finished.", INTERRUPTED)
     except Exception as error:
         from smec_st.system.errors import DataError
         from smec_st.system.optional import how_to_install
