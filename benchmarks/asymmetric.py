@@ -87,7 +87,7 @@ def stored(rows: np.ndarray, widest: int) -> Iterator[Way]:
     half = unit_rows(rows[:, : widest // 2])
     for budget in (48, 24):
         if (widest // 2) % budget == 0:
-            _, product = product_codes(half[sample], budget, 0, rotate=False)
+            product = product_codes(half[sample], budget, 0)
             yield "pq", widest // 2, budget, product.decode(product.encode(half)), np.eye(widest // 2, widest)
 
 
@@ -240,7 +240,7 @@ def sparse(data: Collection, compressor: Compressor) -> list[dict]:
     found = []
     for budget in SPARSE_BYTES:
         spare = ((0, 0), (0, -widest % budget))  # zeros, where the bytes do not divide the width
-        _, product = product_codes(np.pad(sample, spare), budget, 0, rotate=False)
+        product = product_codes(np.pad(sample, spare), budget, 0)
         decoded = product.decode(product.encode(np.pad(wide, spare)))[:, :widest]
         ours = score(data, "test", decoded, asked)
         row = {"bytes": budget, "pq": float(ours.mean())}

@@ -31,8 +31,9 @@ from smec_st import Collection, Compressor, VectorTable, load_collection
 from smec_st.data import unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval, leave_out, score_rankings
 from smec_st.quantization.codecs import Binary
-from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation, sample_rows
+from smec_st.quantization.starts import calibrate_int8, random_rotation, sample_rows
 from smec_st.research.baselines import Size, TrainingData
+from smec_st.research.baselines.quantizers import product_codec
 from smec_st.research.compare import METHODS
 from smec_st.system.matmul import fast_matmul
 
@@ -64,9 +65,8 @@ def quantised(documents: np.ndarray, queries: np.ndarray, budget: int) -> Iterat
         spare = ((0, 0), (0, padded - dim))
         rows, documents, queries = np.pad(rows, spare), np.pad(documents, spare), np.pad(queries, spare)
         for rotate in (False, True) if budget <= 48 else (False,):
-            rotation, codec = product_codes(rows, budget, 0, rotate)
-            turned = (documents, queries) if rotation is None else (documents @ rotation, queries @ rotation)
-            yield "opq" if rotate else "pq", codec.decode(codec.encode(turned[0])), turned[1]
+            _, codec = product_codec(rows, budget, rotate, 0)
+            yield "opq" if rotate else "pq", unit_rows(codec.decoded(documents)), codec.queries(queries)
 
 
 def rabitq(documents: np.ndarray, queries: np.ndarray, depth: int) -> np.ndarray:

@@ -34,7 +34,8 @@ from smec_st.evaluation.metrics import evaluate_retrieval, leave_out, score_rank
 from smec_st.evaluation.statistics import paired_interval
 from smec_st.evaluation.untrained import pca
 from smec_st.quantization.codecs import Binary, Codec
-from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation, sample_rows
+from smec_st.quantization.starts import calibrate_int8, random_rotation, sample_rows
+from smec_st.research.baselines.quantizers import product_codec
 from smec_st.system.files import write_text
 from smec_st.system.matmul import fast_matmul
 
@@ -77,9 +78,8 @@ def stored(documents: np.ndarray, queries: np.ndarray, rotations: bool) -> Itera
     def product(budget: int, rotate: bool) -> tuple[np.ndarray, np.ndarray]:
         spare = ((0, 0), (0, -dim % budget))  # zeros, where the bytes do not divide the width
         known, more, asked = np.pad(rows, spare), np.pad(documents, spare), np.pad(queries, spare)
-        rotation, codec = product_codes(known, budget, 0, rotate)
-        sides = (more, asked) if rotation is None else (more @ rotation, asked @ rotation)
-        return codec.decode(codec.encode(sides[0])), sides[1]
+        _, codec = product_codec(known, budget, rotate, 0)
+        return unit_rows(codec.decoded(more)), codec.queries(asked)
 
     yield "int8", dim, lambda: decoded(calibrate_int8(rows))
     yield "binary", -(-dim // 8), lambda: decoded(Binary(random_rotation(dim, 0)))

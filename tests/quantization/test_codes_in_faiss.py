@@ -26,8 +26,8 @@ def head(name):
         "int8": lambda: calibrate_int8(rows),
         "binary": lambda: Binary(None, 16),
         "rotated": lambda: Binary(random_rotation(16, 0)),
-        "pq": lambda: product_codes(rows, 4, 0, rotate=False)[1],
-        "small pq": lambda: product_codes(rows[:100], 4, 0, rotate=False)[1],
+        "pq": lambda: product_codes(rows, 4, 0),
+        "small pq": lambda: product_codes(rows[:100], 4, 0),
     }
     return Head(folded, codecs[name]())
 

@@ -19,7 +19,13 @@ from smec_st.quantization.choice import Judge, candidates
 from smec_st.quantization.codecs import Binary, Plain, Product, make_codec
 from smec_st.quantization.head import Head
 from smec_st.quantization.pairs import pairs_in, pairs_to_try
-from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, random_rotation
+from smec_st.quantization.starts import (
+    balanced_rotation,
+    calibrate_int8,
+    itq_rotation,
+    product_codes,
+    random_rotation,
+)
 from smec_st.quantization.training import LastStage, train_codes
 
 pytest.importorskip("faiss")
@@ -43,11 +49,9 @@ def fitted(toy):
 
 
 def codecs(rows):
-    rotation, product = product_codes(rows, 4, 0, rotate=True)
-    assert rotation is not None
     return [
         Plain(8), Plain(8, "float16"), calibrate_int8(rows), Binary(None, 8), Binary(random_rotation(8, 0)),
-        product_codes(rows, 2, 0, rotate=False)[1], product,
+        product_codes(rows, 2, 0), product_codes(rows @ balanced_rotation(rows, 4), 4, 0),
     ]  # fmt: skip
 
 
@@ -98,7 +102,7 @@ def test_binary_is_packbits_and_undoes_its_rotation(rows):
 
 
 def test_product_takes_the_nearest_centroid(rows):
-    codec = product_codes(rows, 2, 0, rotate=False)[1]
+    codec = product_codes(rows, 2, 0)
     codes = codec.encode(rows[:20], chunk=7)
     for row, code in zip(rows[:20], codes, strict=True):
         for group in range(2):
@@ -118,6 +122,35 @@ def test_rotations_are_orthogonal_and_itq_loses_less_than_chance(rng):
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(16), atol=1e-5)
     assert loss(learned) < loss(drawn)
     np.testing.assert_array_equal(drawn, random_rotation(16, 0))
+
+
+@pytest.mark.parametrize("groups", [1, 3, 8, 24])
+def test_balanced_groups_have_the_products_of_variances_of_the_greedy_allocation(rng, groups):
+    variances = np.sort(rng.uniform(0.01, 1, 24))[::-1]
+    rows = np.linalg.qr(rng.standard_normal((24, 24)))[0] * np.sqrt(variances) @ random_rotation(24, 1)
+    rows = np.concatenate([rows, -rows])  # their covariance has these very variances
+    rotation = balanced_rotation(rows, groups)
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(24), atol=1e-5)
+    found = np.square(rows @ rotation).mean(axis=0).reshape(groups, -1)
+    room = [[] for _ in range(groups)]  # by hand: the largest variance goes to the smallest product that has room
+    for value in variances / variances[-1]:
+        min((part for part in room if len(part) < 24 // groups), key=lambda part: np.prod(part)).append(value)
+    np.testing.assert_allclose(found / found.min(), room, rtol=1e-3)
+
+
+def test_codes_lose_less_of_rows_whose_groups_vary_alike(rng):
+    rows = unit_rows(rng.standard_normal((2000, 16)) * np.linspace(1, 0.05, 16))
+
+    def loss(turned):
+        codec = product_codes(turned, 4, 0)
+        return np.square(codec.decode(codec.encode(turned)) - turned).sum(axis=1).mean()
+
+    assert loss(rows @ balanced_rotation(rows, 4)) < 0.8 * loss(rows)
+
+
+def test_rows_that_do_not_vary_at_all_are_balanced_as_well():
+    rotation = balanced_rotation(np.ones((5, 8), np.float32), 2)
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(8), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -191,14 +224,13 @@ def score(head, toy, split):
 
 
 @pytest.mark.parametrize("kind", ["binary", "int8", "pq"])
-def test_training_through_the_rounding_keeps_more_neighbours_and_interpolates(fitted, toy, kind):
+def test_training_through_the_rounding_keeps_more_neighbours(fitted, toy, kind):
     folded = fitted.map_for(8)
     rows = folded.compress(toy.corpus)
-    codec = {"binary": Binary(None, 8), "int8": calibrate_int8(rows), "pq": product_codes(rows, 2, 0, False)[1]}[kind]
+    codec = {"binary": Binary(None, 8), "int8": calibrate_int8(rows), "pq": product_codes(rows, 2, 0)}[kind]
     table, settings = VectorTable(toy.corpus, toy.queries), LastStage(steps=60, batch_size=32, learning_rate=5e-3)
-    at = train_codes(table, folded, codec, toy.qrels["train"].query_rows, settings, fitted.map_for(None))
-    start, end = Head(*at(0.0)), Head(*at(1.0))
-    np.testing.assert_array_equal(start.encode(toy.corpus), Head(folded, codec).encode(toy.corpus))
+    queries, start = toy.qrels["train"].query_rows, Head(folded, codec)
+    end = Head(*train_codes(table, folded, codec, queries, settings, fitted.map_for(None)))
     assert not np.array_equal(end.folded.layers[-1].weight, folded.layers[-1].weight)
     judge = Judge.of(table, None, 0, fitted.map_for(None))
     assert judge.score(end)[1] > judge.score(start)[1] + (0.01 if kind != "int8" else -0.02)
@@ -208,11 +240,11 @@ def test_the_last_stage_keeps_more_of_a_cone_whose_similarities_it_stretches(rng
     corpus = unit_rows(rng.standard_normal((600, 24)) * np.linspace(2, 0.5, 24) + 8 * np.eye(24)[0])
     weight = np.eye(24, dtype=np.float32)[1:17]  # the mean direction is left out: similarities differ more now
     folded, near = FoldedMap((Layer(weight),)), exact_search(corpus, corpus, 10)[0]
-    _, codec = product_codes(folded.compress(corpus), 4, 0, rotate=False)
+    codec = product_codes(folded.compress(corpus), 4, 0)
 
     def kept():
         settings = LastStage(learning_rate=1e-2, code_learning_rate=1e-2)
-        head = Head(*train_codes(VectorTable(corpus), folded, codec, np.zeros(0, dtype=np.int64), settings)(1.0))
+        head = Head(*train_codes(VectorTable(corpus), folded, codec, np.zeros(0, dtype=np.int64), settings))
         found = exact_search(head.decode(head.encode(corpus)), head.queries(corpus), 10)[0]
         return neighbour_overlap(found, near).mean()
 
@@ -388,13 +420,11 @@ def test_the_command_fits_for_bytes_and_saves_what_it_chose(small_collection, tm
 
 
 @pytest.mark.parametrize(("documents", "width", "bytes"), [(2, 16, 1), (3, 16, (6, 2)), (10, 16, 1), (60, 64, 2)])
-def test_codes_of_fewer_documents_than_numbers_are_not_rotated(rng, documents, width, bytes):
+def test_few_documents_can_be_stored_in_codes(rng, documents, width, bytes):
     corpus = rng.standard_normal((documents, width)).astype(np.float32)
     compressor = Compressor.fit(corpus, dims=(width, width // 2), method="pca", bytes=bytes)
     for head in compressor.heads:
         assert head.decode(head.encode(corpus)).shape == (documents, head.dim)
-    with pytest.raises(DataError, match="cannot be learned from"):
-        product_codes(unit_rows(corpus), 1, 0, rotate=True)
 
 
 def test_one_document_has_no_neighbours_to_choose_codes_by(rng):
@@ -402,4 +432,4 @@ def test_one_document_has_no_neighbours_to_choose_codes_by(rng):
     with pytest.raises(DataError, match="at least two documents"):
         fitted.quantize(rng.standard_normal((1, 8)), bytes=1)
     with pytest.raises(DataError, match="cannot be learned from 1 rows"):
-        product_codes(unit_rows(rng.standard_normal((1, 8))), 1, 0, rotate=False)
+        product_codes(unit_rows(rng.standard_normal((1, 8))), 1, 0)

@@ -10,7 +10,7 @@ from smec_st.data import unit_rows
 from smec_st.quantization.choice import start_of_rounding
 from smec_st.quantization.codecs import Binary
 from smec_st.quantization.rounding import Rounding
-from smec_st.quantization.starts import calibrate_int8, product_codes, random_rotation
+from smec_st.quantization.starts import balanced_rotation, calibrate_int8, product_codes, random_rotation
 
 pytest.importorskip("faiss")
 
@@ -21,16 +21,16 @@ def rows(rng):
 
 
 def roundings(rows):
-    turned, codec = product_codes(rows, 4, 0, rotate=True)
+    turned = balanced_rotation(rows, 4)
     return {
         "int8": (None, calibrate_int8(rows, outside=0)),
         "binary": (random_rotation(8, 0), Binary(None, 8)),
-        "pq": (None, product_codes(rows, 4, 0, rotate=False)[1]),
-        "opq": (turned, codec),
+        "pq": (None, product_codes(rows, 4, 0)),
+        "turned pq": (turned, product_codes(rows @ turned, 4, 0)),
     }
 
 
-@pytest.mark.parametrize("name", ["int8", "binary", "pq", "opq"])
+@pytest.mark.parametrize("name", ["int8", "binary", "pq", "turned pq"])
 def test_rounding_is_what_the_codec_stores_and_leaves_the_gradient_as_it_is(rows, name):
     rotation, codec = roundings(rows)[name]
     turned = rows if rotation is None else rows @ rotation
@@ -51,7 +51,7 @@ def test_only_the_stored_numbers_are_read(rows):
     assert torch.equal(rounding(wide), rounding(wide[:, :8]))
 
 
-@pytest.mark.parametrize("name", ["int8", "pq", "opq"])
+@pytest.mark.parametrize("name", ["int8", "pq", "turned pq"])
 def test_ranges_and_centroids_follow_rows_that_move(rows, rng, name):
     rotation, codec = roundings(rows)[name]
     moved = torch.from_numpy(rows @ random_rotation(8, 7))
@@ -69,7 +69,7 @@ def test_ranges_and_centroids_follow_rows_that_move(rows, rng, name):
 
 
 def test_centroids_follow_as_means_of_the_rows_that_chose_them(rows):
-    codec = product_codes(rows[:40], 4, 0, rotate=False)[1]
+    codec = product_codes(rows[:40], 4, 0)
     rounding = Rounding(codec).requires_grad_(False)
     shares, start = rounding.shares.numpy().copy(), codec.centroids.copy()
     rounding(torch.from_numpy(rows))
@@ -84,16 +84,18 @@ def test_centroids_follow_as_means_of_the_rows_that_chose_them(rows):
 
 
 def test_parameters_that_an_optimizer_trains_do_not_follow(rows):
-    rounding = Rounding(product_codes(rows, 4, 0, rotate=False)[1])
+    rounding = Rounding(product_codes(rows, 4, 0))
     before = rounding.trained["centroids"].detach().clone()
     rounding(torch.from_numpy(rows[:50]))
     assert torch.equal(rounding.trained["centroids"], before)
 
 
 def test_the_codes_that_keep_most_neighbours_are_trained_through(rows):
-    wide = unit_rows(np.concatenate([rows, 0.01 * rows[:, ::-1]], axis=1))
-    rotation, codec = start_of_rounding(wide, (8, 16), 8, 0)
+    rotation, codec = start_of_rounding(rows, (8,), 8, 0)
     assert (codec.precision, codec.dim, rotation) == ("int8", 8, None)
+    wide = unit_rows(np.concatenate([rows, 0.5 * rows[:, ::-1] ** 2], axis=1))  # half of it would be lost as int8
+    rotation, codec = start_of_rounding(wide, (8, 16), 8, 0)
+    assert (codec.precision, codec.dim, rotation.shape) == ("pq", 16, (16, 16))
     assert start_of_rounding(rows, (8,), 5, 0) is None
     assert start_of_rounding(rows, (8,), 16, 0) is None  # float16 needs no training through its rounding
     assert start_of_rounding(rows, (8,), 1, 0)[1].bytes == 1

@@ -26,7 +26,7 @@ def coded():
     plain = compressor()
     wide, narrow = plain.map_for(16), plain.map_for(8)
     heads = (
-        Head(wide, product_codes(wide.compress(CORPUS[:1000]), 4, 0, rotate=False)[1], info={"for_bytes": 4}),
+        Head(wide, product_codes(wide.compress(CORPUS[:1000]), 4, 0), info={"for_bytes": 4}),
         Head(wide, Binary(random_rotation(16, 0)), info={"for_bytes": 2}),
         Head(narrow, calibrate_int8(narrow.compress(CORPUS[:1000])), info={"for_bytes": 8}),
     )

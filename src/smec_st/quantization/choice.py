@@ -17,7 +17,7 @@ from smec_st.quantization.codecs import Binary, Codec, Plain
 from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.pairs import pairs_in, pairs_to_try
-from smec_st.quantization.starts import calibrate_int8, itq_rotation, product_codes, sample_rows
+from smec_st.quantization.starts import balanced_rotation, calibrate_int8, itq_rotation, product_codes, sample_rows
 from smec_st.quantization.training import LastStage, train_codes
 
 Like = TypeVar("Like", bound=CompressorLike)
@@ -26,19 +26,15 @@ Like = TypeVar("Like", bound=CompressorLike)
 FIT_ROWS, JUDGED_ROWS, ASKING_ROWS = 8_000, 50_000, 500
 NEIGHBORS = 10
 PLAIN = ("float32", "float16")
-#: More codes than this are not rotated: it takes long and gains nothing. Nor are rows of more numbers, whose rotation
-#: takes minutes: its cost grows with the cube of the width.
-MOST_ROTATED, WIDEST_ROTATED = 48, 1024
-SHARES = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
 class Judge:
     """Queries that tell two ways to store documents apart.
 
-    Few held-out queries cannot tell close ones apart, so among those that they do not place below the best (by more
-    than one standard error of the paired difference) the one wins that ranks most like the compressor's own floats do,
-    which any number of queries without judgements can say.
+    A few held-out queries cannot separate close candidates. Those whose mean is within one standard error of the best
+    (of the paired difference) are compared again, by how many of the documents nearest to the compressor's floats they
+    find. This needs no judgements, so any number of queries can be used.
 
     Attributes:
         corpus: Documents that are searched, ``(N, D)``.
@@ -126,21 +122,18 @@ def candidates(compressor: CompressorLike, corpus: np.ndarray, pairs: Sequence[P
         if precision in PLAIN:
             yield Head(folded, Plain(dim, precision))
             continue
-        for rotation, codec in _codes(folded.compress(corpus), precision, size, seed):
-            yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
+        rotation, codec = _codec(folded.compress(corpus), precision, size, seed)
+        yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
 
 
-def _codes(rows: np.ndarray, precision: str, bytes: int, seed: int) -> Iterator[tuple[np.ndarray | None, Codec]]:
-    """Codecs of one precision fitted to rows, ``(n, d)``, each with the rotation that goes before it, or None."""
+def _codec(rows: np.ndarray, precision: str, bytes: int, seed: int) -> tuple[np.ndarray | None, Codec]:
+    """Fit a codec of one precision to rows, ``(n, d)``; the rotation that goes before it, or None, comes first."""
     if precision == "int8":
-        yield None, calibrate_int8(rows)
-    elif precision == "binary":
-        yield itq_rotation(rows, seed), Binary(None, rows.shape[1])
-    else:
-        count, width = rows.shape
-        may_turn = bytes <= MOST_ROTATED and width <= min(WIDEST_ROTATED, count)
-        for rotate in (False, True) if may_turn else (False,):
-            yield product_codes(rows, bytes, seed, rotate)
+        return None, calibrate_int8(rows)
+    if precision == "binary":
+        return itq_rotation(rows, seed), Binary(None, rows.shape[1])
+    rotation = balanced_rotation(rows, bytes)
+    return rotation, product_codes(rows @ rotation, bytes, seed)
 
 
 def start_of_rounding(
@@ -163,13 +156,15 @@ def start_of_rounding(
     near, _ = exact_search(widest, widest[asking], NEIGHBORS)
     best, most = None, -1.0
     for dim, precision, _ in pairs_in(bytes, dims, dims):
+        if precision in PLAIN:
+            continue
         floats = unit_rows(rows[:, :dim])
-        for rotation, codec in () if precision in PLAIN else _codes(floats, precision, bytes, seed):
-            turned = floats if rotation is None else floats @ rotation
-            found, _ = exact_search(codec.decode(codec.encode(turned)), turned[asking], NEIGHBORS)
-            kept = float(neighbour_overlap(found, near).mean())
-            if kept > most:
-                best, most = (rotation, codec), kept
+        rotation, codec = _codec(floats, precision, bytes, seed)
+        turned = floats if rotation is None else floats @ rotation
+        found, _ = exact_search(codec.decode(codec.encode(turned)), turned[asking], NEIGHBORS)
+        kept = float(neighbour_overlap(found, near).mean())
+        if kept > most:
+            best, most = (rotation, codec), kept
     return best
 
 
@@ -210,24 +205,27 @@ def add_best(
     pairs = pairs_to_try(compressor.dims, compressor.nested_dims, limit, bytes)
     judge = Judge.of(table, dev, seed, compressor.map_for(None))
     rows = table[torch.from_numpy(sample_rows(table.corpus_size, seed, FIT_ROWS))].numpy()
-    heads = [(head, 0.0) for head in candidates(compressor, rows, pairs, seed)]
-    scores = [judge.score(head) for head, _ in heads]
-    start = heads[judge.best(scores)][0]
+    heads = list(candidates(compressor, rows, pairs, seed))
+    scores = [judge.score(head) for head in heads]
+    start = heads[judge.best(scores)]
+    is_trained = [False] * len(heads)
     if not isinstance(start.codec, Plain):
-        # A map that learned from labels knows better than the full width which neighbours to keep.
+        # With labels the compressor's widest vectors say better than the original ones which neighbours to keep.
         teacher = None if train is None else compressor.map_for(None)
-        asking = _asking(table, train, dev, unlabelled_queries)
-        at = train_codes(table, start.folded, start.codec, asking, config or LastStage(seed=seed), teacher)
-        trained = [(Head(*at(share), has_own_map=True), share) for share in SHARES]
-        heads += trained
-        scores += [judge.score(head) for head, _ in trained]
+        rows_of_queries = _training_queries(table, train, dev, unlabelled_queries)
+        learned = train_codes(
+            table, start.folded, start.codec, rows_of_queries, config or LastStage(seed=seed), teacher
+        )
+        heads.append(Head(*learned, has_own_map=True))
+        scores.append(judge.score(heads[-1]))
+        is_trained.append(True)
     winner = judge.best(scores)
     tried: list[dict[str, Any]] = []
-    for (head, share), (values, kept) in zip(heads, scores, strict=True):
-        tried.append({**_label(head), "trained": share, "kept_neighbors": kept})
+    for head, trained, (values, kept) in zip(heads, is_trained, scores, strict=True):
+        tried.append({**_label(head), "trained": trained, "kept_neighbors": kept})
         if len(values):
             tried[-1]["ndcg@10"] = float(values.mean())
-    best = heads[winner][0]
+    best = heads[winner]
     info = {**tried[winner], "for_bytes": best.bytes, "tried": tried}
     if limit is not None:
         info["limit"] = str(limit)
@@ -236,7 +234,7 @@ def add_best(
     return type(compressor)(compressor.maps, compressor.info, (*kept_heads, chosen))
 
 
-def _asking(
+def _training_queries(
     table: Table, train: Qrels | None, dev: Qrels | None, queries: Sequence[int] | np.ndarray | None
 ) -> np.ndarray:
     """Query rows that codes are trained on, ``(q,)``: those named, or the judged ones, or all; none that choose."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from smec_st.functional import unit
 from smec_st.losses.ranks import total, world_size
-from smec_st.quantization.codecs import Binary, Codec, Int8, Product
+from smec_st.quantization.codecs import Binary, Codec, Int8, Product, make_codec
 
 #: Share of the past in the moving averages that ranges and centroids follow a training map by: 20 steps of memory.
 MOMENTUM = 0.95
@@ -94,15 +94,12 @@ class Rounding(nn.Module):
             moved = (past.unsqueeze(2) * centroids + weight * _mean_over_ranks(sums)) / shares
             centroids.copy_(torch.where(shares > NEVER_CHOSEN, moved, centroids))
 
-    def finished(self, share: float) -> Codec:
-        """The codec, moved this far from its start, 0, to what was learned, 1."""
-        if isinstance(self.codec, Binary):
-            return self.codec
-        mixed = {
-            name: ((1 - share) * start + share * self.trained[name].detach().numpy()).astype(np.float32)
-            for name, start in self.codec.tensors().items()
-        }
-        return Int8(mixed["low"], np.maximum(mixed["step"], 1e-9)) if "low" in mixed else Product(mixed["centroids"])
+    def finished(self) -> Codec:
+        """The codec with what its tensors have become."""
+        learned = {name: tensor.detach().numpy().copy() for name, tensor in self.trained.items()}
+        if "step" in learned:
+            learned["step"] = np.maximum(learned["step"], np.float32(1e-9))
+        return self.codec if isinstance(self.codec, Binary) else make_codec(self.codec.precision, self.dim, learned)
 
     def _groups(self, rows: Tensor) -> Tensor:
         """``(n, d) -> (m, n, d / m)``."""
@@ -112,8 +109,9 @@ class Rounding(nn.Module):
     def _nearest(self, rows: Tensor) -> Tensor:
         """The number of each group's nearest centroid, ``(m, n)``."""
         centroids = self.trained["centroids"]
-        half = centroids.square().sum(2).unsqueeze(1) / 2
-        return torch.baddbmm(-half, self._groups(rows), centroids.transpose(1, 2)).argmax(dim=2)
+        half = centroids.square().sum(2) / 2  # (m, c)
+        groups = zip(half, self._groups(rows), centroids, strict=True)  # one by one they stay in the cache
+        return torch.stack([torch.addmm(-less, part, own.T).argmax(dim=1) for less, part, own in groups])
 
 
 def _mean_over_ranks(found: Tensor) -> Tensor:

@@ -11,6 +11,10 @@ from smec_st.quantization.interface import CompressorLike
 from smec_st.system.optional import load_optional
 
 SAMPLE = 65536
+#: Rounds of k-means; 25 keep no more neighbours, and take longer.
+ROUNDS = 10
+#: Share of the largest variance below which axes count as alike.
+NO_VARIANCE = 1e-9
 
 
 def sample_rows(count: int, seed: int, most: int = SAMPLE) -> np.ndarray:
@@ -54,46 +58,59 @@ def itq_rotation(rows: np.ndarray, seed: int, rounds: int = 20) -> np.ndarray:
     return rotation
 
 
-def product_codes(
-    rows: np.ndarray, codes: int, seed: int, rotate: bool, rounds: int = 6
-) -> tuple[np.ndarray | None, Product]:
-    """Fit the centroids of product codes with FAISS, and optionally a rotation together with them (OPQ).
+def balanced_rotation(rows: np.ndarray, groups: int) -> np.ndarray:
+    """Turn rows to their principal axes, and share these out so that each group of adjacent ones varies as much.
+
+    Each code of product quantisation has as many centroids as any other, so a group that varies more is stored more
+    coarsely. From the axis of the largest variance on, each one goes to the group that still has room and whose
+    product of variances is the smallest. Where vectors are Gaussian no rotation is better.
 
     Args:
-        rows: Vectors, ``(n, d)`` float32.
-        codes: Bytes per vector; must divide ``d``.
-        seed: Random seed of the clustering.
-        rotate: Learn a rotation.
-        rounds: Rounds of OPQ.
+        rows: Vectors, ``(n, d)``.
+        groups: Number of groups; must divide ``d``.
 
     Returns:
-        The rotation ``(d, d)``, to be applied as ``rows @ rotation``, or None; and the codec.
+        ``(d, d)`` float32, to be applied as ``rows @ rotation``.
+
+    Reference:
+        Ge et al., Optimized Product Quantization, CVPR 2013, section 3.2 (eigenvalue allocation).
+    """
+    width = rows.shape[1]
+    variances, axes = np.linalg.eigh(np.cov(rows, rowvar=False, bias=True).reshape(width, width))
+    logs = np.log(np.maximum(variances, NO_VARIANCE * variances[-1] + np.finfo(float).tiny))
+    varies = np.zeros(groups)
+    members: list[list[int]] = [[] for _ in range(groups)]
+    for axis in range(width - 1, -1, -1):  # in descending order of variance
+        group = min((g for g in range(groups) if len(members[g]) < width // groups), key=varies.__getitem__)
+        members[group].append(axis)
+        varies[group] += logs[axis] - logs[0]
+    return np.ascontiguousarray(axes[:, np.concatenate(members)], dtype=np.float32)
+
+
+def product_codes(rows: np.ndarray, codes: int, seed: int) -> Product:
+    """Fit the centroids of product codes by k-means, with FAISS.
+
+    Args:
+        rows: Vectors, ``(n, d)`` float32, whose groups of adjacent dimensions should vary alike
+            (:func:`balanced_rotation`).
+        codes: Bytes per vector; must divide ``d``.
+        seed: Random seed of the clustering.
 
     Raises:
-        DataError: If FAISS is missing, ``codes`` does not divide the width, there are fewer than two rows, or a
-            rotation is to be learned from fewer rows than numbers: FAISS 1.15 then writes past its memory.
+        DataError: If FAISS is missing, ``codes`` does not divide the width, or there are fewer than two rows.
     """
     faiss = load_optional("faiss", "a product codec")
     count, width = rows.shape
     if width % codes:
         raise DataError(f"product codes of {codes} bytes need a size that is a multiple of {codes}, got {width}.")
-    if count < (width if rotate else 2):
-        what = "a rotation of" if rotate else "product codes of"
-        raise DataError(f"{what} {width} numbers cannot be learned from {count} rows.")
+    if count < 2:
+        raise DataError(f"product codes of {width} numbers cannot be learned from {count} rows.")
     quantizer = faiss.ProductQuantizer(width, codes, min(8, max(1, count.bit_length() - 1)))
-    quantizer.cp.seed = seed
+    quantizer.cp.seed, quantizer.cp.niter = seed, ROUNDS
     quantizer.cp.min_points_per_centroid = 1  # prevents a warning on a small corpus
-    rotation = None
-    rows = np.ascontiguousarray(rows, dtype=np.float32)
-    if rotate:
-        matrix = faiss.OPQMatrix(width, codes)
-        matrix.pq, matrix.niter = quantizer, rounds
-        matrix.train(rows)
-        rotation = faiss.vector_to_array(matrix.A).reshape(width, width).T.copy()
-        rows = matrix.apply(rows)
-    quantizer.train(rows)
+    quantizer.train(np.ascontiguousarray(rows, dtype=np.float32))
     centroids = faiss.vector_to_array(quantizer.centroids).reshape(codes, quantizer.ksub, quantizer.dsub)
-    return rotation, Product(np.ascontiguousarray(centroids, dtype=np.float32))
+    return Product(np.ascontiguousarray(centroids, dtype=np.float32))
 
 
 def untrained_heads(compressor: CompressorLike, corpus: np.ndarray, seed: int = 0) -> list[Head]:

@@ -16,7 +16,6 @@ all documents, also of those without a label. At 12 bytes held-out queries gain 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,15 +39,15 @@ class LastStage:
         batch_size: Documents per step, and at most as many queries.
         candidates: Documents that these are compared with.
         learning_rate: Learning rate of the map (Adam, with a cosine schedule).
-        code_learning_rate: Of centroids and ranges.
+        code_learning_rate: Learning rate of centroids and ranges.
         tau: Temperature of the neighbourhoods.
-        seed: Of everything random.
+        seed: Random seed.
     """
 
     steps: int = 80
     batch_size: int = 256
-    candidates: int = 4096
-    learning_rate: float = 1e-3
+    candidates: int = 2048
+    learning_rate: float = 3e-4
     code_learning_rate: float = 1e-3
     tau: float = 0.08
     seed: int = 0
@@ -66,7 +65,7 @@ def train_codes(
     queries: np.ndarray,
     config: LastStage,
     teacher: FoldedMap | None = None,
-) -> Callable[[float], tuple[FoldedMap, Codec]]:
+) -> tuple[FoldedMap, Codec]:
     """Train the last layer of a map together with a codec.
 
     Args:
@@ -78,11 +77,10 @@ def train_codes(
         teacher: The map whose neighbourhoods are kept; None for those of the table's own vectors.
 
     Returns:
-        Map and codec as a function of how far to go from the start, 0, to what was learned, 1.
+        The trained map and codec.
     """
     rng = np.random.default_rng([config.seed, folded.out_dim, codec.bytes])
-    start = torch.from_numpy(folded.layers[-1].weight)
-    weight = torch.nn.Parameter(start.clone())
+    weight = torch.nn.Parameter(torch.from_numpy(folded.layers[-1].weight).clone())
     codes = Rounding(codec)
     of_map = {"params": [weight], "lr": config.learning_rate}
     of_codes = {"params": [*codes.parameters()], "lr": config.code_learning_rate}
@@ -104,13 +102,7 @@ def train_codes(
         loss.backward()
         optimizer.step()
         schedule.step()
-    learned = weight.detach()
-
-    def at(share: float) -> tuple[FoldedMap, Codec]:
-        mixed = torch.lerp(start, learned, share).numpy()
-        return folded.ending(mixed), codes.finished(share)
-
-    return at
+    return folded.ending(weight.detach().numpy()), codes.finished()
 
 
 def _batch(table: Table, queries: np.ndarray, config: LastStage, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -148,11 +148,11 @@ class PQ:
             raise DataError(f"PQ needs a width that one of {self.group} divides, got {width}.")
         corpus = data.corpus
         # Ascending number of codes: when two take the same bytes (on a tiny corpus), the one with more codes is kept.
-        return CodeEncoder(dict(_product_codec(corpus, width // group, self.rotation, seed) for group in groups))
+        return CodeEncoder(dict(product_codec(corpus, width // group, self.rotation, seed) for group in groups))
 
 
-def _product_codec(corpus: np.ndarray, codes: int, rotation: bool, seed: int) -> tuple[Size, Codec]:
-    """Fit a product quantiser with this many codes per document."""
+def product_codec(corpus: np.ndarray, codes: int, rotation: bool, seed: int) -> tuple[Size, Codec]:
+    """Fit FAISS's product quantiser with this many codes per document, with a learned rotation (OPQ) or without."""
     faiss = load_optional("faiss", "PQ or OPQ")
     rows, width = corpus.shape
     quantizer = faiss.ProductQuantizer(width, codes, min(8, rows.bit_length() - 1))
