@@ -22,12 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smec_st.data import DataError, Table
+from smec_st.data import DataError, Table, places_among
 from smec_st.functional import alignment_kl, narrowness, unit
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Codec
 from smec_st.quantization.rounding import Rounding
+from smec_st.quantization.starts import sample_rows
 from smec_st.system.matmul import fast_matmul
+
+#: Documents, and queries, that batches are drawn from, at most. They are mapped once.
+SAMPLE = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +90,20 @@ def train_codes(
     of_codes = {"params": [*codes.parameters()], "lr": config.code_learning_rate}
     optimizer = torch.optim.Adam([of_map, of_codes])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.steps, 1))
-    before = folded.ending(np.eye(folded.layers[-1].weight.shape[1]))
-    is_plain = len(folded.layers) == 1
+    documents = sample_rows(table.corpus_size, config.seed, SAMPLE)
+    known = np.concatenate([documents, table.query_ids(queries[sample_rows(len(queries), config.seed, SAMPLE)])])
+    own = torch.from_numpy(places_among(documents, table.own(torch.from_numpy(known)).numpy()))
+    vectors = table[torch.from_numpy(known)]
+    taught = vectors if teacher is None else torch.from_numpy(teacher.compress(vectors.numpy()))
+    if len(folded.layers) > 1:
+        before = folded.ending(np.eye(folded.layers[-1].weight.shape[1]))
+        vectors = torch.from_numpy(before(vectors.numpy()))
     for _ in range(config.steps):
-        anchors, pool = _batch(table, queries, config, rng)
-        sides = table[anchors], table[pool]
-        taught = sides if teacher is None else tuple(torch.from_numpy(teacher.compress(x.numpy())) for x in sides)
-        inner = sides if is_plain else tuple(torch.from_numpy(before(x.numpy())) for x in sides)
-        asking, document = unit(inner[0] @ weight.T), unit(inner[1] @ weight.T)
+        anchors, pool = _batch(len(documents), len(known), config, rng)
+        asking, document = unit(vectors[anchors] @ weight.T), unit(vectors[pool] @ weight.T)
         stored = unit(codes.decoded(document))
-        kept = taught[0] @ taught[1].T / narrowness(taught[1])
-        other = pool != table.own(anchors).unsqueeze(1)
+        kept = taught[anchors] @ taught[pool].T / narrowness(taught[pool])
+        other = pool != own[anchors].unsqueeze(1)
         loss = alignment_kl(asking @ stored.T, kept, config.tau, other)
         optimizer.zero_grad()
         loss.backward()
@@ -105,10 +112,12 @@ def train_codes(
     return folded.ending(weight.detach().numpy()), codes.finished()
 
 
-def _batch(table: Table, queries: np.ndarray, config: LastStage, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return row ids of queries and documents that ask, ``(A,)``, and of distinct documents, ``(C,)``."""
-    documents = rng.permutation(table.corpus_size)[: config.batch_size]
-    chosen = queries[rng.permutation(len(queries))[: config.batch_size]]
-    anchors = np.concatenate([table.query_ids(chosen), documents])
-    pool = np.union1d(documents, rng.permutation(table.corpus_size)[: config.candidates])
-    return torch.from_numpy(anchors), torch.from_numpy(pool)
+def _batch(documents: int, known: int, config: LastStage, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Draw documents and queries that ask, ``(A,)``, and distinct documents that they are compared with, ``(C,)``.
+
+    The first ``documents`` of the ``known`` rows are documents, the others queries.
+    """
+    shown = rng.permutation(documents)[: config.batch_size]
+    queries = documents + rng.permutation(known - documents)[: config.batch_size]
+    pool = np.union1d(shown, rng.permutation(documents)[: config.candidates])
+    return torch.from_numpy(np.concatenate([queries, shown])), torch.from_numpy(pool)
