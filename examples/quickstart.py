@@ -1,4 +1,4 @@
-"""Fifteen lines from vectors to an ordinary model with short vectors. No labels needed.
+"""From a few texts to an ordinary model with short vectors. No labels needed.
 
 python examples/quickstart.py
 python examples/quickstart.py --model path/or/id --dims 96,48

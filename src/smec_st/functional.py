@@ -22,7 +22,7 @@ Mean = Callable[[Tensor, Tensor], Tensor]  # from a sum and a count
 
 
 def mean_of(amount: Tensor, count: Tensor) -> Tensor:
-    """``amount / count``, 0 for a count of 0. The ranks of a distributed run put theirs together instead."""
+    """Return ``amount / count``, 0 for a count of 0. In distributed training ``share_of_mean`` takes its place."""
     return amount / count.clamp_min(1)
 
 
@@ -153,9 +153,10 @@ def spread(vectors: Tensor) -> Tensor:
 
 
 def narrowness(vectors: Tensor) -> float:
-    """Spread of vectors relative to that of most models, :data:`USUAL_SPREAD`, at most 1.
+    """Return ``spread / USUAL_SPREAD``, at most 1, of unit rows ``(n, D)``.
 
-    Temperatures were chosen where it is 1. The similarities of a narrow cone differ less, so they are divided by it.
+    Temperatures were tuned on vectors with a ratio of 1. The similarities of a narrower cone differ less; they are
+    divided by this ratio, so that the same temperatures apply.
     """
     return min(float(spread(vectors)) / USUAL_SPREAD, 1.0)
 
@@ -235,7 +236,7 @@ def _leading_axes(moment: Tensor, removed: Tensor, count: int) -> Tensor:
 
 
 def _few_leading_axes(moment: Tensor, removed: Tensor, count: int) -> Tensor:
-    """As :func:`_leading`, by Lanczos iterations (ARPACK), which cost much less for a few axes of many."""
+    """As :func:`_leading_axes`, by Lanczos iterations (ARPACK), which cost much less for a few axes of many."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     matrix, out = moment.cpu().numpy(), removed.cpu().numpy()

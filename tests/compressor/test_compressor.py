@@ -244,7 +244,7 @@ def test_load_refuses_a_damaged_compressor(fitted, tmp_path, damage, match):
 @pytest.mark.slow
 def test_extend_leaves_every_old_size_bit_identical_and_serves_the_new_ones(toy):
     fitted = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(12, 6), **QUICK)
-    more = fitted.extend(toy.corpus, toy.queries, toy.qrels["train"], dims=(20, 9, 3), dev_qrels=toy.qrels["dev"])
+    more = fitted.extend(toy.corpus, toy.queries, toy.qrels["train"], dims=(20, 9, 3))
     assert more.dims == (20, 12, 9, 6, 3)
     assert more.nested_dims == (20, 12, 6)
     for dim in fitted.dims:

@@ -498,7 +498,7 @@ def test_evaluate_and_fit_say_how_the_original_is_scored(by_length, tmp_path, ca
     fit = ["fit", "--data", str(by_length), "--method", "pca", "--dims", "8,4", "--out", str(tmp_path / "m")]
     assert run([*fit, "--similarity", "dot"]) == 2
     said = capsys.readouterr().err
-    assert "a fit compares by cosine, and the documents are 1 to 5 long" in said
+    assert "documents have lengths from 1 to 5, but a fit compares by cosine" in said
     assert run(fit) == 0
     assert "inner product" not in capsys.readouterr().out
     assert run(["evaluate", str(tmp_path / "m"), "--data", str(by_length), "--similarity", "dot"]) == 0

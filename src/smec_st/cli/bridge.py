@@ -20,12 +20,15 @@ from smec_st.cli.options import FOLDER, collection_options, refuse_existing, thi
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Part of the store's documents that the collection holds; decides what is held out.",
+    help="Share of the store's documents that this sample holds. The other "
+    "held-out queries are measured without their relevant documents in it.",
 )
 @click.option(
     "--least", type=float, default=0.9, show_default=True, help="Part of the old model's nDCG@10 that must be kept."
 )
-@click.option("--no-labels", is_flag=True, help="Count what the old model finds as relevant, instead of judgements.")
+@click.option(
+    "--no-labels", is_flag=True, help="Ignore judgements; the old model's ten nearest documents are relevant."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--out", type=FOLDER, required=True, help="New folder for the bridge.")
 def bridge(

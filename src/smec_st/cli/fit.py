@@ -171,7 +171,7 @@ def _measure_costs(compressor: Compressor, inputs: Inputs, no_labels: bool) -> N
     from smec_st.evaluation.target import measure_cost
 
     if inputs.unread is None and not no_labels:
-        return  # neighbours cannot tell: labels move them on purpose
+        return  # labels change neighbourhoods on purpose, so kept ones do not measure quality
     chosen = [head for head in compressor.heads if "for_bytes" in head.info]
     if chosen:
         compressor.info["costs"] = [measure_cost(head, inputs.collection, inputs.unread).to_dict() for head in chosen]

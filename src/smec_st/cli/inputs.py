@@ -64,13 +64,13 @@ class Goal:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A collection, and what of it a fit may see.
+    """A collection with its judgements divided by purpose.
 
     Attributes:
         collection: All that was read.
-        training: The same with no judgements but those that are trained on, made ones included.
+        training: The collection with only the judgements that train, those of synthetic queries included.
         dev: Judgements that choose what is trained.
-        kept: Judgements that neither train nor choose, so that they can tell the outcome and test a target.
+        kept: Judgements that neither train nor choose; they measure the result.
         unlabelled: Queries that may be read without their judgements, ``(q,)``.
     """
 
@@ -118,7 +118,7 @@ class Inputs:
 
 def read_options(config: Path | None, dims: str | None, seed: int | None, method: str) -> dict[str, Any]:
     """Read the settings of a fit that differ from the defaults, and check them as far as that goes without vectors."""
-    from smec_st.fitting.config import METHODS, FitConfig, read_settings
+    from smec_st.fitting.config import FitConfig, read_settings, settings_of
 
     settings = read_settings(config) if config is not None else {}
     if dims is not None:
@@ -127,9 +127,7 @@ def read_options(config: Path | None, dims: str | None, seed: int | None, method
         settings["dims"] = tuple(settings["dims"])
     if seed is not None:
         settings["seed"] = seed
-    if method not in METHODS:
-        raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
-    FitConfig.from_dict({**METHODS[method], **settings})  # refuses what is wrong by itself, whatever the vectors
+    FitConfig.from_dict({**settings_of(method), **settings})  # refuses what is wrong by itself, whatever the vectors
     return settings
 
 
@@ -138,19 +136,19 @@ def refuse_lengths(collection: Collection) -> None:
     shortest, longest = length_range(collection.corpus)
     if longest > shortest * SAME_LENGTH:
         raise DataError(
-            f"--similarity dot: a fit compares by cosine, and the documents are {shortest:.3g} to {longest:.3g} long. "
-            "Leave the option out to fit all the same, and multiply each compressed document by its length: it ranks "
-            "nearly as its model; `evaluate --similarity dot` scores the original as its model."
+            f"--similarity dot: documents have lengths from {shortest:.3g} to {longest:.3g}, but a fit compares by "
+            "cosine. Leave the option out, and multiply each compressed document by its original length: rankings "
+            "are then nearly those of the model. `evaluate --similarity dot` scores the original by inner product."
         )
 
 
 def _judgements(
     collection: Collection, labels: bool, by_target: bool, by_limit: bool
 ) -> tuple[Qrels | None, Qrels | None, Qrels | None]:
-    """Judgements that train, that choose (dev), and that neither train nor choose, so that they can tell the outcome.
+    """Return the judgements for training, for choosing, and for measuring.
 
-    Without labels none need be there, and those that are there tell. A target, or a limit without a test split, keeps
-    the dev queries for telling, or else a fifth of the training queries.
+    Without labels none are required, and any that exist only measure. A target, or a limit without a test split, keeps
+    the dev queries (else a fifth of the training queries) for measuring.
     """
     train, dev = collection.qrels.get("train"), collection.qrels.get("dev")
     if labels:

@@ -89,7 +89,7 @@ def refuse_existing(folder: Path) -> None:
 def print_similarity(collection: Collection) -> None:
     """Print a line if the original vectors are compared in another way than the compressed ones."""
     if collection.similarity == "dot":
-        click.echo("original: by inner product, as its model scores; all others by cosine, which knows no lengths")
+        click.echo("original: by inner product, as its model scores; all other rows: by cosine, without lengths")
     elif collection.similarity != "cosine":
         click.echo(f"original: by cosine, although its model scores by {collection.similarity} distance")
 

@@ -331,16 +331,16 @@ class Compressor:
             progress: Show a progress bar.
             unlabelled_queries: Query rows that may be read without their judgements. By default those that are judged,
                 or all if there are no judgements.
-            own_document: Corpus row that is the query itself, ``(Q,)``, -1 for none (duplicate questions, images among
-                images): it counts neither as relevant nor as irrelevant.
+            own_document: Row of the document that is the same item as each query, -1 for none, ``(Q,)`` (duplicate
+                questions, images among images). It counts neither as relevant nor as irrelevant.
             backbone: Description of the model that made the vectors (``model``, ``revision``, ``prompt``), if
                 ``model`` is not given.
             bytes: Also choose the best size and precision for documents of this many bytes, or of each of several
                 numbers of bytes; see :meth:`quantize`.
             limit: What that size and precision must keep to. Without ``bytes``, the best that keeps to it is chosen.
             target: Also find the fewest bytes that keep a quality, over sizes and precisions: ``"lossless"``, or
-                ``"ndcg@10 >= 0.99 original"``. The fit sees nothing of ``dev_qrels`` then, or of a fifth of the
-                training queries: they test, and ``info["target"]`` holds the answer.
+                ``"ndcg@10 >= 0.99 original"``. ``dev_qrels``, or a fifth of the training queries, are then withheld
+                from the fit and used only for the test; ``info["target"]`` holds the answer.
             **settings: Fields of :class:`~smec_st.fitting.config.FitConfig`.
 
         Raises:
@@ -348,8 +348,8 @@ class Compressor:
         """
         load_optional("torch", "fitting")
         from smec_st.evaluation.target import Target, choose_size, hold_out_for_test
-        from smec_st.fitting.config import HELD_OUT
-        from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config, settings_of
+        from smec_st.fitting.config import HELD_OUT, settings_of
+        from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config
         from smec_st.quantization.pairs import bytes_to_test, pairs_to_try
 
         if backbone and backbone.get("fingerprint"):
@@ -401,6 +401,9 @@ class Compressor:
         Args:
             corpus: ``(N, D)`` vectors, of which a sample is used.
             queries: ``(Q, D)`` vectors, of which a sample is used; None leaves the record of queries as it is.
+
+        Returns:
+            A copy with the new heads.
         """
         from smec_st.evaluation.overlap import kept_by_pool
         from smec_st.quantization.starts import untrained_heads
@@ -426,14 +429,15 @@ class Compressor:
     ) -> Compressor:
         """Add the best way to store documents in this many bytes, or within a limit, as the last of :attr:`heads`.
 
-        Every size of this compressor is tried with every precision that takes this many bytes, and the best is trained
-        through the rounding. Held-out queries choose; without judgements, the share of full-width neighbours that are
-        found does. Float vectors and existing codes stay as they are.
+        Every size is tried with every precision that takes this many bytes, and the best is trained through the
+        rounding. Held-out queries choose; without judgements, the choice is by the share of the ten nearest documents,
+        by the compressor's widest float vectors, that are still found.
 
         Args:
             corpus: As for :meth:`fit`.
             queries: As for :meth:`fit`.
-            qrels: As for :meth:`fit`.
+            qrels: Training judgements; a tenth is held out to choose, unless ``dev_qrels`` is given. They may have
+                trained the map, so give ``dev_qrels`` that have not.
             bytes: Bytes per document; of several numbers, each gets its best way. None for what the limit allows.
             limit: What the size and the precision must keep to.
             dev_qrels: As for :meth:`fit`.
@@ -480,7 +484,6 @@ class Compressor:
         qrels: Judgements | None = None,
         dims: Sequence[int] = (),
         *,
-        dev_qrels: Judgements | None = None,
         own_document: ArrayLike | None = None,
         progress: bool = False,
         **settings: Any,
@@ -495,20 +498,20 @@ class Compressor:
             queries: As for :meth:`fit`.
             qrels: As for :meth:`fit`.
             dims: New sizes.
-            dev_qrels: As for :meth:`fit`.
             own_document: As for :meth:`fit`.
             progress: Show a progress bar.
             **settings: Fields of :class:`~smec_st.fitting.config.FitConfig`; by default those of the first fit.
 
         Raises:
-            DataError: If a size exists already or the input cannot be used.
+            DataError: If a size exists already, the compressor has a hidden layer, or the input cannot be used.
         """
         load_optional("torch", "fitting")
         from smec_st.fitting.fit import extend_maps, resolve_config
 
         table = self._table(corpus, queries, own_document)
         config = resolve_config({**self.info.get("settings", {}), **settings, "dims": tuple(dims)}, self.width)
-        maps, reports = extend_maps(self._maps, table, *_judgements(table, qrels, dev_qrels), config, progress)
+        train, _ = _judgements(table, qrels, None)
+        maps, reports = extend_maps(self._maps, table, train, config, progress)
         info = {**self.info, "stages": [*self.info.get("stages", []), *reports]}
         return type(self)(maps, info, self.heads).calibrate(table.documents(), table.some_queries())
 

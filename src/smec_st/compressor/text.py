@@ -103,7 +103,8 @@ def trained_compressor(trainer: SequentialTrainer, backbone: SentenceTransformer
     """Fold a trainer's stages into a compressor; ``attach`` it to the backbone to serve it.
 
     After ``text_trainer(..., bytes=24)`` it has codes of 24 bytes as well, fitted on what was trained, as
-    :meth:`~smec_st.Compressor.quantize` does: ``compressor.head(bytes=24)``. Held-out queries choose them.
+    :meth:`~smec_st.Compressor.quantize` does: ``compressor.head(bytes=24)``. Held-out queries choose them, or kept
+    neighbours where no queries are held out.
 
     Args:
         trainer: After :meth:`~smec_st.training.trainer.SequentialTrainer.train`.

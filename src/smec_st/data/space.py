@@ -36,7 +36,7 @@ def check_backbone(
     if isinstance(one, list) and isinstance(other, list) and not _is_near(one, other):
         raise DataError(
             f"{name}: another embedding space: a fixed text has another vector than with the model that {reader} "
-            f"{mine.get('model') or 'once'!r}. Was it trained further, or are its prompts others?"
+            f"{mine.get('model') or 'once'!r}. The model may have been trained further, or its prompts may differ."
         )
 
 

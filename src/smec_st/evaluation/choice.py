@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-#: Chance of leaving a candidate for one that is no better, in one comparison: short trials flatter what learns fast.
+#: Chance, per comparison, of preferring a bolder candidate that is not better.
 LEVEL = 0.1
-#: The same for a candidate that is not tried any further.
+#: Significance level at which a candidate is dropped before the remaining folds.
 HOPELESS = 0.001
 
 
@@ -55,7 +55,7 @@ def first_unbeaten(scores: Mapping[str, np.ndarray], what: str = "trained or sta
     Args:
         scores: Score of each held-out query by candidate, from safe to bold, ``(q,)`` each, all in one order.
         what: What is decided, for the record.
-        level: Level of each test; how much fewer queries must gain more is the t distribution's alone.
+        level: Significance level of each test; with fewer queries the t distribution requires a larger gain.
     """
     names = list(scores)
     safest, queries = names[0], len(scores[names[0]])

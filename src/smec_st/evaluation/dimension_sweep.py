@@ -18,7 +18,7 @@ from smec_st.evaluation.sweep import METRICS
 from smec_st.modules import LiveBackbone
 
 if TYPE_CHECKING:
-    from smec_st.data import Collection, VectorTable
+    from smec_st.data import VectorTable
 
 
 class DimensionSweepEvaluator(BaseEvaluator):
@@ -90,14 +90,6 @@ class DimensionSweepEvaluator(BaseEvaluator):
         self.metrics, self.main, self.name, self.nested = tuple(metrics), main, name, nested
         self.batch_size, self.write_csv = batch_size, write_csv
         self.primary_metric = f"{name}_{self.metrics[0]}"
-
-    @classmethod
-    def from_collection(
-        cls, collection: Collection, split: str = "dev", dims: Sequence[int] | None = None, **settings: Any
-    ) -> DimensionSweepEvaluator:
-        """Build an evaluator for the vectors of a collection and one of its splits."""
-        settings.setdefault("own_document", collection.own_document)
-        return cls(collection.corpus, collection.queries, collection.judged(split), dims, **settings)
 
     @classmethod
     def from_table(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+METRIC = "ndcg@10"
 UNTRAINED = ("original", "truncate", "pca")
 
 
@@ -122,15 +123,9 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of one collection as a grid: one line per method, one column per size, bytes per vector descending.
-
-    Attributes:
-        rows: The rows.
-        metric: The metric to show.
-    """
+    """nDCG@10 of one collection: one line per method, one column per size, bytes per vector descending."""
 
     rows: Sequence[Row]
-    metric: str = "ndcg@10"
 
     @property
     def sizes(self) -> list[int]:
@@ -155,17 +150,17 @@ class Grid:
         """Format a cell; ``bold`` is the pattern for the best value of a column."""
         if row is None:
             return ""
-        best = max(other.metrics[self.metric] for other in self.rows if other.bytes_per_vector == row.bytes_per_vector)
-        text = f"{row.metrics[self.metric]:.3f}"
-        return bold.format(text) if row.metrics[self.metric] == best else text
+        best = max(other.metrics[METRIC] for other in self.rows if other.bytes_per_vector == row.bytes_per_vector)
+        text = f"{row.metrics[METRIC]:.3f}"
+        return bold.format(text) if row.metrics[METRIC] == best else text
 
 
-def print_rows(rows: Sequence[Row], title: str, metric: str = "ndcg@10") -> None:
+def print_rows(rows: Sequence[Row], title: str) -> None:
     """Print a :class:`Grid`, with the best value of each size in bold."""
     from rich.console import Console
 
-    grid = Grid(rows, metric)
-    table = rich.table.Table(title=f"{title}: {label_of(metric)}")
+    grid = Grid(rows)
+    table = rich.table.Table(title=f"{title}: {label_of(METRIC)}")
     table.add_column("method")
     for dims, size in grid.heads:
         table.add_column(f"{dims}\n{size}", justify="right")
@@ -183,16 +178,15 @@ def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 
-def markdown_rows(rows: Sequence[Row], metric: str = "ndcg@10", mark: Callable[[Row], str] = lambda row: "") -> str:
+def markdown_rows(rows: Sequence[Row], mark: Callable[[Row], str] = lambda row: "") -> str:
     """Format the table of :func:`print_rows` in Markdown.
 
     Args:
         rows: Rows of one collection.
-        metric: The metric to show.
         mark: Returns text to append to a row's value.
     """
-    grid = Grid(rows, metric)
-    head = [label_of(metric), *(f"{dims}<br>{size}" if dims else size for dims, size in grid.heads)]
+    grid = Grid(rows)
+    head = [label_of(METRIC), *(f"{dims}<br>{size}" if dims else size for dims, size in grid.heads)]
     lines = [
         [method, *(grid.text(row, "**{}**") + (mark(row) if row else "") for row in cells)]
         for method, cells in grid.lines
@@ -209,13 +203,13 @@ MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
 
 
-def plot_rows(rows: Sequence[Row], path: str | Path, title: str, metric: str = "ndcg@10") -> None:
+def plot_rows(rows: Sequence[Row], path: str | Path, title: str) -> None:
     """Plot quality against size: one line per method, and the original as a horizontal line."""
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
-    draw_lines(axes, rows, lambda row: row.dim, lambda row: row.metrics[metric])
+    draw_lines(axes, rows, lambda row: row.dim, lambda row: row.metrics[METRIC])
     label_sizes(axes, "numbers per vector (4 bytes each)")
-    axes.set_ylabel(label_of(metric))
+    axes.set_ylabel(label_of(METRIC))
     axes.set_title(title)
     axes.legend()
     save_figure(figure, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,6 @@ def sweep(
     qrels: Qrels,
     methods: Mapping[str, Transform],
     dims: Sequence[int],
-    metrics: Sequence[str] = METRICS,
-    on_row: Callable[[Row], None] | None = None,
     own_document: np.ndarray | None = None,
     intervals: Collection[str] = (),
 ) -> list[Row]:
@@ -35,10 +33,8 @@ def sweep(
         qrels: Judgements.
         methods: Transforms by name; each maps ``(vectors, dim)`` to ``(n, dim)``, unit norm.
         dims: Sizes; the method "original" is scored at full width only.
-        metrics: Names as in :func:`~smec_st.evaluation.metrics.evaluate_retrieval`.
-        on_row: Called with each row as soon as it is ready, for progress.
         own_document: Corpus row that is the query itself and is left out of its ranking, -1 for none, ``(Q,)``.
-        intervals: Methods whose rows get the mean difference to "original" in the first metric and its 95 % interval
+        intervals: Methods whose rows get the mean difference to "original" in nDCG@10 and its 95 % interval
             (``original_difference``, ``original_low``, ``original_high``); "original" must be the first method then.
 
     Returns:
@@ -51,15 +47,13 @@ def sweep(
     original: PerQuery = {}
     for method, transform in methods.items():
         for dim in [corpus.shape[1]] if method == "original" else sorted(dims, reverse=True):
-            scores = evaluate_retrieval(transform(corpus, dim), transform(judged_queries, dim), local, metrics, own)
+            scores = evaluate_retrieval(transform(corpus, dim), transform(judged_queries, dim), local, METRICS, own)
             extra: dict[str, Any] = {}
             if method == "original":
                 original = scores
             elif method in intervals:
-                interval = paired_interval(scores[metrics[0]], original[metrics[0]])
+                interval = paired_interval(scores[METRICS[0]], original[METRICS[0]])
                 extra = {f"original_{name}": value for name, value in interval._asdict().items()}
             means = {metric: float(values.mean()) for metric, values in scores.items()}
             rows.append(Row(method=method, dim=int(dim), bytes_per_vector=4 * int(dim), metrics=means, extra=extra))
-            if on_row is not None:
-                on_row(rows[-1])
     return rows

@@ -382,7 +382,7 @@ def _original_sides(collection: Collection) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _kept_neighbours(head: Stored, stored: np.ndarray, collection: Collection, seed: int) -> np.ndarray:
-    """Share of the ten nearest documents that are the same as before, of each asking text, ``(A,)``."""
+    """Share of the ten nearest that are kept, for each sampled query (document, without queries), ``(A,)``."""
     documents, queries = _original_sides(collection)
     if len(queries):
         vectors, before, own = collection.queries, queries, collection.own_document

@@ -79,12 +79,13 @@ class Kept:
     """What a bridge keeps on held-out queries: mean nDCG@10 by size of the old space.
 
     Attributes:
-        bridged: New queries through the bridge, old documents.
-        old: Old queries, old documents.
-        new: New queries, new documents, both at full width.
+        bridged: Mean nDCG@10 of new queries, mapped through the bridge, on old documents.
+        old: Mean nDCG@10 of the old model's queries on old documents.
+        new: Mean nDCG@10 of the new model alone, at full width.
         queries: Number of held-out queries.
         judged: Whether judgements say what is relevant; else the old model's ten nearest documents are.
-        scales: By size, factor and offset that bring bridged cosines to the new model's, where both are highest.
+        scales: For each size, factor and offset that map bridged cosines to the scale of the new model's cosines,
+            fitted on the top-ranked documents.
     """
 
     bridged: dict[int, float]
@@ -119,8 +120,8 @@ def fit_bridge(
 ) -> FittedBridge:
     """Fit every candidate with queries held out, choose, and fit the chosen one on the whole sample.
 
-    In each of :data:`FOLDS` folds, documents that held-out queries ask for leave the sample,
-    but for ``sample.share`` of these queries: as many queries to come will ask for a document that the sample holds.
+    In each of :data:`FOLDS` folds, the documents relevant to held-out queries are removed from the sample, except for
+    a share ``sample.share`` of these queries: that share of future queries will ask for a document of the sample.
 
     Args:
         sample: Texts that both models have embedded.

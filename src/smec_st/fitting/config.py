@@ -29,7 +29,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "adapted and ranked": {"shadow_share": 0.5},
     "labels alone": {"alignment_weight": 0.0, "shadow_share": 0.5, "hidden_dim": CLASS_HIDDEN},
 }
-#: What all of them share while they are tried: a cheap fit, of linear maps, ranks them as a whole one does.
+#: Settings of all trials: short fits of linear maps, which rank the candidates as whole fits do.
 TRIAL = {
     "steps": 50,
     "batch_size": 64,
@@ -39,20 +39,20 @@ TRIAL = {
     "hidden_dim": 0,
     "narrow_hidden": 0.0,
 }
-#: Settings of which a candidate, or a trial, takes no more than it was given.
+#: Settings that a candidate or a trial may lower but never raise.
 MOST = ("steps", "random_rows")
 
-PAIRS_PER_QUERY = 16  # that are trained on; classes as labels have hundreds, which would crowd out other queries
-MANY_QUERIES = 4800  # judged ones; with more of them more steps and candidates pay, up to twice as many of both
-FEWEST_QUERIES = 20  # that can choose; below, candidates are not compared
-JUDGED_DOCUMENTS = 20_000  # that trials are scored on, in addition to the relevant ones
-ENOUGH_QUERIES = 600  # held-out ones that choose: folds are tried until there are that many
-MOST_QUERIES = 1200  # of a dev split, or to make folds of; more would tell candidates apart no better
+PAIRS_PER_QUERY = 16  # trained on per epoch; classes as labels have hundreds, which would crowd out other queries
+MANY_QUERIES = 4800  # judged; with more, up to twice the steps and random rows of the memory improve the result
+FEWEST_QUERIES = 20  # judged; with fewer, candidates are not compared
+JUDGED_DOCUMENTS = 20_000  # documents that trials are scored on, in addition to the relevant ones
+ENOUGH_QUERIES = 600  # held out; folds are added until there are as many
+MOST_QUERIES = 1200  # of a dev split, or in all folds; more do not separate candidates better
 FOLDS = 4  # parts that are held out in turn; half of them share no relevant document with what is trained on
-HELD_OUT = 0.1  # share of the training queries that choose codes, or a rival's early stopping, without a dev split
+HELD_OUT = 0.1  # share of the training queries that choose codes, or stop a rival early, without a dev split
 MOST_HIDDEN = 2048  # width of the hidden layer of sizes up to NARROW_HIDDEN, at most
-WIDEST = 1024  # numbers that a map is trained on; wider vectors are turned to their leading axes first
-LEFT_OUT = 1e-3  # of the vectors' energy, at most, that this turn leaves out
+WIDEST = 1024  # numbers that a map is trained on; wider vectors are projected onto their leading axes first
+LEFT_OUT = 1e-3  # share of the sum of squares that this projection may lose
 
 CHOICES = {
     **FORMS,
@@ -155,11 +155,14 @@ class FitConfig(LossSettings):
 
     @property
     def adapts(self) -> bool:
-        """Whether labels may move the full width first; other activations than relu do not let lengths pass."""
+        """Whether an adapt stage is allowed.
+
+        Other activations than ReLU depend on a vector's length, so moved vectors could not be folded into the map.
+        """
         return self.adapt_steps > 0 and self.order == "grow" and self.activation == "relu"
 
     def for_queries(self, count: int) -> FitConfig:
-        """Return the settings for this number of judged queries: many get more steps and candidates."""
+        """Return the settings for this number of judged queries: many get more steps and random rows."""
         factor = min(2.0, max(1.0, count / MANY_QUERIES))
         return dataclasses.replace(
             self, steps=round(factor * self.steps), random_rows=round(factor * self.random_rows)
@@ -228,3 +231,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "truncate": {},
     "pca": {},
 }
+
+
+def settings_of(method: str) -> dict[str, Any]:
+    """Return the settings of a named method that differ from the defaults.
+
+    Raises:
+        DataError: If there is no such method.
+    """
+    if method not in METHODS:
+        raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
+    return METHODS[method]

@@ -24,7 +24,6 @@ from smec_st.fitting.config import (
     FOLDS,
     JUDGED_DOCUMENTS,
     LEFT_OUT,
-    METHODS,
     MOST_QUERIES,
     WIDEST,
     FitConfig,
@@ -56,17 +55,6 @@ class FitResult:
     maps: Maps
     info: dict[str, Any]
     trains_on_labels: bool = False
-
-
-def settings_of(method: str) -> dict[str, Any]:
-    """Return the settings of a named method that differ from the defaults.
-
-    Raises:
-        DataError: If there is no such method.
-    """
-    if method not in METHODS:
-        raise DataError(f"unknown method {method!r}; known are {', '.join(METHODS)}.")
-    return METHODS[method]
 
 
 def resolve_config(settings: Mapping[str, Any], width: int) -> FitConfig:
@@ -337,7 +325,6 @@ def extend_maps(
     maps: Maps,
     table: Table,
     train: Qrels | None,
-    dev: Qrels | None,
     config: FitConfig,
     progress: bool = False,
 ) -> tuple[Maps, list[dict[str, Any]]]:
@@ -349,7 +336,7 @@ def extend_maps(
     Raises:
         DataError: If a size exists already.
     """
-    if config.steps == 0:  # nothing learned was better for the first sizes; what is new has only neighbours to keep
+    if config.steps == 0:  # the first fit chose `start`; new sizes learn from neighbourhoods alone
         config = dataclasses.replace(config, steps=FitConfig.steps, rank_weight=0.0)
     new = config.dims or ()
     kept, reports = list(maps), list[StageReport]()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smec_st import __version__
 from smec_st.evaluation.choice import Decision
 from smec_st.evaluation.report import (
+    METRIC,
     Row,
     can_plot,
     draw_lines,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 PLOT = "quality.png"
-METRIC = "ndcg@10"
 REPO_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -185,7 +185,7 @@ def _measured(evidence: Evidence | None, compressor: CompressorLike) -> dict[str
         "95 % interval over the queries."
         if any("original_low" in row.extra for row in evidence.rows)
         else f"{label_of(METRIC)} on {where}.",
-        "table": markdown_rows(evidence.rows, METRIC, _difference),
+        "table": markdown_rows(evidence.rows, _difference),
         "lossless": lossless_sentence(compressor, evidence.rows),
         "plot": PLOT if is_installed("matplotlib") else None,
         "command": evidence.command,

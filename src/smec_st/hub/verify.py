@@ -59,13 +59,11 @@ class Check:
         return self.is_note or self.problem is None
 
 
-def verify(model: str | Path, texts: Sequence[str] = TEXTS, tolerance: float | None = None) -> list[Check]:
+def verify(model: str | Path) -> list[Check]:
     """Load an exported model as servers do, and compare the vectors.
 
     Args:
         model: Folder, or id on the Hub.
-        texts: Texts to embed.
-        tolerance: Largest absolute difference of a number that passes; by default 1e-4, and 2e-2 for 16-bit weights.
 
     Returns:
         A check for each way and size: sentence-transformers; text-embeddings-inference, which knows a fixed list of
@@ -81,15 +79,14 @@ def verify(model: str | Path, texts: Sequence[str] = TEXTS, tolerance: float | N
 
     folder = local_folder(model)
     loaded = load_model(str(folder))
-    whole = _encode(loaded, texts)
+    whole = _encode(loaded, TEXTS)
     width = whole.shape[1]
     sizes = sizes_of(folder, width)
-    if tolerance is None:
-        tolerance = HALF_TOLERANCE if next(loaded.parameters()).element_size() < 4 else TOLERANCE
+    tolerance = HALF_TOLERANCE if next(loaded.parameters()).element_size() < 4 else TOLERANCE
     checks = [Check("sentence-transformers", width, 0.0, _furthest(whole), _foreign_parts(loaded, folder))]
-    tokens = cache(lambda: token_vectors(folder, texts))  # a large backbone should run once, not once per size
-    outputs = cache(lambda: onnx_outputs(folder, texts))
-    backend = cache(lambda: as_onnx_backend(folder, texts))
+    tokens = cache(lambda: token_vectors(folder, TEXTS))  # a large backbone should run once, not once per size
+    outputs = cache(lambda: onnx_outputs(folder, TEXTS))
+    backend = cache(lambda: as_onnx_backend(folder, TEXTS))
     ways: list[tuple[str, Callable[[int], np.ndarray]]] = [
         ("text-embeddings-inference", lambda dim: _cut(as_tei(folder, tokens), width, dim)),
         ("vLLM", lambda dim: as_vllm(folder, tokens, dim)),

@@ -1,8 +1,7 @@
 """Exchange values between the ranks of a distributed run, so that they train as one process would.
 
-Each rank has its own rows of the batch and compares them with the candidates of all. DDP averages gradients, so a
-rank's share of a mean is its own sum, times the number of ranks, over everyone's count. Without a process group, or
-with a single rank, everything here is the identity.
+Each rank compares its own rows of the batch with the candidates of all ranks. DDP averages gradients over ranks, so
+each rank returns ``world_size * own sum / total count``. With a single rank these functions change nothing.
 """
 
 from __future__ import annotations

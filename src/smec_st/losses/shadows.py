@@ -24,9 +24,9 @@ class Shadows:
     asks for.
 
     Args:
-        table: Frozen vectors; None casts none.
+        table: Frozen vectors; None to make no counterfactual queries.
         relevance: Training judgements; None without labels.
-        seed: Seeds which document stands in.
+        seed: Seed of the random choice of the other document.
     """
 
     def __init__(self, table: Table | None, relevance: Relevance | None, seed: int) -> None:
@@ -34,7 +34,7 @@ class Shadows:
 
     @cached_property
     def are_cast(self) -> bool:
-        """Whether queries (with labels: those of training) are no documents, which have places of their own."""
+        """Whether any are made: only if no query (with labels, no training query) is itself a document."""
         if self.table is None:
             return False
         query_rows = torch.arange(self.table.corpus_size, len(self.table))

@@ -37,8 +37,8 @@ class Step:
         same: Row and candidate where both are the same item, ``(s,)`` each.
         grades: Relevance of the pool to each query, ``(queries, C)``; None without labels.
         width: Full width ``D``.
-        stretch: What full-width similarities are multiplied by before their neighbourhoods are taken.
-        narrowness: What the KL term's temperature is multiplied by where candidates cannot move apart.
+        stretch: Factor applied to full-width similarities before the softmax.
+        narrowness: Factor of the KL temperature where the candidates are fixed (bridges).
     """
 
     queries: int
@@ -96,11 +96,11 @@ class SMECLoss(nn.Module):
     In a distributed run each rank compares its rows with the documents, mined and random rows of all, so that ``n``
     ranks train as one process would with a batch ``n`` times as large.
 
-    With a ``target`` the model maps anchors alone. Candidates are rows of the target's memory, which no map moves, and
-    the neighbourhoods to keep are those of its teacher. Counterfactual queries are for maps of both sides.
+    With a ``target`` only queries are mapped. Candidates are fixed vectors of the target space, and the target's
+    teacher says which neighbourhoods to keep. Counterfactual queries are not available then.
 
-    With a ``rounding`` both terms apply once more, to the pool as it is stored, for queries and documents as floats:
-    all columns that are stored learn from it together.
+    With a ``rounding`` both terms are added a second time for the rounded candidates, while the compared rows stay
+    floats; gradients reach all columns of the stored size.
 
     Args:
         model: Starts with :class:`~smec_st.modules.EmbeddingInput`; must give ``sentence_embedding``.
@@ -197,7 +197,11 @@ class SMECLoss(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Restore :meth:`training_state`; every entry must be there."""
+        """Restore :meth:`training_state`.
+
+        Raises:
+            ValueError: If an entry is missing.
+        """
         missing = set(self.training_state()) - set(state)
         if missing:
             raise ValueError(f"The saved training state lacks {sorted(missing)}.")

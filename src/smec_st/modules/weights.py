@@ -56,7 +56,7 @@ class WeightedModule(Module):
         return module
 
     def is_known(self, features: dict[str, Tensor]) -> bool:
-        """Whether nothing is left to compute here."""
+        """Whether the output of this module was computed before and is in ``features``."""
         return self.is_finished and FINISHED in features
 
     def __repr__(self) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from smec_st.compressor import Compressor
-from smec_st.data import Collection, DataError, Qrels, unit_rows
+from smec_st.compressor.space import check_space
+from smec_st.data import Collection, Qrels, unit_rows
 from smec_st.evaluation import untrained
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.statistics import Interval, paired_interval
@@ -128,13 +129,10 @@ def measure_variants(
         progress: Show a progress bar.
 
     Raises:
-        DataError: If the vectors have another width than the compressor reads, or there is no such split.
+        DataError: If the vectors are of another embedding space than the compressor's, or there is no such split.
     """
     qrels = collection.judged(split)
-    if collection.corpus.shape[1] != compressor.width:
-        raise DataError(
-            f"the vectors are {collection.corpus.shape[1]} wide; this compressor reads {compressor.width}."
-        )
+    check_space(compressor, collection.corpus.shape[1], collection.backbone, collection.name)
     judged, own = qrels.query_rows, collection.own_document[qrels.query_rows]
     local = qrels.renumbered()
     plan = list(_variants(compressor, collection.corpus, collection.queries[judged]))

@@ -44,7 +44,6 @@ class BuildOptions:
     dims: Sequence[int] | None = None
     head: str = "hnsw-int8"
     originals: str | None = "float32"
-    most_ram: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", whole_number(self.k, "k"))
@@ -187,7 +186,7 @@ def choose_sizes(
     ranks = neighbour_ranks(reader, [CODES, *below] if codes else below, by_table, truth)
     if codes:
         ranks[codes] = ranks.pop(CODES)
-    max_bytes = row_bytes("hnsw", compressor.width) / 4 if options.most_ram is None else options.most_ram
+    max_bytes = row_bytes("hnsw", compressor.width) / 4
     heads = [size for size in below if row_bytes(options.head, size) <= max_bytes] or below[:1]
     heads = [codes] if codes else heads
     cost, growth = head_cost(options.head, len(vectors)), len(vectors) / len(sample)

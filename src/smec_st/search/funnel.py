@@ -22,7 +22,7 @@ from smec_st.search.filters import Where
 from smec_st.search.heads import codes_of
 from smec_st.search.schedule import Schedule
 from smec_st.search.steps import Hits, run_in_blocks
-from smec_st.search.tuning import MAX_QUERIES, tune
+from smec_st.search.tuning import tune
 from smec_st.system.errors import some, whole_number
 
 if TYPE_CHECKING:
@@ -146,7 +146,6 @@ class FunnelIndex:
         dims: Sequence[int] | None = None,
         head: str = "hnsw-int8",
         originals: str | None = "float32",
-        most_ram: float | None = None,
         model: SentenceTransformer | str | None = None,
         progress: BuildProgress | None = None,
     ) -> FunnelIndex:
@@ -166,15 +165,13 @@ class FunnelIndex:
             dims: Sizes to store; by default those of the cheapest schedule on a sample.
             head: See :meth:`create`.
             originals: See :meth:`create`.
-            most_ram: Bytes of memory per row that the head may take when sizes are chosen; by default a quarter of
-                what HNSW over float32 vectors of full width takes.
             model: Embeds queries given as text.
             progress: Called with the name of a stage, rows done and rows in total.
 
         Raises:
             DataError: If the input cannot be used, or another index exists at the URI.
         """
-        options = BuildOptions(recall, k, dims, head, originals, most_ram)
+        options = BuildOptions(recall, k, dims, head, originals)
         backend = build(uri, compressor, vectors, options, ids=ids, fields=fields, queries=queries, progress=progress)
         return cls(backend, backend.compressor() if backend.settings.codes else compressor, model)
 
@@ -296,7 +293,6 @@ class FunnelIndex:
         *,
         recall: float = 0.99,
         k: int = 10,
-        most_queries: int = MAX_QUERIES,
         progress: Progress | None = None,
     ) -> Schedule:
         """Choose a schedule for the current rows, measure it, and store it.
@@ -305,12 +301,9 @@ class FunnelIndex:
             queries: ``(Q, D)`` queries like those to come. By default documents serve as queries, which may be easier.
             recall: Recall@k of exact full-width search; the lower end of a 95 % interval must reach it.
             k: Number of results per query.
-            most_queries: Of more queries than this, an evenly spaced subset is used.
             progress: Called with the number of rows read, in two passes over all rows.
         """
-        schedule = tune(
-            self._backend, self._compressor, queries, target=recall, k=k, max_queries=most_queries, progress=progress
-        )
+        schedule = tune(self._backend, self._compressor, queries, target=recall, k=k, progress=progress)
         self._backend.save_settings(dataclasses.replace(self.settings, schedule=schedule))
         return schedule
 

@@ -46,7 +46,6 @@ def tune(
     *,
     target: float,
     k: int,
-    max_queries: int = MAX_QUERIES,
     progress: Callable[[int], object] | None = None,
 ) -> Schedule:
     """Choose and measure a schedule; see :meth:`smec_st.search.FunnelIndex.tune`."""
@@ -59,7 +58,7 @@ def tune(
         raise DataError(f"{backend.uri} holds {rows} rows; a schedule is chosen from at least 2.")
     document_keys = None
     if queries is None:
-        document_keys, encoded = sample_documents(backend, max_queries)
+        document_keys, encoded = sample_documents(backend, MAX_QUERIES)
         if settings.codes:
             if not settings.originals:
                 raise DataError("an index of codes without originals is tuned on queries of full width; give some.")
@@ -68,7 +67,7 @@ def tune(
         table = check_vectors(queries, "query")
         if table.shape[1] != settings.width:
             raise DataError(f"query vectors are {table.shape[1]} wide, the index {settings.width}.")
-        encoded = encode_originals(settings, compressor, table[:: -(-len(table) // max_queries)])
+        encoded = encode_originals(settings, compressor, table[:: -(-len(table) // MAX_QUERIES)])
     full = FULL if settings.originals else settings.sizes[-1]
     truth = exact_neighbours(reader, full, encoded[full], k, document_keys, progress)
     sizes = [size for size in settings.sizes if size < settings.full]

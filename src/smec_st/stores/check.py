@@ -72,8 +72,8 @@ def check_drift(
 ) -> list[Drift]:
     """Compare samples of new documents and of new queries with what was recorded at the fit.
 
-    Neighbours of documents are sought among documents, and those of queries among queries, so the two tell apart what
-    has changed. Repeated vectors count once.
+    Neighbours of documents are sought among documents, and those of queries among queries, so the two results
+    show which side has changed. Repeated vectors count once.
 
     Args:
         compressor: A compressor whose fit recorded the kept neighbours; all since this version do.

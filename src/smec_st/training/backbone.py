@@ -49,7 +49,7 @@ class BackboneInTraining:
         return bool(self._trained)
 
     def begin(self) -> None:
-        """Make trainable what is to train, but for what no output depends on (a pooler): DDP would wait for it."""
+        """Unfreeze what is to train, except what no output depends on (a pooler): DDP would wait for its gradients."""
         for name, parameter in self._backbone.named_parameters():
             parameter.requires_grad_(name in self._trained)
         for rows, side in ((torch.tensor([0]), "document"), (torch.tensor([self._table.corpus_size]), "query")):

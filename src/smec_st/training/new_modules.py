@@ -31,7 +31,7 @@ def new_modules(
         args: Settings of the run.
         table: What the stage reads.
         finished: Modules of the stages before, without the first module of the model.
-        ranks: Whether anything is trained on judgements; small sizes get a hidden layer only then.
+        ranks: Whether this run trains on judgements; only then do the smallest sizes get a hidden layer.
         adapter: An adapter that is there already; None to make one.
     """
     from_axes = args.start == "principal"

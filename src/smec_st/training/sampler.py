@@ -25,7 +25,7 @@ class SpreadPairSampler(DefaultBatchSampler):
     batch is handed out in that many consecutive parts, one per rank: together the ranks see what one process would.
 
     Args:
-        dataset: Sizedthing with a length: one entry per pair.
+        dataset: Anything with a length: one entry per pair.
         batch_size: Largest batch, over all parts.
         drop_last: As many batches as the pairs fill, at least one; pairs left over wait for another epoch. Batches
             are full unless pairs are too few or share too many documents.

@@ -70,7 +70,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         codes: How many bytes documents will be stored in: every stage but ``adapt``, if one of its sizes can be stored
             so, trains through the rounding as well. None to train on floats alone.
         guard: Scores a model at some sizes on each held-out query, ``(q, sizes)``, higher is better; see
-            :meth:`smec_st.evaluation.HeldOutEvaluator.per_query`. None to keep every result as it is trained.
+            :meth:`smec_st.evaluation.evaluator.HeldOutEvaluator.per_query`. None to keep every trained result.
         **kwargs: As for :class:`~sentence_transformers.SentenceTransformerTrainer`. ``train_dataset`` has the integer
             columns ``anchor`` and, with labels, ``document``.
     """

@@ -5,7 +5,8 @@
 * :mod:`~smec_st.research.analysis.convergence`: how fast does training settle, and where?
 * :mod:`~smec_st.research.analysis.ablation`: what does each part of the method add?
 
-Figures of the paper that the files repeat are chart-read or at second hand, as its text gives none of these formulas.
+Values attributed to the paper were read off its charts or taken from secondary sources: its text gives none of these
+formulas.
 """
 
 from __future__ import annotations
