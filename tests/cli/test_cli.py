@@ -398,6 +398,22 @@ cli.main(["endless"])
     assert done.stderr.splitlines() == ["smec-st: interrupted; the same command goes on from what was finished."]
 
 
+def test_an_interrupt_while_the_package_is_imported_is_one_line():
+    code = """
+import runpy, sys
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "smec_st.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("smec_st", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "smec-st: interrupted.\n")
+
+
 @pytest.mark.parametrize(
     "done", ["stage-00-grow-8-adapt/final", "ranked-fold-1/stage-00-grow-8-compress/checkpoint-4", None]
 )

@@ -286,6 +286,47 @@ def test_fit_refuses_judgements_that_name_no_row(toy, qrels, match):
         Compressor.fit(toy.corpus, toy.queries, qrels, dims=(4,), **QUICK)
 
 
+@pytest.mark.parametrize(
+    ("corpus", "queries", "match"),
+    [
+        ("documents.txt", None, "corpus: one text is no list of texts"),
+        (["a b", "c d"], "who", "queries: one text is no list of texts"),
+        (["a b", None, "c d"], None, "corpus: row 1 of the texts hold no text"),
+        (["a b", "c d"], np.ones((2, 4), np.float32), "both be texts, or both be vectors"),
+        (np.ma.masked_greater(np.eye(4, 3, dtype=np.float32), 0.5), None, "masked values"),
+        (np.ones((1, 4), np.float32), None, "two documents or more"),
+    ],
+)
+def test_fit_refuses_what_is_no_collection(corpus, queries, match):
+    with pytest.raises(DataError, match=match):
+        Compressor.fit(corpus, queries, dims=(2,))
+
+
+def test_columns_of_pandas_and_arrays_of_texts_are_lists(tmp_path):
+    import pandas as pd
+
+    from tiny_models import tiny_bert
+
+    texts = [f"text number {number}" for number in range(12)]
+    plain = Compressor.fit(texts, dims=(4,), method="pca", model=(model := tiny_bert(tmp_path)))
+    for column in (pd.Series(texts), np.array(texts), iter(texts)):
+        same = Compressor.fit(column, dims=(4,), method="pca", model=model)
+        assert same.fingerprint == plain.fingerprint
+    rows = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
+    of_lists = Compressor.fit(pd.Series(list(rows)), dims=(4,), method="pca")
+    assert of_lists.fingerprint == Compressor.fit(rows, dims=(4,), method="pca").fingerprint
+
+
+def test_queries_of_both_splits_choose_and_do_not_train(toy, told):
+    train = toy.qrels["train"]
+    with pytest.raises(DataError, match="judges all queries that should be trained on"):
+        Compressor.fit(toy.corpus, toy.queries, train, dims=(8,), dev_qrels=train, **QUICK)
+    dev = train.of_queries(train.query_rows[:5])
+    both = Compressor.fit(toy.corpus, toy.queries, train, dims=(8,), dev_qrels=dev, **QUICK)
+    assert both.info["data"]["training_queries"] == len(train.query_rows) - 5
+    assert any(line.startswith("5 of the training queries") for line in told())
+
+
 def test_fit_refuses_texts_without_a_model():
     with pytest.raises(DataError, match="texts need a `model`"):
         Compressor.fit(["some text", "more text"])

@@ -208,3 +208,26 @@ def test_whole_numbers_in_fvecs_are_no_vectors(tmp_path):
     rows = b"".join(np.array([4, *row], "<i4").tobytes() for row in np.arange(12).reshape(3, 4))
     with pytest.raises(DataError, match="whole numbers, as an .ivecs file"):
         open_vectors(write(tmp_path, "v.fvecs", rows))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_ids_that_belong_to_no_array_of_vectors_are_refused(tmp_path, count):
+    np.savez(tmp_path / "v.npz", corpus=V, corpus_ids=np.arange(count), queries=V[:1], query_ids=np.arange(1))
+    with pytest.raises(DataError, match=f"corpus_ids has {count} entries, and corpus 3 rows"):
+        open_vectors(tmp_path / "v.npz", column="corpus")
+    assert read_all(open_vectors(tmp_path / "v.npz", column="queries"))[1] == ["0"]
+
+
+@pytest.mark.parametrize("name", ["ids", "docnos", "corpus_ids"])
+def test_ids_of_a_data_frame_are_a_table_of_one_column(tmp_path, name):
+    np.savez(tmp_path / "v.npz", **{"emb": V, name: np.array([[7], [5], [6]])})
+    assert read_all(open_vectors(tmp_path / "v.npz"))[1] == ["7", "5", "6"]
+
+
+def test_ids_that_numpy_wrote_as_floats_are_no_dimension(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((40, 6))
+    np.savetxt(tmp_path / "v.csv", np.c_[np.arange(1, 41), rows], delimiter=",")
+    with pytest.raises(DataError, match="column 1 of 7 holds whole numbers only"):
+        open_vectors(tmp_path / "v.csv")
+    np.savetxt(tmp_path / "v.csv", np.c_[np.zeros(40), rows], delimiter=",")  # a dead dimension
+    assert read_all(open_vectors(tmp_path / "v.csv"))[0].shape == (40, 7)

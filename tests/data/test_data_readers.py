@@ -193,7 +193,7 @@ REFUSED_JSON = {
     "later entry without vector": ({"result": [points()[0], {"id": "b", "vector": None}]}, "null"),
     "token embeddings": ([[ROWS]], "one of its numbers is a list"),
     "a text beside nested vectors": ({"text": "a", "embeddings": ROWS}, "no known answer"),
-    "a text beside token vectors": ({"text": "a", "embedding": ROWS}, "no known answer"),
+    "a text beside token vectors": ({"text": "a", "embedding": ROWS}, "is no vector"),
     "an id beside nested vectors": ({"id": "a", "embeddings": ROWS}, "no known answer"),
     "whole numbers": ({"data": [{"embedding": row, "index": i} for i, row in enumerate(CODES)]}, "whole numbers only"),
     "base64 of int8": (openai([b64(CODES[0] * 8, "i1")]), "no plausible float32"),

@@ -126,6 +126,10 @@ def test_card_command_writes_what_push_publishes(fitted, tmp_path, capsys):
     compressor.save(tmp_path / "compressor")
     data = ["--data", str(tmp_path / "toy"), "--vectors", str(tmp_path / "toy" / "vectors.safetensors")]
     more = ["--dataset", "org/toy", "--license", "mit", "--data-license", "CC0"]
+    (tmp_path / "compressor" / "README.md").write_text("by hand")
+    assert run(["card", str(tmp_path / "compressor"), "me/x", *data, *more]) == 2
+    assert "was not written by this command" in capsys.readouterr().err
+    (tmp_path / "compressor" / "README.md").unlink()
     assert run(["card", str(tmp_path / "compressor"), "me/x", *data, *more]) == 0
     card = ModelCard.load(tmp_path / "compressor" / "README.md")
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"

@@ -62,6 +62,12 @@ def test_a_head_of_codes_finds_filters_deletes_and_comes_back(coded, head, tmp_p
         index.verify()
 
 
+def test_codes_without_originals_ask_for_queries_before_anything_is_written(coded, tmp_path):
+    with pytest.raises(DataError, match=r"tuned on queries: give `queries` \(--queries\)"):
+        FunnelIndex.build(tmp_path / "i", coded, CORPUS[:500], head="codes:4", originals=None)
+    assert not (tmp_path / "i").exists()
+
+
 @pytest.mark.parametrize("originals", ["float32", "float16", None])
 def test_the_schedule_reaches_its_target(coded, originals, tmp_path):
     corpus = CORPUS[:1500]

@@ -40,9 +40,12 @@ def card(
     with thinking("reading"):
         from smec_st.compressor import Compressor
         from smec_st.compressor.scoring import measure
-        from smec_st.data import load_collection
+        from smec_st.data import DataError, load_collection
         from smec_st.hub.card import write_card
+        from smec_st.hub.evidence import FILE
 
+        if (compressor / "README.md").exists() and not (compressor / FILE).exists():
+            raise DataError(f"{compressor / 'README.md'} was not written by this command; move it away first.")
         loaded = Compressor.load(compressor)
         collection = load_collection(data, vectors, model, task, similarity=similarity, codes=codes, strict=strict)
     with thinking("measuring"):

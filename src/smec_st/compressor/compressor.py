@@ -16,7 +16,7 @@ from smec_st.data.space import check_backbone
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Plain
 from smec_st.quantization.head import Head
-from smec_st.system.errors import check_seed, count, some, whole_number
+from smec_st.system.errors import check_seed, count, some, tell, whole_number
 from smec_st.system.files import new_folder
 from smec_st.system.optional import load_optional
 
@@ -362,6 +362,8 @@ class Compressor:
         resolved = resolve_config(given, table.width)
         sizes = resolved.dims or ()
         train, dev = _judgements(table, qrels, dev_qrels)
+        if train is not None and dev is not None:
+            train = _trained_only(train, dev)
         aim, tested_by = None if target is None else Target.parse(target), None
         if aim is not None:
             (train, tested_by), dev = hold_out_for_test(train, dev), None
@@ -600,6 +602,16 @@ def _budgets(bytes: int | Sequence[int] | None, limit: Limit | None) -> tuple[in
 def _judgements(table: VectorTable, train: Any, dev: Any) -> tuple[Qrels | None, Qrels | None]:
     size = table.query_size, table.corpus_size
     return (None if train is None else as_qrels(train, *size)), (None if dev is None else as_qrels(dev, *size))
+
+
+def _trained_only(train: Qrels, dev: Qrels) -> Qrels:
+    """Training judgements without the queries that choose."""
+    shared = np.intersect1d(train.query_rows, dev.query_rows)
+    if len(shared) == len(train.query_rows) > 0:
+        raise DataError("`dev_qrels` judges all queries that should be trained on; give judgements of other queries.")
+    if len(shared):
+        tell(f"{len(shared)} of the training queries are among `dev_qrels`; they choose, and are not trained on.")
+    return train.of_queries(np.setdiff1d(train.query_rows, shared))
 
 
 def _as_tuple(numbers: int | Sequence[int]) -> tuple[int, ...]:

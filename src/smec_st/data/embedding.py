@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.data.vectors import as_numpy, unit_rows
-from smec_st.system.errors import DataError, one_line
+from smec_st.system.errors import DataError, one_line, some
 from smec_st.system.optional import load_optional
 from smec_st.system.quiet import quiet_libraries
 
@@ -233,7 +233,10 @@ def embed_if_texts(
     Raises:
         DataError: If there are texts and no model.
     """
-    are_texts = isinstance(corpus, Sequence) and len(corpus) > 0 and isinstance(corpus[0], str)
+    corpus, queries = _listed(corpus, "corpus"), None if queries is None else _listed(queries, "queries")
+    are_texts = _are_texts(corpus, "corpus")
+    if queries is not None and len(queries) and _are_texts(queries, "queries") != are_texts:
+        raise DataError("corpus and queries must both be texts, or both be vectors.")
     if isinstance(model, str) and not are_texts:
         return corpus, queries, {"model": model, "width": int(as_numpy(corpus).shape[-1])}
     if model is None:
@@ -245,3 +248,26 @@ def embed_if_texts(
         corpus = embed(loaded, cast("Sequence[str]", corpus), "document", progress)
         queries = None if queries is None else embed(loaded, cast("Sequence[str]", queries), "query", progress)
     return corpus, queries, backbone_record(loaded)
+
+
+def _listed(items: Any, what: str) -> Any:
+    """Return a column of pandas, an array of texts or an iterator as a list; anything else as it is."""
+    if isinstance(items, str):
+        raise DataError(f"{what}: one text is no list of texts; a file's lines must be read first.")
+    if getattr(items, "ndim", 0) == 1 and hasattr(items, "tolist"):
+        return items.tolist()
+    return list(items) if isinstance(items, Iterator) else items
+
+
+def _are_texts(items: Any, what: str) -> bool:
+    """Return whether these are texts and not vectors.
+
+    Raises:
+        DataError: If only some of them are texts.
+    """
+    if not isinstance(items, Sequence):
+        return False
+    other = [row for row, item in enumerate(items) if not isinstance(item, str)]
+    if 0 < len(other) < len(items):
+        raise DataError(f"{what}: row{'s' if len(other) > 1 else ''} {some(other)} of the texts hold no text.")
+    return len(items) > 0 and not other

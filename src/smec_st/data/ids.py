@@ -34,7 +34,7 @@ def find_id(names: Iterable[str]) -> str | None:
     found: dict[str, list[str]] = {}
     for name in names:
         plain = plain_name(name)
-        is_plural = plain.endswith("ids") and plain not in ID_NAMES  # arrays are often called `doc_ids`
+        is_plural = plain.endswith("s") and plain not in ID_NAMES  # arrays are often called `doc_ids`
         found.setdefault(plain[:-1] if is_plural else plain, []).append(name)
     best = next((found[known] for known in ID_NAMES if known in found), [])
     if len(best) > 1:

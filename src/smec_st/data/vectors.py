@@ -73,6 +73,8 @@ def as_numpy(vectors: ArrayLike) -> np.ndarray:
     if hasattr(vectors, "detach"):  # a torch tensor, recognised without importing torch
         tensor = vectors.detach().cpu()
         return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+    if np.ma.is_masked(vectors):
+        raise DataError("vectors hold masked values; fill or remove them.")
     return np.asarray(vectors)
 
 

@@ -123,6 +123,8 @@ def fit_maps(
     dims = check_dims(config.dims or default_dims(table.width), table.width)
     if method in UNTRAINED:
         return FitResult(fit_untrained(method, table, dims).maps, _info_of(method, config, table, None, [], ()))
+    if table.corpus_size < 2:
+        raise DataError("a map is learned from two documents or more; there is one.")
     turned, turn = _leading_axes(table, dims[0])
     run = _Run(turned, config, unlabelled_queries, work_dir, progress)
     decisions: list[Decision] = []

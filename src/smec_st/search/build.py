@@ -23,7 +23,7 @@ from smec_st.search.engines import create_backend, open_backend
 from smec_st.search.filters import FIELD_TYPES
 from smec_st.search.heads import codes_of, row_bytes
 from smec_st.search.schedule import choose_schedule, head_cost
-from smec_st.search.tuning import check_target, tune
+from smec_st.search.tuning import NEEDS_QUERIES, check_target, tune
 from smec_st.system.errors import whole_number
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def build(
         raise DataError(f"document vectors are {table.shape[1]} wide; this compressor reads {compressor.width}.")
     if len(table) < 2:
         raise DataError("an index is built from at least 2 vectors; create an empty one and add to it.")
+    if queries is None and chosen.originals is None and codes_of(chosen.head):
+        raise DataError(NEEDS_QUERIES)
     if queries is not None:
         queries = check_vectors(queries, "query")
         check_widths(table, queries)

@@ -186,9 +186,8 @@ class FaissBackend:
             rows = self._rows
             existing = rows.find(batch.ids, self.settings.id_type)
             if len(existing) and not replace:
-                raise DataError(
-                    f"{len(existing)} of these ids are in the index already: {some(rows.ids(existing[:3]).tolist())}."
-                )
+                found = some(rows.ids(existing[:3]).tolist())
+                raise DataError(f"{len(existing)} of these {len(batch)} ids are in the index already: {found}.")
             kept = list(rows.segments)
             merged: list[Segment] = []
             count = len(batch)

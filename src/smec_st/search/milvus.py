@@ -143,7 +143,8 @@ class MilvusBackend:
         step = max(1, REQUEST_BYTES // (4 * width))
         with self._writing:
             if not replace and (existing := self._existing_ids(batch.ids)):
-                raise DataError(f"{len(existing)} of these ids are in the index already: {some(existing)}.")
+                found = f"{len(existing)} of these {len(batch)} ids are in the index already"
+                raise DataError(f"{found}: {some(existing)}.")
             done: list[Any] = []
             try:
                 with calls(self.uri, f"adding {len(batch)} rows"):

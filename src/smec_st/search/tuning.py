@@ -23,6 +23,7 @@ from smec_st.system.errors import whole_number
 logger = logging.getLogger(__name__)
 
 MAX_QUERIES = 512
+NEEDS_QUERIES = "an index of codes without originals is tuned on queries: give `queries` (--queries) of full width."
 MIN_EFFORT = 32
 REMOTE_EFFORT = 256  # compared with a round trip, searching the graph costs nothing
 REMOTE_FACTOR = 4  # effort is raised up to this many times the first; then longer shortlists are tried
@@ -61,7 +62,7 @@ def tune(
         document_keys, encoded = sample_documents(backend, MAX_QUERIES)
         if settings.codes:
             if not settings.originals:
-                raise DataError("an index of codes without originals is tuned on queries of full width; give some.")
+                raise DataError(NEEDS_QUERIES)
             encoded = encode_originals(settings, compressor, encoded[FULL])
     else:
         table = check_vectors(queries, "query")

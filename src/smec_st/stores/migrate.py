@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +23,7 @@ from smec_st.stores.job import Job, Progress, into_folder, is_parquet, left_out_
 from smec_st.stores.milvus import copy_collection, finish_copy
 from smec_st.stores.swap import finish_swap, swap
 from smec_st.system.errors import tell
-from smec_st.system.files import write_text
+from smec_st.system.files import write_json
 from smec_st.system.optional import load_optional
 
 
@@ -154,7 +152,7 @@ def _migrate_files_in_place(job: Job, progress: Progress | None) -> str:
     if is_npy:
         joined, record = work / "all.npy", work / "space.json"
         join_shards([work / shard.file for shard in manifest.shards], manifest.rows, space, joined)
-        _write_json(record, space)
+        write_json(record, space)
         swap(store, space, [(joined, store), (record, _record_of(store))], [work])
     else:
         before = store.with_name(f".{store.name}.before")
@@ -165,10 +163,6 @@ def _migrate_files_in_place(job: Job, progress: Progress | None) -> str:
 def _record_of(store: Path) -> Path:
     """Return the file next to a store that describes its vectors."""
     return store.with_name(store.name + ".json")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 # -- FAISS ------------------------------------------------------------------------------------------------------------
@@ -199,7 +193,7 @@ def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, hea
     faiss.write_index(index, str(draft))
     space, record = space_record(compressor, head), _record_of(out)
     record_draft = record.with_name(record.name + ".draft")
-    _write_json(record_draft, space)
+    write_json(record_draft, space)
     swap(out, space, [(draft, out), (record_draft, record)])
     _list_left_out(out, left_out)
     return str(out)

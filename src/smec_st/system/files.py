@@ -51,9 +51,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON with an indent of 2."""
-    with writing(path):
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write JSON atomically, with an indent of 2."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 class new_folder:  # noqa: N801

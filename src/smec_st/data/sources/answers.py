@@ -316,6 +316,10 @@ def _unclear(value: Mapping[str, Any], found: list[str], column: str | None, whe
         return f"{where}: holds no `{column}`; it has {some(list(value), 8) or 'nothing'}."
     if found:
         return f"{where}: could be {' or '.join(found)}; name the field of the vectors with `column` (--column)."
+    if "embedding" in value:
+        return f"{where}: its `embedding` is no vector."
+    fields = some(list(value), 8) or "nothing"
     return (
-        f"{where}: holds no `embedding`, and is no known answer of an API; it has {some(list(value), 8) or 'nothing'}."
+        f"{where}: holds no `embedding`, and is no known answer of an API; it has {fields}. Name the field of the "
+        "vectors with `column` (--column)."
     )

@@ -18,7 +18,7 @@ from smec_st.data.codes import decode, decoded_width
 from smec_st.data.ids import find_id, id_text
 from smec_st.data.safetensors import Safetensors
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
-from smec_st.system.errors import DataError, one_line, some, tell
+from smec_st.system.errors import DataError, count, one_line, some, tell
 from smec_st.system.optional import load_optional
 
 
@@ -195,19 +195,29 @@ def _named_array(
     record: Mapping[str, Any],
     kinds: str,
 ) -> ArrayVectors:
-    """Open one of several arrays with names; an array with an id name and one entry per row gives the ids."""
+    """Open one of several arrays with names; an array with an id name and one entry per row gives the ids.
+
+    Raises:
+        DataError: If ids belong to no array of vectors, since there are more or fewer of them than rows.
+    """
+    is_id = {name: find_id([name.rpartition("/")[2]]) is not None for name in shapes}
+    shapes = {name: shape[:1] if is_id[name] and shape[1:] == (1,) else shape for name, shape in shapes.items()}
     tables = sorted(name for name, shape in shapes.items() if len(shape) == 2)
     name = choose_column(tables or sorted(shapes), column, str(path), kinds)
     array = read(name)
     group = name.rpartition("/")[0]
     beside = [key for key, shape in shapes.items() if shape == array.shape[:1] and key.rpartition("/")[0] == group]
     beside = [key for key in beside if key != name]
-    keys = [key for key in beside if find_id([key.rpartition("/")[2]])]
+    keys = [key for key in beside if is_id[key]]
+    counts = {shapes[table][0] for table in tables}
+    for key, shape in shapes.items():
+        if is_id[key] and key != name and not keys and key.rpartition("/")[0] == group and shape[0] not in counts:
+            raise DataError(f"{path}: {key} has {count(shape[0], 'entry', 'entries')}, and {name} {len(array)} rows.")
     if beside and not keys and len(array) > 1:
         tell(f"{path}: {some(beside)} {'is' if len(beside) == 1 else 'are'} left out; ids would be named `ids`.")
     if len(keys) > 1:
         raise DataError(f"{path}: {' and '.join(keys)} may hold the ids; keep one.")
-    ids = [id_text(value, f"{path}, {key}") for key in keys for value in read(key).tolist()] if keys else None
+    ids = [id_text(value, f"{path}, {key}") for key in keys for value in read(key).ravel().tolist()] if keys else None
     return ArrayVectors(str(path), array, record, file_state(path), ids, codes)
 
 
