@@ -6,7 +6,8 @@ Ours is `Compressor.fit(corpus, queries, bytes=...)` without judgements, on the 
 are the original vectors, their principal axes, and their first numbers, each stored as int8; as signs after a random
 rotation; as signs of the difference to each number's median, in one stage (1 bit) and in two (2 bits); as product
 codes without a rotation, with a learned one (OPQ), and with the balanced one that ours have (OPQ in closed form); and
-as FAISS's RaBitQ of 1, 2 and 4 bits (its factors count). Queries are floats for all. LeanVec is compared where the FAISS release has it; 1.15 has not.
+as FAISS's RaBitQ of 1, 2 and 4 bits (its factors count). Queries are floats for all. LeanVec is compared where the
+FAISS release has it; 1.15 has not.
 
 Nothing chooses for the rivals: at each number of bytes the rival that is best *on test* is taken, among all that take
 at most that many bytes. The interval of the difference to it is over test queries, for the first seed.
