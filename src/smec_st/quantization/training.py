@@ -7,11 +7,12 @@ decoded document were the mapped one, while the centroids get their own.
 
 Where vectors fill a narrow cone their similarities are stretched first (:func:`~smec_st.functional.narrowness`), as
 they were when the map was trained. Without this the last stage undoes what the map has learned: on XQuAD-R with e5
-the share of neighbours kept in 24 bytes falls from .77 to .51, and with it rises to .82.
+the share of neighbours kept in 24 bytes falls from .77 to .63, and with it rises to .82.
 
 Training product codes together with a map follows JPQ (Zhan et al., CIKM 2021) and RepCONC (Zhan et al., WSDM 2022).
 They rank judged documents. Here a map that has learned from labels is the teacher instead: it knows the neighbours of
-all documents, also of those without a label. At 12 bytes held-out queries gain .01 on SciFact and .05 on XQuAD-R.
+all documents, also of those without a label. At 12 bytes the share of the ten nearest that are kept rises from .62 to
+.64 on SciFact and from .77 to .80 on XQuAD-R.
 """
 
 from __future__ import annotations
