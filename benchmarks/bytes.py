@@ -159,7 +159,7 @@ def best(rows: list[dict]) -> dict[str, dict[int, dict]]:
             if method == "smec_st":
                 seeds = sorted((row for row in own if row["bytes"] == budget), key=lambda row: row["test"])
                 if seeds:
-                    median = {**seeds[len(seeds) // 2], "seeds": [row["test"] for row in seeds]}
+                    median = {**seeds[(len(seeds) - 1) // 2], "seeds": [row["test"] for row in seeds]}
                     chosen.setdefault(method, {})[budget] = median
                 continue
             fitting = [row for row in own if row["bytes"] <= budget]

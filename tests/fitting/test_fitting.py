@@ -13,7 +13,17 @@ import torch
 from smec_st import Compressor
 from smec_st.data import Qrels, VectorTable, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
-from smec_st.fitting.config import CANDIDATES, ENOUGH_QUERIES, FEWEST_QUERIES, FOLDS, LEFT_OUT, MOST, TRIAL, FitConfig
+from smec_st.fitting.config import (
+    CANDIDATES,
+    CLASS_HIDDEN,
+    ENOUGH_QUERIES,
+    FEWEST_QUERIES,
+    FOLDS,
+    LEFT_OUT,
+    MOST,
+    TRIAL,
+    FitConfig,
+)
 from smec_st.fitting.fit import LabelsWarning, _folds, _leading_axes, fit_maps
 from smec_st.fitting.recipe import fit_untrained
 from smec_st.modules import EmbeddingInput, ResidualAdapter
@@ -93,6 +103,10 @@ def test_candidates_differ_from_one_another():
     assert len(set(whole)) == len(whole)
     assert list(CANDIDATES)[0] == "neighbourhoods"
     assert FitConfig().candidates == tuple(CANDIDATES)
+
+
+def test_a_trial_of_classes_has_the_hidden_layer_that_makes_the_candidate():
+    assert FitConfig().as_candidate("labels alone", trial=True).hidden_dim == CLASS_HIDDEN
 
 
 @pytest.mark.parametrize("trial", [False, True])
