@@ -124,7 +124,9 @@ def _layout(sample: list[list[str]], column: str | None, codes: str | None, name
 
 def _refuse_labels(rows: list[list[str]], columns: list[int], codes: str | None, name: str) -> None:
     """Refuse columns of whole numbers among floats, where no name tells ids and labels from dimensions."""
-    wholes = [at for at in columns if _are_whole([row[at] if at < len(row) else "" for row in rows])]
+    cells = {at: [row[at] if at < len(row) else "" for row in rows] for at in columns}
+    wholes = [at for at in columns if all(cell.strip().lstrip("+-").isdecimal() for cell in cells[at])]
+    wholes = wholes or [at for at in columns if _are_whole_floats(cells[at])]
     if codes is None and 0 < len(wholes) < len(columns):
         raise DataError(
             f"{name}: column {some([at + 1 for at in wholes])} of {len(rows[0])} holds whole numbers only, the others "
@@ -185,10 +187,8 @@ def _is_number(text: str) -> bool:
     return "_" not in text
 
 
-def _are_whole(cells: list[str]) -> bool:
-    """Return whether all cells hold whole numbers, as `7` or, if some are beyond 1, as floats such as `7.0e+00`."""
-    if all(cell.strip().lstrip("+-").isdecimal() for cell in cells):
-        return True
+def _are_whole_floats(cells: list[str]) -> bool:
+    """Return whether all cells hold whole numbers as floats, such as `7.0e+00`, and one is beyond 1, as ids are."""
     numbers = [float(cell) if _is_number(cell) else math.nan for cell in cells]
     return all(number.is_integer() for number in numbers) and max(map(abs, numbers), default=0) > 1
 
