@@ -264,7 +264,7 @@ def leads_without_labels() -> list[list[str]]:
             for rival, row in collection["rivals"].items():
                 floats, way = rival.split(", ", 1)
                 words = way.replace(",", "").split()  # without a number of bits or bytes
-                method = f"{floats.split()[0]}, {' '.join(words[: 2 if words[0] == 'median' else 1])}"
+                method = f"{floats.split()[0]}, {' '.join(words[: 2 if words[0] in ('median', 'balanced') else 1])}"
                 if row["bytes"] <= int(budget):
                     scores = best.setdefault(method, {})
                     scores[name] = max(scores.get(name, 0.0), row["ndcg@10"])
