@@ -202,7 +202,7 @@ def test_existing_ids_are_refused_and_nothing_is_added(uri):
     corpus = clustered(30)
     with FunnelIndex.create(uri, compressor()) as index:
         index.add(corpus[:10])
-        with pytest.raises(DataError, match="1 of these ids are in the index already: 9"):
+        with pytest.raises(DataError, match="1 of these 10 ids are in the index already: 9"):
             index.add(corpus[10:20], range(9, 19))
         assert len(index) == 10
 
