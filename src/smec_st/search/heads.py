@@ -162,15 +162,13 @@ class Head:
         faiss = self._faiss
         if self.codec is not None:
             index = faiss_index(self.codec, self.kind, "l2", self._unscaled(sample))
-            with self._lock.write():
-                self._index, self.built_on = index, rows
-            return
-        index = faiss.index_factory(self.size, factory(self.name, self.size, rows), faiss.METRIC_INNER_PRODUCT)
-        inner = faiss.downcast_index(index)
-        if isinstance(inner, faiss.IndexHNSW):
-            inner.hnsw.efConstruction = CONSTRUCTION
-        if not index.is_trained:
-            index.train(np.ascontiguousarray(sample, dtype=np.float32))
+        else:
+            index = faiss.index_factory(self.size, factory(self.name, self.size, rows), faiss.METRIC_INNER_PRODUCT)
+            inner = faiss.downcast_index(index)
+            if isinstance(inner, faiss.IndexHNSW):
+                inner.hnsw.efConstruction = CONSTRUCTION
+            if not index.is_trained:
+                index.train(np.ascontiguousarray(sample, dtype=np.float32))
         with self._lock.write():
             self._index, self.built_on = index, rows
 
@@ -210,10 +208,9 @@ class Head:
         selector = None if allowed is None else faiss.IDSelectorBitmap(allowed)
         queries = np.ascontiguousarray(queries)
         with self._lock.read():
-            index = faiss.downcast_index(self._index)
-            if isinstance(index, faiss.IndexPreTransform):
-                queries = faiss.downcast_VectorTransform(index.chain.at(0)).apply(queries)
-                index = faiss.downcast_index(index.index)
+            index, outer = self._inner, faiss.downcast_index(self._index)
+            if isinstance(outer, faiss.IndexPreTransform):
+                queries = faiss.downcast_VectorTransform(outer.chain.at(0)).apply(queries)
             if isinstance(index, faiss.IndexHNSW):
                 ef = max(effort or max(2 * keep, 64), keep)
                 parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)

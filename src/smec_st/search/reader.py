@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from smec_st.search.backend import CODES, Settings
+from smec_st.search.backend import CODES, FULL, Settings
 from smec_st.search.filters import Where, arrow_mask
 from smec_st.search.heads import Head
 from smec_st.search.steps import best_first
@@ -84,9 +84,9 @@ class FaissReader:
     def scores(self, table: int, queries: np.ndarray, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
         """See :class:`~smec_st.search.backend.Reader`."""
         out = np.full(keys.shape, -np.inf, dtype=np.float32)
-        if table == CODES:
+        if table == CODES or (table == FULL and self.settings.originals == "float16"):
             for query in np.flatnonzero(found.any(axis=1)).tolist():
-                out[query, found[query]] = self.vectors(CODES, keys[query, found[query]]) @ queries[query]
+                out[query, found[query]] = self.vectors(table, keys[query, found[query]]) @ queries[query]
             return out
         width = self.settings.widths[table]
         wanted = np.where(found, keys, -1)
@@ -94,8 +94,7 @@ class FaissReader:
             source = segment.tables[width]
             source.check(wanted[inside] - start)
             local = np.where(inside, wanted - start, -1)
-            inner_products = _products_float32 if source.data.dtype == np.float32 else _products_float16
-            inner_products(source.data, queries, local, inside, out)
+            _inner_products(source.data, queries, local, inside, out)
         return out
 
     def ids(self, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -123,7 +122,7 @@ class FaissReader:
         return self.faiss_head.max_effort
 
 
-def _products_float32(
+def _inner_products(
     table: np.ndarray, queries: np.ndarray, local: np.ndarray, inside: np.ndarray, out: np.ndarray
 ) -> None:
     """Compute inner products with rows of a mapped float32 table, which FAISS reads without copying them."""
@@ -134,12 +133,3 @@ def _products_float32(
     pointers = [faiss.swig_ptr(array) for array in (scores, queries, table, rows)]
     faiss.fvec_inner_products_by_idx(*pointers, table.shape[1], rows.shape[0], rows.shape[1])
     np.maximum(out, scores, out=out, where=inside)
-
-
-def _products_float16(
-    table: np.ndarray, queries: np.ndarray, local: np.ndarray, inside: np.ndarray, out: np.ndarray
-) -> None:
-    """Compute inner products with rows of a float16 table."""
-    for query in np.flatnonzero(inside.any(axis=1)).tolist():
-        mask = inside[query]
-        out[query, mask] = table[local[query, mask]].astype(np.float32) @ queries[query]
