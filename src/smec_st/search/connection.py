@@ -1,4 +1,4 @@
-"""Connect to Milvus, and turn its exceptions into one-line errors."""
+"""Connect to Milvus."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,17 +74,3 @@ def disconnect(uri: str, client: MilvusClient) -> None:
             return
         del _open_files[path]
     load_optional("milvus_lite.server_manager", path).server_manager_instance.release_server(path)
-
-
-@contextmanager
-def calls(uri: str, what: str) -> Iterator[None]:
-    """Raise the exceptions of the engine as a one-line :class:`DataError`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        module = type(error).__module__
-        if not module.startswith(("pymilvus", "grpc", "milvus_lite")) and not isinstance(error, OSError):
-            raise
-        raise DataError(f"{what} failed in {uri}: {one_line(error)}") from error

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
+from smec_st.data.sources.indexes import milvus_calls
 from smec_st.search.backend import Batch, Settings
-from smec_st.search.connection import calls, connect, disconnect, is_local
+from smec_st.search.connection import connect, disconnect, is_local
 from smec_st.search.milvus_reader import IDS_PER_REQUEST, REQUEST_BYTES, MilvusReader
 from smec_st.search.milvus_schema import (
     HEADS,
@@ -71,7 +72,7 @@ class MilvusBackend:
             raise DataError("Milvus keeps originals as float32 or not at all.")
         client = connect(uri, new=True)
         try:
-            with calls(uri, "creating the index"):
+            with milvus_calls(uri, "creating the index"):
                 if not client.has_collection(SETTINGS):
                     create_settings(client)
                 client.load_collection(SETTINGS)
@@ -93,7 +94,7 @@ class MilvusBackend:
         """Open the index of the compressor with this fingerprint; None opens the only index in the database."""
         client = connect(uri, new=False)
         try:
-            with calls(uri, "opening the index"):
+            with milvus_calls(uri, "opening the index"):
                 names = client.list_collections()
                 if SETTINGS not in names:
                     raise DataError(f"{uri} holds no index.")
@@ -123,7 +124,7 @@ class MilvusBackend:
         from smec_st.compressor import Compressor
         from smec_st.compressor.files import CONFIG_FILE, WEIGHTS_FILE
 
-        with tempfile.TemporaryDirectory() as folder, calls(self.uri, "reading the compressor"):
+        with tempfile.TemporaryDirectory() as folder, milvus_calls(self.uri, "reading the compressor"):
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 content = base64.b64decode(read_text(self._client, self.settings.fingerprint, name))
                 Path(folder, name).write_bytes(content)
@@ -131,7 +132,7 @@ class MilvusBackend:
 
     def save_settings(self, settings: Settings) -> None:
         """Write settings into their collection."""
-        with self._writing, calls(self.uri, "writing settings"):
+        with self._writing, milvus_calls(self.uri, "writing settings"):
             write_text(self._client, settings.fingerprint, "settings", json.dumps(settings.to_dict()))
         self.settings = settings
 
@@ -147,7 +148,7 @@ class MilvusBackend:
                 raise DataError(f"{found}: {some(existing)}.")
             done: list[Any] = []
             try:
-                with calls(self.uri, f"adding {len(batch)} rows"):
+                with milvus_calls(self.uri, f"adding {len(batch)} rows"):
                     for start in range(0, len(batch), step):
                         rows = [self._row(batch, i) for i in range(start, min(start + step, len(batch)))]
                         done += [row["id"] for row in rows]
@@ -161,7 +162,7 @@ class MilvusBackend:
     def _roll_back(self, ids: Sequence[object]) -> bool:
         """Remove the rows of a failed batch, and return whether that succeeded."""
         try:
-            with calls(self.uri, "rolling back"):
+            with milvus_calls(self.uri, "rolling back"):
                 self._client.delete(self._name, ids=list(ids))
         except DataError:
             return False
@@ -178,7 +179,7 @@ class MilvusBackend:
     def _existing_ids(self, ids: Sequence[object]) -> list[Any]:
         """Return those of these ids that are in the collection."""
         existing = []
-        with calls(self.uri, "looking ids up"):
+        with milvus_calls(self.uri, "looking ids up"):
             for start in range(0, len(ids), IDS_PER_REQUEST):
                 part = list(ids[start : start + IDS_PER_REQUEST])
                 existing += [row["id"] for row in self._client.get(self._name, ids=part, output_fields=["id"])]
@@ -192,7 +193,7 @@ class MilvusBackend:
         """Remove rows by id. They are counted before, because Milvus does not report how many it removed."""
         with self._writing:
             existing = self._existing_ids(ids)
-            with calls(self.uri, "deleting"):
+            with milvus_calls(self.uri, "deleting"):
                 for start in range(0, len(existing), IDS_PER_REQUEST):
                     self._client.delete(self._name, ids=existing[start : start + IDS_PER_REQUEST])
             self._unflushed, self._counted = self._unflushed or bool(existing), -math.inf
@@ -200,7 +201,7 @@ class MilvusBackend:
 
     def flush(self) -> None:
         """Seal added rows, so that Milvus indexes them."""
-        with self._writing, calls(self.uri, "flushing"):
+        with self._writing, milvus_calls(self.uri, "flushing"):
             if self._unflushed:
                 self._client.flush(self._name)
                 self._unflushed = False
@@ -209,14 +210,14 @@ class MilvusBackend:
         """Let Milvus merge segments and remove deleted rows permanently."""
         self.flush()
         if not is_local(self.uri):  # Milvus Lite compacts by itself
-            with self._writing, calls(self.uri, "compacting"):
+            with self._writing, milvus_calls(self.uri, "compacting"):
                 self._client.compact(self._name)
 
     # -- read ---------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> bool:
         """Read the settings again, and return whether they changed. Searches always see the current rows."""
-        with calls(self.uri, "reading settings"):
+        with milvus_calls(self.uri, "reading settings"):
             newest = Settings.from_dict(json.loads(read_text(self._client, self.settings.fingerprint, "settings")))
         changed, self.settings = newest != self.settings, newest
         return changed
@@ -230,7 +231,7 @@ class MilvusBackend:
         return MilvusReader(self.uri, self._client, self.settings, self._count)
 
     def __len__(self) -> int:
-        with calls(self.uri, "counting"):
+        with milvus_calls(self.uri, "counting"):
             return int(self._client.query(self._name, filter="", output_fields=["count(*)"])[0]["count(*)"])
 
     def verify(self) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smec_st.data.sources.indexes import milvus_calls, milvus_pages
 from smec_st.search.backend import Settings
-from smec_st.search.connection import calls
 from smec_st.search.filters import Where, milvus_expression
 from smec_st.search.milvus_schema import HEADS, LISTS, PREFIX, field
 
@@ -55,7 +55,7 @@ class MilvusReader:
         if next_table is not None:  # fetch its vectors with the candidates, if they are not too large
             if 4 * len(queries) * keep * self.settings.widths[next_table] > REQUEST_BYTES:
                 next_table = None
-        with calls(self.uri, "searching"):
+        with milvus_calls(self.uri, "searching"):
             hits = self._client.search(
                 self._name,
                 data=list(np.ascontiguousarray(queries, dtype=np.float32)),
@@ -83,7 +83,7 @@ class MilvusReader:
         known = self._cache.setdefault(table, {})
         missing = sorted(set(keys[found].tolist()) - known.keys())
         step = min(IDS_PER_REQUEST, max(1, REQUEST_BYTES // (4 * self.settings.widths[table])))
-        with calls(self.uri, "fetching vectors"):
+        with milvus_calls(self.uri, "fetching vectors"):
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]
                 for row in self._client.get(self._name, ids=part, output_fields=["id", field(table)]):
@@ -103,7 +103,7 @@ class MilvusReader:
     def fields(self, keys: np.ndarray) -> dict[str, list[Any]]:
         """See :class:`~smec_st.search.backend.Reader`."""
         names, rows = list(self.settings.fields), {}
-        with calls(self.uri, "reading fields"):
+        with milvus_calls(self.uri, "reading fields"):
             for start in range(0, len(keys), IDS_PER_REQUEST):
                 part = keys[start : start + IDS_PER_REQUEST].tolist()
                 rows.update({r["id"]: r for r in self._client.get(self._name, ids=part, output_fields=["id", *names])})
@@ -114,14 +114,10 @@ class MilvusReader:
         width = sum(self.settings.widths[table] for table in tables)
         size = int(min(MAX_RESULTS, max(64, REQUEST_BYTES // (8 * width))))
         names = [field(table) for table in tables]
-        with calls(self.uri, "reading all rows"):
-            rows = self._client.query_iterator(self._name, batch_size=size, output_fields=["id", *names])
-            try:
-                while part := rows.next():
-                    keys = np.array([row["id"] for row in part], dtype=self.settings.id_dtype)
-                    yield keys, {t: np.array([row[field(t)] for row in part], dtype=np.float32) for t in tables}
-            finally:
-                rows.close()
+        with milvus_calls(self.uri, "reading all rows"):
+            for part in milvus_pages(self._client, self._name, batch_size=size, output_fields=["id", *names]):
+                keys = np.array([row["id"] for row in part], dtype=self.settings.id_dtype)
+                yield keys, {t: np.array([row[field(t)] for row in part], dtype=np.float32) for t in tables}
 
     def max_effort(self) -> int:
         """See :class:`~smec_st.search.backend.Reader`."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from smec_st.data import DataError
 from smec_st.data.sources.batch import RECORD
-from smec_st.data.sources.indexes import MilvusVectors
+from smec_st.data.sources.indexes import MilvusVectors, milvus_calls, milvus_pages
 from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import BadRow, Places, usable
 from smec_st.stores.job import Progress
-from smec_st.system.errors import one_line, some
+from smec_st.system.errors import some
 
 if TYPE_CHECKING:
     from pymilvus import CollectionSchema, DataType, MilvusClient
@@ -56,7 +55,7 @@ def copy_collection(
     if out is not None and client.has_collection(out):
         raise DataError(f"{source.name.rpartition('#')[0]} has a collection {out} already.")
     draft = f"{out or old}{MIGRATING}"
-    with _one_line_errors(source):
+    with milvus_calls(source.name, "copying"):
         description = client.describe_collection(old)
         schema = _schema(source, description, _field_type(head), head.dim, space)
         indexes = _indexes(source, head)
@@ -80,17 +79,6 @@ def copy_collection(
         client.rename_collection(draft, out or old)
         client.load_collection(out or old)
     return out or old
-
-
-@contextmanager
-def _one_line_errors(source: MilvusVectors) -> Iterator[None]:
-    """Raise the exceptions of Milvus as a :class:`DataError`."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith(("pymilvus", "grpc", "milvus_lite")):
-            raise
-        raise DataError(f"cannot copy {source.name}: {one_line(error)}") from error
 
 
 def _fill(
@@ -255,12 +243,8 @@ def _compare(source: MilvusVectors, old: Mapping[str, Any], new: Mapping[str, An
 
 def _query(source: MilvusVectors, names: list[str], partition: str | None) -> Iterator[list[dict[str, Any]]]:
     more = {} if partition is None else {"partition_names": [partition]}
-    pages = source.client.query_iterator(source.collection, batch_size=PAGE, output_fields=names, **more)
-    try:
-        while page := pages.next():
-            yield [dict(entity) for entity in page]
-    finally:
-        pages.close()
+    pages = milvus_pages(source.client, source.collection, batch_size=PAGE, output_fields=names, **more)
+    return ([dict(entity) for entity in page] for page in pages)
 
 
 def _pages(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,18 +186,12 @@ class MilvusVectors:
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
         """See :class:`~smec_st.data.VectorSource`."""
-        pages = self.client.query_iterator(
-            self.collection, batch_size=min(size, 16384 * 8 // max(self.width // 128, 1)), output_fields=[self.column]
-        )
-        seen = 0
-        try:
-            while page := pages.next():
-                fresh = page[max(0, start - seen) :]
-                seen += len(page)
-                if fresh:
-                    yield self.batch(fresh, seen - len(fresh))
-        finally:
-            pages.close()
+        size, seen = min(size, 16384 * 8 // max(self.width // 128, 1)), 0
+        for page in milvus_pages(self.client, self.collection, batch_size=size, output_fields=[self.column]):
+            fresh = page[max(0, start - seen) :]
+            seen += len(page)
+            if fresh:
+                yield self.batch(fresh, seen - len(fresh))
 
     def batch(self, page: Sequence[Mapping[str, Any]], start: int) -> Batch:
         """Make a batch of the entities of a page, the first of which is row ``start``."""
@@ -215,6 +210,30 @@ class MilvusVectors:
                 return (np.frombuffer(value, dtype="<u2").astype("<u4") << 16).view("<f4")
             return np.frombuffer(value, dtype="<f2").astype(np.float32)
         return np.asarray(value, dtype=np.float32)
+
+
+def milvus_pages(client: Any, collection: str, **options: Any) -> Iterator[list[dict[str, Any]]]:
+    """Yield the entities of a collection, a page at a time; the options are those of ``query_iterator``."""
+    pages = client.query_iterator(collection, **options)
+    try:
+        while page := pages.next():
+            yield page
+    finally:
+        pages.close()
+
+
+@contextmanager
+def milvus_calls(uri: str, what: str) -> Iterator[None]:
+    """Raise the exceptions of the engine as a one-line :class:`DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        module = type(error).__module__
+        if not module.startswith(("pymilvus", "grpc", "milvus_lite")) and not isinstance(error, OSError):
+            raise
+        raise DataError(f"{what} failed in {uri}: {one_line(error)}") from error
 
 
 def open_milvus(address: str, column: str | None = None) -> MilvusVectors:
