@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,17 +22,36 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         raise DataError(f"no such file: {path}")
+    with read_errors(path), open_binary(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            record = parse_json(line, f"{path}, line {number}")
+            if not isinstance(record, dict):
+                raise DataError(f"{path}, line {number}: not a JSON object.")
+            yield record
+
+
+def read_json_file(path: Path) -> Any:
+    """Return the content of a JSON file, which may be gzipped; raise :class:`DataError` if it is not JSON."""
+    with read_errors(path), open_binary(path) as file:
+        return parse_json(file.read(), str(path))
+
+
+@contextmanager
+def read_errors(path: str | Path) -> Iterator[None]:
+    """Raise what the system, gzip, a codec or the csv module reports about a file as a :class:`DataError`."""
     try:
-        with open_binary(path) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                record = parse_json(line, f"{path}, line {number}")
-                if not isinstance(record, dict):
-                    raise DataError(f"{path}, line {number}: not a JSON object.")
-                yield record
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not readable: {one_line(error)}") from error
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Open a text file for reading, unpacked if its name ends in ``.gz``; see :func:`read_errors`."""
+    with read_errors(path), open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+        yield file
 
 
 def open_binary(path: Path) -> IO[bytes]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -11,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from smec_st.data.ids import find_rows, id_text, plain_name
-from smec_st.data.jsonl import open_binary, plain_suffix, read_jsonl
+from smec_st.data.jsonl import open_text, plain_suffix, read_json_file, read_jsonl
 from smec_st.data.sources.cells import csv_rows
-from smec_st.data.sources.columns import SHARD
-from smec_st.system.errors import DataError, count, one_line, parse_json, some, tell
+from smec_st.data.sources.columns import SHARD, parquet_errors
+from smec_st.system.errors import DataError, count, some, tell
 
 Triple = tuple[str, str, float]  # query id, document id, grade
 
@@ -121,8 +119,7 @@ def tidy(triples: Iterable[Triple], query_ids: Sequence[str], corpus_ids: Sequen
 
 def _of_dict(path: Path) -> Iterator[Triple]:
     """Yield the judgements of ``{query id: {document id: grade}}``."""
-    with open_binary(path) as file:
-        content = parse_json(file.read(), str(path))
+    content = read_json_file(path)
     if not isinstance(content, dict) or not all(isinstance(grades, dict) for grades in content.values()):
         raise DataError(f"{path}: expected an object of {{query id: {{document id: grade}}}}.")
     for query, grades in content.items():
@@ -157,16 +154,13 @@ def _text_triples(path: Path, suffix: str) -> Iterator[Triple]:
 
 def _text_rows(path: Path, suffix: str) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and cells: CSV by commas, everything else by tabs, or by spaces where a line has no tab."""
-    try:
-        with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-            if suffix == ".csv":
-                yield from csv_rows(file, path)
-            else:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield number, line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not readable: {one_line(error)}") from error
+    if suffix == ".csv":
+        yield from csv_rows(path)
+        return
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
 
 
 def _named_columns(names: Sequence[str], where: str) -> Columns | None:
@@ -204,11 +198,8 @@ def _is_iteration(text: str) -> bool:
 
 
 def _parquet_records(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with parquet_errors(path):
         for batch in pq.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error

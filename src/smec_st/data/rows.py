@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from smec_st.data.ids import find_id, id_text, join_by_id
-from smec_st.data.jsonl import open_binary, plain_suffix, read_jsonl
+from smec_st.data.jsonl import plain_suffix, read_json_file, read_jsonl
 from smec_st.data.sources.cells import csv_rows
-from smec_st.system.errors import DataError, one_line, parse_json, some, storable, tell
+from smec_st.data.sources.columns import parquet_errors
+from smec_st.system.errors import DataError, some, storable, tell
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
@@ -83,19 +82,15 @@ def _read_table(path: Path) -> Columns:
     if suffix in (".csv", ".tsv"):
         return _read_csv(path)
     if suffix == ".parquet":
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
+        with parquet_errors(path):
             columns: Columns = pq.read_table(path).to_pydict()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} cannot be read: {one_line(error)}") from error
         return columns
     if suffix == ".jsonl":
         records = list(read_jsonl(path))
     elif suffix == ".json":
-        with open_binary(path) as file:
-            records = parse_json(file.read(), str(path))
+        records = read_json_file(path)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise DataError(f"{path} must hold a list of objects.")
     else:
@@ -105,11 +100,7 @@ def _read_table(path: Path) -> Columns:
 
 
 def _read_csv(path: Path) -> Columns:
-    try:
-        with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-            header, *rows = [cells for _, cells in csv_rows(file, path)] or [[]]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from error
+    header, *rows = [cells for _, cells in csv_rows(path)] or [[]]
     if len(set(header)) != len(header):
         raise DataError(f"{path} names a column twice: {some(header, 9)}.")
     for number, cells in enumerate(rows, start=1):

@@ -15,16 +15,15 @@ A file that looks otherwise is refused: an id or a label among numbers looks lik
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from smec_st.data.ids import find_id, id_text, plain_name
-from smec_st.data.jsonl import open_binary, plain_suffix
+from smec_st.data.jsonl import open_text, plain_suffix
 from smec_st.data.sources.answers import VECTOR_NAMES, Item
 from smec_st.data.sources.batch import choose_column
 from smec_st.system.errors import DataError, some, tell
@@ -63,42 +62,41 @@ def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Ite
         column: Name of the column that holds vectors as text, or what comes before the number in numbered columns.
         codes: What the numbers are; see :mod:`smec_st.data.codes`.
     """
-    csv.field_size_limit(LONGEST_CELL)
-    with open_binary(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-        rows = csv_rows(file, path)
-        sample = list(itertools.islice(rows, SAMPLE))
-        if not sample:
-            return
-        layout = _layout([cells for _, cells in sample], column, codes, str(path))
-        width = len(sample[0][1])
-        for number, cells in itertools.chain(sample[layout.has_header :], rows):
-            where = f"{path}, line {number}"
-            if layout.columns is None:
-                yield Item(Cells(cells), None, None, where)
-                continue
-            try:
-                if len(cells) != width:
-                    raise DataError(f"{where}: {len(cells)} cells, the first line has {width}.")
-                key = None if layout.id is None else id_text(cells[layout.id], where)
-            except DataError as error:
-                yield Item(None, None, None, where, fault=str(error))
-                continue
-            vector = cells[layout.columns[0]] if layout.is_text else Cells([cells[at] for at in layout.columns])
-            yield Item(vector, key, None, where)
+    rows = csv_rows(path)
+    sample = list(itertools.islice(rows, SAMPLE))
+    if not sample:
+        return
+    layout = _layout([cells for _, cells in sample], column, codes, str(path))
+    width = len(sample[0][1])
+    for number, cells in itertools.chain(sample[layout.has_header :], rows):
+        where = f"{path}, line {number}"
+        if layout.columns is None:
+            yield Item(Cells(cells), None, None, where)
+            continue
+        try:
+            if len(cells) != width:
+                raise DataError(f"{where}: {len(cells)} cells, the first line has {width}.")
+            key = None if layout.id is None else id_text(cells[layout.id], where)
+        except DataError as error:
+            yield Item(None, None, None, where, fault=str(error))
+            continue
+        vector = cells[layout.columns[0]] if layout.is_text else Cells([cells[at] for at in layout.columns])
+        yield Item(vector, key, None, where)
 
 
-def csv_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and cells of the rows of a CSV or TSV file that are not blank.
 
     Tabs separate the cells of ``.tsv``. In other files the first line tells: the only one of comma, semicolon, tab and
     bar that it has, else the comma.
     """
-    lines = iter(file)
-    first = next(lines, "")
-    found = ["\t"] if plain_suffix(path) == ".tsv" else [mark for mark in ",;\t|" if mark in first]
-    delimiter = found[0] if len(found) == 1 else ","
-    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    yield from ((reader.line_num, cells) for cells in reader if cells)
+    csv.field_size_limit(LONGEST_CELL)
+    with open_text(path) as file:
+        first = next(file, "")
+        found = ["\t"] if plain_suffix(path) == ".tsv" else [mark for mark in ",;\t|" if mark in first]
+        delimiter = found[0] if len(found) == 1 else ","
+        reader = csv.reader(itertools.chain([first], file), delimiter=delimiter, strict=True)
+        yield from ((reader.line_num, cells) for cells in reader if cells)
 
 
 def _layout(sample: list[list[str]], column: str | None, codes: str | None, name: str) -> Layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +28,12 @@ SHARD = re.compile(r"(.*?)-?(\d{5})-of-(\d{5})")  # how Hugging Face names the p
 
 @dataclass(frozen=True)
 class ColumnVectors:
-    """A column of vectors, and optionally one of ids.
+    """A :class:`~smec_st.data.VectorSource`: a column of vectors, and optionally one of ids.
 
     Attributes:
-        name: Path, for error messages.
         column: Name of the vector column.
         id_column: Name of the id column, or None.
-        width: Numbers per vector, ``D``.
-        rows: Number of rows, ``N``.
         record: What the schema's metadata say about the model.
-        state: See :class:`~smec_st.data.VectorSource`.
         codes: What the stored numbers are; see :mod:`smec_st.data.codes`.
         read: Yields record batches for (column names, batch size, first row).
         parts: Path and number of rows of each file, in order.
@@ -86,15 +83,12 @@ def open_parquet(path: Path, column: str | None = None, codes: str | None = None
     Parts may differ in the order and type of columns, as Spark, dask and Hugging Face write them. A folder of several
     splits needs ``column`` as ``SPLIT`` or ``SPLIT/COLUMN``.
     """
-    arrow, pq = (load_optional(name, "reading parquet") for name in ("pyarrow", "pyarrow.parquet"))
-
+    pq = load_optional("pyarrow.parquet", "reading parquet")
     paths = [path]
     if path.is_dir():
         paths, column = _parts(path, column)
-    try:
+    with parquet_errors(path):
         files = [pq.ParquetFile(part, memory_map=True) for part in paths]
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
     files = [file for file in files if file.metadata.num_rows] or files[:1]
     rows = sum(file.metadata.num_rows for file in files)
 
@@ -109,19 +103,27 @@ def open_parquet(path: Path, column: str | None = None, codes: str | None = None
                     groups.append(group)
                 else:
                     start -= file.metadata.row_group(group).num_rows
-            try:
+            with parquet_errors(path):
                 for batch in file.iter_batches(size, row_groups=groups, columns=columns) if groups else ():
                     if start >= len(batch):
                         start -= len(batch)
                         continue
                     yield batch.slice(start)
                     start = 0
-            except (arrow.ArrowException, OSError) as error:
-                raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
 
     found = _columns(str(path), files[0].schema_arrow, column, codes, rows, file_state(*paths), read)
     parts = zip(map(str, paths), (file.metadata.num_rows for file in files), strict=True)
     return replace(found, parts=tuple(parts))
+
+
+@contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Raise what pyarrow reports about a file as a :class:`DataError`."""
+    arrow = load_optional("pyarrow", "reading parquet")
+    try:
+        yield
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not readable as parquet: {one_line(error)}") from error
 
 
 def parquet_parts(folder: Path) -> list[Path]:

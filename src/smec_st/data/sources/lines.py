@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.codes import parse_cells, parse_vector
-from smec_st.data.jsonl import open_binary
+from smec_st.data.jsonl import open_binary, read_errors, read_json_file
 from smec_st.data.sources.answers import Item, find_vectors
 from smec_st.data.sources.batch import Batch, file_state, sidecar_record
 from smec_st.data.sources.cells import Cells, csv_items
-from smec_st.system.errors import DataError, one_line, parse_json
+from smec_st.system.errors import DataError, parse_json
 
 Items = Callable[[], Iterator[Item]]
 SAMPLE = 1000  # rows among which the first one that can be read tells the width
@@ -26,15 +24,13 @@ SAMPLE = 1000  # rows among which the first one that can be read tells the width
 
 @dataclass(frozen=True)
 class TextVectors:
-    """The vectors of a text file, which is parsed as it is read.
+    """The vectors of a text file, a :class:`~smec_st.data.VectorSource` that is parsed as it is read.
 
     Attributes:
-        name: Path, for error messages.
         items: Starts reading the file from the beginning.
         codes: What the numbers are; see :mod:`smec_st.data.codes`.
         width: Numbers in the first vector that can be read, ``D``.
         record: The model that it names, and the record in ``NAME.json`` next to the file.
-        state: See :class:`~smec_st.data.VectorSource`.
         has_ids: Whether it has an id.
     """
 
@@ -95,8 +91,7 @@ def open_json(path: Path, column: str | None = None, codes: str | None = None) -
     """Open a JSON file: a list of vectors, records or answers of an API, or one answer."""
 
     def items() -> Iterator[Item]:
-        with open_binary(path) as file:
-            content = parse_json(file.read(), str(path))
+        content = read_json_file(path)
         is_list_of_lines = isinstance(content, list) and content and isinstance(content[0], list | dict)
         values = content if is_list_of_lines else [content]
         found = ((f"{path}, item {number}", value) for number, value in enumerate(values))
@@ -121,11 +116,9 @@ def parse_item(item: Item, codes: str | None) -> np.ndarray:
 
 
 def readable(name: str, items: Items) -> Iterator[Item]:
-    """Yield items; what the system, gzip or the csv module reports becomes a :class:`DataError`."""
-    try:
+    """Yield items; see :func:`~smec_st.data.jsonl.read_errors`."""
+    with read_errors(name):
         yield from items()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{name} is not readable: {one_line(error)}") from error
 
 
 def _open(path: Path, items: Items, codes: str | None) -> TextVectors:
