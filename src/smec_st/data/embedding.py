@@ -260,11 +260,7 @@ def _listed(items: Any, what: str) -> Any:
 
 
 def _are_texts(items: Any, what: str) -> bool:
-    """Return whether these are texts and not vectors.
-
-    Raises:
-        DataError: If only some of them are texts.
-    """
+    """Return whether these are texts and not vectors; a :class:`DataError` if only some are."""
     if not isinstance(items, Sequence):
         return False
     other = [row for row, item in enumerate(items) if not isinstance(item, str)]

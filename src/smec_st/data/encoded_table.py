@@ -63,10 +63,7 @@ class EncodedTable(Table):
         ids = rows.cpu().numpy()
         missing = np.unique(ids[~self.is_encoded[ids]])
         documents, queries = missing[missing < self.corpus_size], missing[missing >= self.corpus_size]
-        for part, encode in (
-            (documents, self.backbone.encode_document),
-            (queries, self.backbone.encode_query),
-        ):
+        for part, encode in ((documents, self.backbone.encode_document), (queries, self.backbone.encode_query)):
             if len(part):
                 # A truncation that the model was loaded with is for serving; training needs the full width.
                 with self.backbone.truncate_embeddings(None):

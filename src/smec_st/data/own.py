@@ -47,9 +47,6 @@ def find_own_documents(
         The document's row for each query, -1 for none, ``(Q,)`` int64.
     """
     document_row = {identifier: row for row, identifier in enumerate(corpus_ids)}
-    own = np.full(len(query_ids), -1, dtype=np.int64)
-    for query, identifier in enumerate(query_ids):
-        document = document_row.get(identifier)
-        if document is not None and is_same(document, query):
-            own[query] = document
-    return own
+    found = [document_row.get(identifier, -1) for identifier in query_ids]
+    own = [document if document >= 0 and is_same(document, query) else -1 for query, document in enumerate(found)]
+    return np.array(own, dtype=np.int64)

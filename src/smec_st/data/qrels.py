@@ -277,10 +277,7 @@ def as_qrels(qrels: Judgements, query_size: int, corpus_size: int) -> Qrels:
         if pairs.ndim != 2 or pairs.shape[1] != 2:
             raise DataError(f"pairs of rows must be (P, 2), got shape {tuple(pairs.shape)}.")
         result = Qrels(_row_numbers(pairs[:, 0]), _row_numbers(pairs[:, 1]), np.ones(len(pairs)))
-    for rows, size, what in (
-        (result.queries, query_size, "query"),
-        (result.documents, corpus_size, "document"),
-    ):
+    for rows, size, what in ((result.queries, query_size, "query"), (result.documents, corpus_size, "document")):
         if len(rows) and not 0 <= rows.min() <= rows.max() < size:
             raise DataError(
                 f"qrels name {what} row {rows.max() if rows.max() >= size else rows.min()}; there are {size}."

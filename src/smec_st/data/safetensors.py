@@ -109,9 +109,7 @@ def read_safetensors(path: Path, names: Iterable[str] | None) -> dict[str, np.nd
     return {name: np.array(file.tensor(name)) for name in wanted}
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a file of tensors; it appears only when it is complete.
 
     Raises:
@@ -122,9 +120,7 @@ def write_safetensors(
 
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        save_file(
-            {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, draft, dict(metadata or {})
-        )
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, draft)
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {one_line(error)}") from error

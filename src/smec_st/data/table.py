@@ -190,13 +190,13 @@ def _mapped(rows: Tensor, weight: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows @ weight.T, dim=1)
 
 
-def _unit_table(parts: list[np.ndarray], width: int, chunk: int = ROWS_AT_ONCE) -> np.ndarray:
+def _unit_table(parts: list[np.ndarray], width: int) -> np.ndarray:
     """Return all rows as unit vectors in one float32 table, built in chunks to keep working copies small."""
     table = np.empty((sum(map(len, parts)), width), dtype=np.float32)
     at = 0
     for part in parts:
-        for start in range(0, len(part), chunk):
-            rows = part[start : start + chunk]
+        for start in range(0, len(part), ROWS_AT_ONCE):
+            rows = part[start : start + ROWS_AT_ONCE]
             table[at : at + len(rows)] = unit_rows(rows)
             release(rows)
             at += len(rows)

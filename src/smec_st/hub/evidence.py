@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class Evidence:
 
     def save(self, folder: str | Path) -> None:
         """Write ``evidence.json`` into a folder."""
-        named = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "rows"}
-        flat = {**named, "versions": dict(self.versions), "rows": [asdict(row) for row in self.rows]}
+        flat = asdict(self)
+        flat["rows"] = flat.pop("rows")  # last, because they are many
         write_text(Path(folder, FILE), json.dumps(flat, indent=1) + "\n")
 
     @classmethod
@@ -62,17 +62,17 @@ class Evidence:
             path = Path(folder, name)
             if path.is_file():
                 try:
-                    return read(json.loads(path.read_text(encoding="utf-8")), Path(folder).name)
+                    return read(json.loads(path.read_text(encoding="utf-8")))
                 except (KeyError, TypeError, ValueError, AttributeError) as error:
                     raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
         return None
 
     @classmethod
-    def _of_evidence(cls, content: dict[str, Any], _: str) -> Evidence:
+    def _of_evidence(cls, content: dict[str, Any]) -> Evidence:
         return cls(**{**content, "rows": [Row(**row) for row in content["rows"]]})
 
     @classmethod
-    def _of_report(cls, content: list[dict[str, Any]], name: str) -> Evidence:
+    def _of_report(cls, content: list[dict[str, Any]]) -> Evidence:
         plain = ("method", "dim", "bytes_per_vector", "collection")
         rows = [
             Row(

@@ -14,23 +14,10 @@ INSIDE = "compressor"
 _FILES = ("compressor.json", "compressor.safetensors")
 
 
-def compressor_folder(
-    repo_id: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Path:
+def compressor_folder(repo_id: str | Path, **options: Any) -> Path:
     """Return the local folder that holds the compressor; see :meth:`smec_st.Compressor.from_pretrained`."""
-    folder = local_folder(
-        repo_id,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        allow_patterns=[f"{place}{name}" for place in ("", f"{INSIDE}/") for name in _FILES],
-    )
+    patterns = [f"{place}{name}" for place in ("", f"{INSIDE}/") for name in _FILES]
+    folder = local_folder(repo_id, allow_patterns=patterns, **options)
     for place in (folder, folder / INSIDE):
         if (place / _FILES[0]).is_file():
             return place

@@ -147,11 +147,7 @@ def _full_id(api: HfApi, repo_id: str) -> str:
 
 
 def _check_repository(api: HfApi, repo_id: str, private: bool | None, overwrite: bool) -> bool:
-    """Return whether the repository exists.
-
-    Raises:
-        DataError: If it has files and ``overwrite`` is False, or is public although ``private`` is True.
-    """
+    """Return whether the repository exists, after checking that its files and visibility are as wanted."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:

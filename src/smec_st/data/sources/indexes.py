@@ -18,17 +18,17 @@ from smec_st.system.optional import load_optional
 
 @dataclass(frozen=True)
 class FaissVectors:
-    """The vectors of a FAISS index. A compressing index gives the decoded vectors, not the originals.
+    """The vectors of a FAISS index, a :class:`~smec_st.data.VectorSource`.
+
+    A compressing index gives the decoded vectors, not the originals.
 
     Attributes:
-        name: Path, for error messages.
         owner: The index as it was read. It owns the memory of ``index`` and must stay alive.
         index: The innermost index, which stores the vectors; memory-mapped if its kind allows it.
         transforms: What is applied to vectors before they are stored, first one first.
         ids: Ids in row order, or None if rows are numbered from 0.
         places: Inverted list and position in it of each row, ``(N, 2)``; None if the index has no inverted lists.
         record: The record in ``NAME.json`` next to the file.
-        state: See :class:`~smec_st.data.VectorSource`.
     """
 
     name: str
@@ -154,16 +154,14 @@ def _inverted_lists(faiss: Any, index: Any) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class MilvusVectors:
-    """The vectors of a Milvus collection, in ascending order of their primary keys.
+    """The vectors of a Milvus collection, a :class:`~smec_st.data.VectorSource` in ascending order of primary keys.
 
     Attributes:
-        name: Address and collection, for error messages.
         client: The open client.
         collection: Name of the collection.
         column: Name of the vector field.
         key: Name of the primary key.
         kind: Type of the vector field.
-        width: Numbers per vector, ``D``.
         rows: Number of vectors according to the collection's statistics.
         record: The collection's description, if it is JSON. Milvus Lite stores no description, so the record is the
             collection's property ``smec_st``, or ``FILE.json`` next to the file.

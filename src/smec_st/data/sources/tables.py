@@ -24,13 +24,10 @@ from smec_st.system.optional import load_optional
 
 @dataclass(frozen=True)
 class ArrayVectors:
-    """The vectors of an array, in memory or memory-mapped.
+    """The vectors of an array in memory or memory-mapped, a :class:`~smec_st.data.VectorSource`.
 
     Attributes:
-        name: Path, for error messages.
         array: ``(N, w)`` as stored.
-        record: What is known about the model.
-        state: See :class:`~smec_st.data.VectorSource`.
         ids: Ids of the rows, or None.
         codes: What the stored numbers are; see :mod:`smec_st.data.codes`.
     """
@@ -163,13 +160,7 @@ def _pandas_names(
 ) -> dict[str, str]:
     """Give the parts of pandas tables in ``shapes`` names that say what they are, and return their names in the file.
 
-    Args:
-        path: The file.
-        shapes: Shapes of all arrays by name, changed in place.
-        frames: Attributes of the groups of the tables.
-
-    Raises:
-        DataError: If a file holds only tables of several kinds of columns, whose rows are in several arrays.
+    ``shapes`` is changed in place; ``frames`` has the attributes of the groups of the tables.
     """
     stored: dict[str, str] = {}
     for frame, attributes in frames.items():
@@ -195,11 +186,7 @@ def _named_array(
     record: Mapping[str, Any],
     kinds: str,
 ) -> ArrayVectors:
-    """Open one of several arrays with names; an array with an id name and one entry per row gives the ids.
-
-    Raises:
-        DataError: If ids belong to no array of vectors, since there are more or fewer of them than rows.
-    """
+    """Open one of several arrays with names; an array with an id name and one entry per row gives the ids."""
     is_id = {name: find_id([name.rpartition("/")[2]]) is not None for name in shapes}
     shapes = {name: shape[:1] if is_id[name] and shape[1:] == (1,) else shape for name, shape in shapes.items()}
     tables = sorted(name for name, shape in shapes.items() if len(shape) == 2)
