@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 SIDES = ("query", "document")
-CPU_BATCH, BATCH = (
-    4,
-    32,
-)  # larger batches gain nothing on a CPU, but pad more and keep all waiting for the slowest text
+# Larger batches gain nothing on a CPU, but pad more and keep all waiting for the slowest text.
+CPU_BATCH, BATCH = 4, 32
 
 
 @dataclass(frozen=True)

@@ -78,15 +78,13 @@ def read_request(body: bytes, model: str) -> EmbeddingRequest:
 
 def _texts(value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts:
+    if isinstance(texts, list) and any(isinstance(text, (int, list)) for text in texts):
+        message = "`input` must be texts; token ids of another tokenizer mean nothing to this model"
+        raise RequestError(f"{message} (LangChain: check_embedding_ctx_length=False).", "input")
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise RequestError("`input` must be a text or a list of texts.", "input")
     if len(texts) > MOST_TEXTS:
         raise RequestError(f"`input` may hold {MOST_TEXTS:,} texts, got {len(texts):,}.", "input")
-    if any(isinstance(text, (int, list)) for text in texts):
-        message = "`input` must be texts; token ids of another tokenizer mean nothing to this model"
-        raise RequestError(f"{message} (LangChain: check_embedding_ctx_length=False).", "input")
-    if not all(isinstance(text, str) for text in texts):
-        raise RequestError("`input` must be a text or a list of texts.", "input")
     if not all(texts):
         raise RequestError("`input` holds an empty text, which has no embedding.", "input")
     return texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +32,19 @@ def join_shards(files: Sequence[Path], rows: int, space: Mapping[str, Any], path
     with writing(path):
         if path.suffix == ".parquet":
             _join_parquet(files, path)
-        elif path.suffix == ".safetensors":
-            dtype, width = _kind(files)
-            write_safetensors_in_parts(path, TENSOR, dtype, (rows, width), _arrays(files), record)
-        else:
-            dtype, width = _kind(files)
-            joined = np.lib.format.open_memmap(path, "w+", dtype, (rows, width))
-            start = 0
-            for part in _arrays(files):
-                joined[start : start + len(part)] = part
-                start += len(part)
-            joined.flush()
-
-
-def _kind(files: Sequence[Path]) -> tuple[np.dtype, int]:
-    first = np.load(files[0], mmap_mode="r")
-    return first.dtype, int(first.shape[1])
-
-
-def _arrays(files: Sequence[Path]) -> Iterator[np.ndarray]:
-    for file in files:
-        yield np.load(file, mmap_mode="r")
+            return
+        first = np.load(files[0], mmap_mode="r")
+        shape = rows, int(first.shape[1])
+        parts = (np.load(file, mmap_mode="r") for file in files)
+        if path.suffix == ".safetensors":
+            write_safetensors_in_parts(path, TENSOR, first.dtype, shape, parts, record)
+            return
+        joined = np.lib.format.open_memmap(path, "w+", first.dtype, shape)
+        start = 0
+        for part in parts:
+            joined[start : start + len(part)] = part
+            start += len(part)
+        joined.flush()
 
 
 def _join_parquet(files: Sequence[Path], path: Path) -> None:

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest, which marks the folder as finished."""
-        content = {"job": self.job, "rows": self.rows, "shards": [shard.to_dict() for shard in self.shards]}
+        content = {"job": self.job, "rows": self.rows, "shards": [asdict(shard) for shard in self.shards]}
         write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
@@ -249,7 +249,7 @@ def _logged(shards: Iterator[Shard], path: Path) -> Iterator[Shard]:
     """Append each shard to the log, flush it to disk, and yield the shard."""
     with path.open("a", encoding="utf-8") as log:
         for shard in shards:
-            log.write(json.dumps(shard.to_dict()) + "\n")
+            log.write(json.dumps(asdict(shard)) + "\n")
             log.flush()
             os.fsync(log.fileno())
             yield shard
@@ -347,7 +347,7 @@ def _intact_shards(out: Path) -> list[Shard]:
 
 
 def _write_log(out: Path, shards: list[Shard]) -> None:
-    write_text(out / LOG, "".join(json.dumps(shard.to_dict()) + "\n" for shard in shards))
+    write_text(out / LOG, "".join(json.dumps(asdict(shard)) + "\n" for shard in shards))
 
 
 def _remove_unlogged(out: Path, shards: list[Shard]) -> None:

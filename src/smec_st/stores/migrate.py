@@ -213,14 +213,11 @@ def _finish_milvus(uri: str, collection: str) -> bool:
     """Rename the new collection, if a run was interrupted after it had removed the old one."""
     if "://" not in uri and not Path(uri).exists():
         return False
-    try:  # if this fails, opening the store reports why
-        from pymilvus import MilvusClient, MilvusException
-    except ImportError:
-        return False
+    pymilvus = load_optional("pymilvus", "reading Milvus")
     try:
-        client = MilvusClient(uri)
-    except MilvusException:
-        return False
+        client = pymilvus.MilvusClient(uri)
+    except pymilvus.MilvusException:
+        return False  # opening the store reports why
     try:
         return finish_copy(client, collection)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import ModuleType
 
 import numpy as np
@@ -38,7 +38,7 @@ class ShardWriter:
             cutter = Cutter(self.source, number * self.output.shard_rows, self.output.batch_rows)
             shard = write_shard(cutter.take(self.output.shard_rows), self.head, self.output, number)
             assert shard is not None
-            found.append(shard.to_dict())
+            found.append(asdict(shard))
         return {name: np.array([entry[name] for entry in found]) for name in found[0]}
 
 

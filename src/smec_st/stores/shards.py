@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,6 @@ class Shard:
     sha256: str
     read: int
     input: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to a dictionary for JSON."""
-        return asdict(self)
 
     def is_intact(self, folder: Path) -> bool:
         """Return whether the file exists and has its checksum."""
