@@ -36,15 +36,9 @@ def as_own_document(own_document: ArrayLike | None, query_size: int, corpus_size
 def find_own_documents(
     corpus_ids: Sequence[str], query_ids: Sequence[str], is_same: Callable[[int, int], bool]
 ) -> np.ndarray:
-    """Find each query's own document: it has the query's id and is the same item.
+    """Return the row of each query's own document, -1 for none, ``(Q,)`` int64.
 
-    Args:
-        corpus_ids: Document ids.
-        query_ids: Query ids.
-        is_same: Tells whether a document row and a query row are the same item. Equal ids alone may be a coincidence.
-
-    Returns:
-        The document's row for each query, -1 for none, ``(Q,)`` int64.
+    It has the query's id, and ``is_same(document row, query row)`` is true: equal ids alone may be a coincidence.
     """
     document_row = {identifier: row for row, identifier in enumerate(corpus_ids)}
     found = [document_row.get(identifier, -1) for identifier in query_ids]

@@ -24,13 +24,7 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
 
 
 def explain(error: BaseException, repo_id: str, revision: str | None = None) -> str | None:
-    """Explain an error of the Hub client in one line; return None for any other error.
-
-    Args:
-        error: The error that was raised. For an error of an upload thread, its cause is explained.
-        repo_id: The repository that was accessed.
-        revision: The requested revision, if any.
-    """
+    """Explain an error of the Hub client, or its cause in an upload thread, in one line; None for any other error."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, RuntimeError) and error.__cause__ is not None:

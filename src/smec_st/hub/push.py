@@ -95,17 +95,9 @@ def write_repository(
     license: str | None = None,
     base: str | None = None,
 ) -> None:
-    """Write the files of one revision: the exported model or the compressor alone, with a model card.
+    """Write the files of one revision into a new folder: the exported model, or the compressor alone, with a card.
 
-    Args:
-        compressor: The compressor to publish.
-        folder: New folder.
-        repo_id: Name on the Hub, for the card.
-        model: The backbone; None to write the compressor alone.
-        dim: The only size to include; all by default.
-        evidence: Measurements for the card.
-        license: Short name of the licence, for the card.
-        base: Id of the backbone, used instead of the name that the model records.
+    The arguments are those of :func:`push`; ``base`` is used instead of the name that the model records.
     """
     from smec_st.data.embedding import backbone_record
     from smec_st.hub.export import export

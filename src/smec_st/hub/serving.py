@@ -27,7 +27,7 @@ POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
-Tokens = Callable[[], tuple[np.ndarray, np.ndarray]]
+Tokens = Callable[[], tuple[np.ndarray, np.ndarray]]  # gives the `token_vectors` of some texts
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,6 @@ def as_tei(folder: Path, tokens: Tokens) -> np.ndarray:
 
     It ignores Normalize modules between the others, and knows few activations.
 
-    Args:
-        folder: Folder of the model.
-        tokens: Returns :func:`token_vectors` of the texts.
-
     Raises:
         DataError: If it could not read the model.
     """
@@ -124,11 +120,6 @@ def as_vllm(folder: Path, tokens: Tokens, dim: int) -> np.ndarray:
     """Embed as vLLM does: pool, apply every Dense module, truncate to ``dim``, and then normalise; ``(n, dim)``.
 
     vLLM refuses requests for ``dimensions`` that the model's ``config.json`` does not list.
-
-    Args:
-        folder: Folder of the model.
-        tokens: Returns :func:`token_vectors` of the texts.
-        dim: The ``dimensions`` of the request.
 
     Raises:
         DataError: If it could not read the model, or would refuse the request.

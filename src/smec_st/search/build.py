@@ -125,11 +125,7 @@ def _fill(
 
 
 class Sample:
-    """Rows in memory, with the methods of a :class:`~smec_st.search.backend.Reader` that calibration needs.
-
-    Args:
-        vectors: Table to vectors ``(n, width)``.
-    """
+    """Rows in memory, with the methods of a :class:`~smec_st.search.backend.Reader` that calibration needs."""
 
     def __init__(self, vectors: Mapping[int, np.ndarray]) -> None:
         self.vectors = vectors
@@ -138,10 +134,8 @@ class Sample:
         return len(next(iter(self.vectors.values())))
 
     def scan(self, tables: Sequence[int]) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
-        """Yield all rows, in pieces."""
-        for start in range(0, len(self), 4096):
-            part = slice(start, start + 4096)
-            yield np.arange(len(self))[part], {table: self.vectors[table][part] for table in tables}
+        """Yield all rows, in one piece."""
+        yield np.arange(len(self)), {table: self.vectors[table] for table in tables}
 
     def scores(self, table: int, queries: np.ndarray, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
         """Compute the cosine of each query with its own rows."""

@@ -33,11 +33,7 @@ def is_local(uri: str) -> bool:
 
 
 def connect(uri: str, new: bool) -> MilvusClient:
-    """Connect and return a ``pymilvus.MilvusClient``.
-
-    Args:
-        uri: File or server.
-        new: Whether a file that does not exist is created.
+    """Connect to a file, which may be ``new``, or to a server.
 
     Raises:
         DataError: If there is nothing to connect to, or another process has the file open.

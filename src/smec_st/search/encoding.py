@@ -28,16 +28,7 @@ def wrong_width(what: str, width: int, accepted: Sequence[int]) -> DataError:
 
 
 def encode(settings: Settings, compressor: Compressor, vectors: np.ndarray) -> dict[int, np.ndarray]:
-    """Compute unit vectors at every stored width.
-
-    Args:
-        settings: Settings of the index.
-        compressor: Compressor of the index.
-        vectors: Originals ``(n, D)``, or vectors of the widest size.
-
-    Returns:
-        ``(n, width)`` float32 per table.
-    """
+    """Compute unit vectors ``(n, width)`` per table from originals ``(n, D)`` or from vectors of the widest size."""
     sizes, encoded = settings.sizes, {}
     if sizes:
         is_original = vectors.shape[1] == settings.width
@@ -85,13 +76,7 @@ def encode_queries(settings: Settings, compressor: Compressor, queries: ArrayLik
 def steps_for(reader: Reader, schedule: Schedule, k: int, queries: Tables) -> list[tuple[int, Step]]:
     """Return the steps of a search, each with the table that it reads.
 
-    The head always comes first, no step is wider than the queries, and the last step keeps ``k``.
-
-    Args:
-        reader: Snapshot to search.
-        schedule: The schedule to follow.
-        k: Number of results.
-        queries: Vectors per table; steps at other tables are left out.
+    The head always comes first, no step is at a table for which there are no queries, and the last step keeps ``k``.
     """
     settings = reader.settings
     steps: list[tuple[int, Step]] = []

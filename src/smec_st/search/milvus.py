@@ -45,13 +45,7 @@ PARTLY_ADDED = "Some rows of this batch may have been added: add it again with r
 
 
 class MilvusBackend:
-    """An index in a Milvus collection. Use :meth:`create` or :meth:`open` to make one.
-
-    Args:
-        uri: File or server.
-        client: A ``pymilvus.MilvusClient``.
-        settings: Settings of the index.
-    """
+    """An index in a Milvus collection. Use :meth:`create` or :meth:`open` to make one."""
 
     def __init__(self, uri: str, client: MilvusClient, settings: Settings) -> None:
         self.uri, self.settings = uri, settings

@@ -23,13 +23,7 @@ IDS_PER_REQUEST = 4096
 class MilvusReader:
     """A :class:`~smec_st.search.backend.Reader` whose keys are ids.
 
-    It caches the vectors that it fetches, so use it for one search only.
-
-    Args:
-        uri: File or server, for messages.
-        client: A ``pymilvus.MilvusClient``.
-        settings: Settings of the index.
-        count: Approximate number of rows.
+    It caches the vectors that it fetches, so use it for one search only. ``count`` is about the number of rows.
     """
 
     remote = True

@@ -30,15 +30,7 @@ class Hits(NamedTuple):
 
 
 def run(reader: Reader, steps: Steps, queries: Tables, where: Where | None, effort: int | None) -> Hits:
-    """Search one block of queries.
-
-    Args:
-        reader: Snapshot to search.
-        steps: Tables and steps.
-        queries: Vectors per table, ``(Q, width)``.
-        where: Filter.
-        effort: Effort of the head.
-    """
+    """Search one block of queries, ``(Q, width)`` per table."""
     table, step = steps[0]
     next_table = steps[1][0] if len(steps) > 1 else None
     keys, scores = reader.head(queries[table], step.keep, where, effort, next_table)

@@ -105,12 +105,7 @@ class Layout:
 
 
 class Segment:
-    """Rows that were written together.
-
-    Args:
-        folder: Folder of the segment.
-        entry: Its entry in the manifest.
-        layout: The tables and columns that it must have.
+    """Rows that were written together, in a folder of their own.
 
     Raises:
         DataError: If a file is missing or damaged. Vectors are checked later, when they are read.
@@ -153,18 +148,10 @@ def write_segment(
     chunks: Iterator[Mapping[int, np.ndarray]],
     table: pa.Table,
 ) -> dict[str, Any]:
-    """Write a segment atomically. It becomes part of the index once the manifest lists it.
+    """Write a segment of ``count`` rows atomically, and return its entry in the manifest.
 
-    Args:
-        folder: The ``segments`` folder of the index.
-        name: Name of the new segment.
-        layout: Its tables and columns.
-        count: Number of rows in ``chunks``.
-        chunks: Pieces of every table, keyed by width.
-        table: Ids and fields, ``count`` rows.
-
-    Returns:
-        Its entry in the manifest.
+    It becomes part of the index once the manifest lists it. ``chunks`` are pieces of every table, by width, and
+    ``table`` holds ids and fields.
     """
     import pyarrow as pa
 

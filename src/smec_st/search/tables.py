@@ -50,15 +50,9 @@ def check_file(path: Path, crc: int) -> None:
 
 
 class TableWriter:
-    """Write a ``.npy`` table in pieces.
+    """Write a ``.npy`` table of ``rows`` rows in pieces.
 
     It uses plain writes instead of a memory map, so that a full disk raises an error instead of sending a signal.
-
-    Args:
-        path: The new file.
-        rows: Number of rows that will be appended.
-        width: Number of columns.
-        dtype: float32 or float16.
     """
 
     def __init__(self, path: Path, rows: int, width: int, dtype: str) -> None:
@@ -103,12 +97,6 @@ class TableWriter:
 
 class Table:
     """A memory-mapped table whose blocks are checked when they are first read.
-
-    Args:
-        path: The ``.npy`` file.
-        rows: Expected number of rows.
-        width: Expected number of columns.
-        dtype: Expected data type.
 
     Raises:
         DataError: If a file is missing or truncated, or the table has another shape or data type.

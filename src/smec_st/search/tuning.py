@@ -182,10 +182,7 @@ class Limits:
 def cheapest_that_reaches(trial: Trial, limits: Limits, schedule: Schedule) -> Schedule:
     """Measure a schedule with more effort and longer shortlists, and return the cheapest that reaches the target.
 
-    Args:
-        trial: Searches with the queries to choose by.
-        limits: Target and index.
-        schedule: Chosen by ranks, which do not account for errors of an approximate or quantised head.
+    It was chosen by ranks, which do not account for errors of an approximate or quantised head.
     """
     best, lowest_cost = schedule, math.inf
     for stretch in STRETCHES:  # longer shortlists need less effort of the head

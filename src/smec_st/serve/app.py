@@ -30,12 +30,7 @@ CLOSED = 499  # for the metrics: the client closed the connection
 
 
 class EmbeddingServer:
-    """Answers requests for the embeddings of one model.
-
-    Args:
-        model: The model.
-        batch: Texts that the model embeds at a time.
-    """
+    """Answers requests for the embeddings of one model, which embeds ``batch`` texts at a time."""
 
     def __init__(self, model: ServedModel, batch: int) -> None:
         self.model = model

@@ -107,15 +107,10 @@ def without_bad(batch: Batch, places: Places, left_out: list[BadRow]) -> Batch:
 
 
 def usable(batch: Batch, places: Places, left_out: list[BadRow] | None) -> Batch:
-    """Return a batch whose rows can all be used.
-
-    Args:
-        batch: The batch.
-        places: Tells the file of a row.
-        left_out: List to which rows that cannot be used are added; None refuses them.
+    """Return a batch whose rows can all be used; the others are added to ``left_out``.
 
     Raises:
-        BadRows: If rows cannot be used, and none may be left out.
+        BadRows: If rows cannot be used, and ``left_out`` is None.
     """
     if left_out is not None:
         return without_bad(batch, places, left_out)

@@ -20,14 +20,7 @@ TENSOR = "vectors"
 
 
 def join_shards(files: Sequence[Path], rows: int, space: Mapping[str, Any], path: Path) -> None:
-    """Join shards into one file. Memory is bounded by a shard.
-
-    Args:
-        files: The shards, in order.
-        rows: Number of rows of all.
-        space: Description of the vectors.
-        path: The file; its name ends in a key of :data:`FILE_FORMATS`.
-    """
+    """Join shards of ``rows`` rows into one file, whose name ends in a key of :data:`FILE_FORMATS`, shard by shard."""
     record = {RECORD: json.dumps(space, sort_keys=True)}
     with writing(path):
         if path.suffix == ".parquet":

@@ -110,9 +110,7 @@ def _fill(
 def finish_copy(client: MilvusClient, collection: str) -> bool:
     """Rename a complete copy if a run was interrupted after it had removed the old collection.
 
-    Args:
-        client: The open client.
-        collection: Name of the old collection, or an alias of it.
+    ``collection`` is the name of the old collection, or an alias of it.
     """
     draft = f"{collection}{MIGRATING}"
     if client.has_collection(collection):  # by its name, or through an alias that points to the copy already

@@ -20,12 +20,7 @@ OpenJob = Callable[[], tuple[VectorSource, Compressor, Head]]
 
 
 class ShardWriter:
-    """Writes shards on a worker. It opens the source once, and is then called with the numbers of shards.
-
-    Args:
-        open_job: Opens the source and the compressor.
-        output: Where and how shards are written.
-    """
+    """Writes shards on a worker. It opens the source once, and is then called with the numbers of shards."""
 
     def __init__(self, open_job: OpenJob, output: Output) -> None:
         self.output = output

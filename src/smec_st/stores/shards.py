@@ -93,14 +93,9 @@ class Output:
 def write_shard(
     batches: Iterator[Batch], head: Head, output: Output, number: int, rows: int | None = None
 ) -> Shard | None:
-    """Compress batches into one shard; None if there are no rows.
+    """Compress batches of consecutive rows into one shard; None if there are no rows.
 
-    Args:
-        batches: Consecutive rows.
-        head: How they are stored.
-        output: Where and how the shard is written.
-        number: Number of the shard.
-        rows: Number of rows to come, if known; this saves reading the file again for its hash.
+    To know the number of ``rows`` saves reading the file again for its hash.
     """
     path, start = output.path(number), number * output.shard_rows
     first = next(batches, None)
@@ -218,13 +213,7 @@ def file_hash(path: Path) -> str:
 
 
 class Cutter:
-    """Read batches from a source, and cut them where shards end.
-
-    Args:
-        source: Source of the rows.
-        start: First row.
-        size: Rows per batch.
-    """
+    """Read batches of ``size`` rows from a source, from row ``start`` on, and cut them where shards end."""
 
     def __init__(self, source: VectorSource, start: int, size: int) -> None:
         self._batches = source.batches(size, start)

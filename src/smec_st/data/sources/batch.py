@@ -74,14 +74,9 @@ def file_state(*paths: Path) -> str:
 
 
 def choose_column(found: Sequence[str], wanted: str | None, name: str, kinds: str, kind: str = "one") -> str:
-    """Return the column, field or tensor that holds the vectors: the wanted one, or the only one.
+    """Return the column, field or tensor that holds the vectors: the wanted one, or the only one of those found.
 
-    Args:
-        found: Names of those that can hold vectors.
-        wanted: The name that the user gave, if any.
-        name: What error messages call the source.
-        kinds: What error messages call those that were found, such as "tensors".
-        kind: What error messages call one of them.
+    Messages call the source ``name``, those found ``kinds``, such as "tensors", and one of them ``kind``.
 
     Raises:
         DataError: If there is none, the wanted one is missing, or there are several and none was named.
