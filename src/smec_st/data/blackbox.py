@@ -12,7 +12,7 @@ from smec_st.data.collection import Collection
 from smec_st.data.judgements import read_splits
 from smec_st.data.safetensors import Safetensors
 from smec_st.data.source import Tables
-from smec_st.data.sources import find_table, open_vectors
+from smec_st.data.sources import find_table, load_tables, open_vectors
 from smec_st.data.sources.batch import metadata_record, sidecar_record
 from smec_st.system.errors import DataError, tell
 
@@ -35,15 +35,10 @@ def load_vector_folder(
     if model is not None:
         raise DataError(f"{folder} holds its own vectors and no texts that a model could embed; leave out the model.")
     records = {}
-    for side in SIDES:
-        source = open_vectors(find_table(folder, side) or folder / side, codes=codes)
-        ids: list[str] = []
-        for batch in source.batches():
-            numbers = range(batch.start, batch.start + len(batch.rows))
-            if batch.ids is None:
-                tell(f"{source.name} has no ids: its rows are numbered from 0.")
-            ids += map(str, numbers) if batch.ids is None else batch.ids
-        records[side] = [{"_id": key} for key in ids]
+    for side, (table, ids) in zip(SIDES, load_tables(folder, SIDES, codes), strict=True):
+        if ids is None:
+            tell(f"{find_table(folder, side)} has no ids: its rows are numbered from 0.")
+        records[side] = [{"_id": key} for key in ids or map(str, range(len(table)))]
     tables = vectors or Tables(folder, codes)
     return beir_collection(
         folder.name, records["corpus"], records["queries"], read_splits(folder), tables, None, strict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +64,11 @@ def load_fashion200k(folder: Path, vectors: Tables | None, model: str | None, ta
     return Collection(f"{folder.name} ({task})", corpus, queries, corpus_ids, query_ids, qrels)
 
 
-def _read_labels(path: Path) -> list[tuple[str, str]]:
-    """Return image path and description of each line."""
-    pairs = []
+def _read_labels(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield image path and description of each line."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             columns = line.split("\t")
             if len(columns) != 3:
                 raise DataError(f"{path}, line {number}: expected image path, score and description, tab-separated.")
-            pairs.append((columns[0], columns[2].strip()))
-    return pairs
+            yield columns[0], columns[2].strip()

@@ -96,6 +96,9 @@ class VectorTable(Table):
         in_memory_bytes: Largest float32 table to hold in memory.
         check: Whether to read all vectors once and refuse those without a direction. False trusts that they were
             checked before; rows of zeros then stay zeros, and have similarity 0 to everything.
+
+    Attributes:
+        parts: The corpus, and the queries if there are any, as they were given.
     """
 
     _table: Tensor | None = None
@@ -119,7 +122,7 @@ class VectorTable(Table):
         self.corpus_size, self.query_size = len(parts[0]), sum(map(len, parts[1:]))
         own = as_own_document(own_document, self.query_size, self.corpus_size)
         self._own = torch.from_numpy(np.concatenate([np.arange(self.corpus_size), own]))
-        self._parts = parts
+        self.parts = parts
         self._read_since_release = 0
         if len(self) * self.width * 4 <= in_memory_bytes:
             self._table = torch.from_numpy(_unit_table(parts, self.width))
@@ -145,20 +148,15 @@ class VectorTable(Table):
         ids = rows.numpy()
         out = np.empty((len(ids), self.width), dtype=np.float32)
         is_document = ids < self.corpus_size
-        out[is_document] = self._parts[0][ids[is_document]]
+        out[is_document] = self.parts[0][ids[is_document]]
         if self.query_size:
-            out[~is_document] = self._parts[1][ids[~is_document] - self.corpus_size]
+            out[~is_document] = self.parts[1][ids[~is_document] - self.corpus_size]
         self._read_since_release += len(ids)
         if self._read_since_release > ROWS_BETWEEN_RELEASES:
             self._read_since_release = 0
-            for part in self._parts:
+            for part in self.parts:
                 release(part)
         return torch.from_numpy(unit_rows(out))
-
-    @property
-    def parts(self) -> tuple[np.ndarray, ...]:
-        """The corpus, and the queries if there are any, as they were given."""
-        return tuple(self._parts)
 
     @property
     def own_rows(self) -> np.ndarray:
@@ -167,7 +165,7 @@ class VectorTable(Table):
 
     def documents(self) -> np.ndarray:
         """Return the corpus as it was given, or its unit rows where the table is in memory, ``(N, D)``."""
-        return self._parts[0] if self._table is None else self._table[: self.corpus_size].numpy()
+        return self.parts[0] if self._table is None else self._table[: self.corpus_size].numpy()
 
     def some_queries(self, query_rows: np.ndarray | None = None, most: int = 1 << 13) -> np.ndarray | None:
         """Return unit vectors of at most ``most`` of these query rows, or of all, ``(q, D)``; None for none."""

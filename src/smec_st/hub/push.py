@@ -61,7 +61,7 @@ def push(
         raise DataError(f"pushing to {repo_id} needs a token: {LOG_IN}.")
     api = HfApi(token=token)
     with hub_errors(repo_id, revision):
-        repo_id = _full_id(api, repo_id)
+        repo_id = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
         exists = _check_repository(api, repo_id, private, overwrite)
 
     backbone = load_model(model) if isinstance(model, str) else model
@@ -132,10 +132,6 @@ def only_this(compressor: CompressorLike, dim: int | None) -> CompressorLike:
     except ValueError as error:
         raise DataError(str(error)) from error
     return type(compressor)([(compressor.map_for(dim), (dim,))], compressor.info)
-
-
-def _full_id(api: HfApi, repo_id: str) -> str:
-    return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
 
 
 def _check_repository(api: HfApi, repo_id: str, private: bool | None, overwrite: bool) -> bool:

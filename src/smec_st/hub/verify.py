@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -79,7 +79,8 @@ def verify(model: str | Path) -> list[Check]:
 
     folder = local_folder(model)
     loaded = load_model(str(folder))
-    whole = _encode(loaded, TEXTS)
+    encoded = loaded.encode(list(TEXTS), prompt="", convert_to_numpy=True, show_progress_bar=False)
+    whole = np.asarray(encoded, dtype=np.float32)
     width = whole.shape[1]
     sizes = sizes_of(folder, width)
     tolerance = HALF_TOLERANCE if next(loaded.parameters()).element_size() < 4 else TOLERANCE
@@ -111,11 +112,6 @@ def verify(model: str | Path) -> list[Check]:
 def sizes_of(folder: Path, width: int) -> list[int]:
     """Return the sizes that ``config.json`` lists, in descending order, with the full width first."""
     return sorted({width, *read_json(folder / "config.json").get("matryoshka_dimensions", [])}, reverse=True)
-
-
-def _encode(model: SentenceTransformer, texts: Sequence[str]) -> np.ndarray:
-    vectors = model.encode(list(texts), prompt="", convert_to_numpy=True, show_progress_bar=False)
-    return np.asarray(vectors, dtype=np.float32)
 
 
 def _foreign_parts(model: SentenceTransformer, folder: Path) -> str | None:

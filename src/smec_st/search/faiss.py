@@ -276,9 +276,7 @@ class FaissBackend:
                 return
             is_live = old.live_mask()
             pieces = (
-                {key: old.vectors(key, live) for key in self._layout.files()}
-                for start in range(0, old.total, 16384)
-                if len(live := start + np.flatnonzero(is_live[start : start + 16384]))
+                {key: old.vectors(key, rows[is_live[rows]]) for key in self._layout.files()} for rows in old.chunks()
             )
             new = Rows([self._write_segment(old.live_count, pieces, old.table().filter(is_live))])
             if old.deleted_count:

@@ -212,9 +212,8 @@ def _lengths(need: Sequence[np.ndarray], grid: Sequence[int], target: float) -> 
     def reaches(survives: np.ndarray) -> bool:
         return lower_bound(survives.mean(axis=1)) >= target
 
-    for early in itertools.product(range(len(grid)), repeat=len(need) - 1):
-        if list(early) != sorted(early, reverse=True):
-            continue
+    descending = itertools.combinations_with_replacement(reversed(range(len(grid))), len(need) - 1)
+    for early in sorted(descending):
         alive = np.ones(need[0].shape, dtype=bool)
         for table, i in zip(need, early, strict=False):
             alive &= table <= grid[i]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 ROWS = "rows.arrow"
 ID = "_id"
+CHUNK = 16384  # rows that are read together
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -237,14 +238,11 @@ class Rows:
         return pa.concat_tables([segment.table for segment in self.segments])
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Return the ids of rows, ``(n,)`` int64 or object."""
-        out: np.ndarray | None = None
+        """Return the ids of rows, ``(n,)`` object."""
+        out = np.empty(len(rows), dtype=object)
         for segment, start, inside in self.by_segment(rows):
-            values = segment.ids(rows[inside] - start)
-            if out is None:
-                out = np.empty(len(rows), dtype=values.dtype)
-            out[inside] = values
-        return np.empty(0, dtype=np.int64) if out is None else out
+            out[inside] = segment.ids(rows[inside] - start)
+        return out
 
     def by_segment(self, rows: np.ndarray) -> Iterator[tuple[Segment, int, np.ndarray]]:
         """Yield each segment that holds any of these rows, with its first row and a mask over ``rows``."""
@@ -269,15 +267,13 @@ class Rows:
 
     def vectors(self, key: int, rows: np.ndarray) -> np.ndarray:
         """Read the vectors of rows by width, ``(n, width)`` float32; or by :data:`CODES` their codes, uint8."""
-        if not self.segments:
-            return np.empty((0, max(key, 0)), dtype=np.float32)
         table = self.segments[0].tables[key].data
         out = np.empty((len(rows), table.shape[1]), dtype=np.uint8 if key == CODES else np.float32)
         for segment, start, inside in self.by_segment(rows):
             out[inside] = segment.tables[key][rows[inside] - start]
         return out
 
-    def chunks(self, first: int = 0, size: int = 16384) -> Iterator[np.ndarray]:
+    def chunks(self, first: int = 0) -> Iterator[np.ndarray]:
         """Yield row numbers ``(n,)`` from row ``first`` on, deleted rows included."""
-        for start in range(first, self.total, size):
-            yield np.arange(start, min(start + size, self.total))
+        for start in range(first, self.total, CHUNK):
+            yield np.arange(start, min(start + CHUNK, self.total))

@@ -49,7 +49,7 @@ READERS: dict[str, Callable[[Path, str | None, str | None], VectorSource]] = {
     ".fvecs": open_vecs,
     ".bvecs": open_vecs,
 }
-INDEXES = {".faiss": open_faiss, ".index": open_faiss}
+INDEXES = (".faiss", ".index")  # of FAISS
 TEXTS = (".jsonl", ".json", ".csv", ".tsv")  # also read when gzipped
 TABLES = (".safetensors", ".npz", ".h5", ".hdf5")  # that hold several tables by name
 
@@ -88,7 +88,7 @@ def open_vectors(path: str | Path, column: str | None = None, codes: str | None 
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     if suffix in INDEXES:
-        return INDEXES[suffix](path, column)
+        return open_faiss(path)
     if suffix not in READERS or (path.suffix == ".gz" and suffix not in TEXTS):
         known = ", ".join([*READERS, *INDEXES])
         raise DataError(f"{path}: vectors are read from files ending in {known}, got {path.suffix or 'no ending'}.")

@@ -74,7 +74,7 @@ class FaissVectors:
         return np.asarray(rows)
 
 
-def open_faiss(path: Path, column: str | None = None) -> FaissVectors:
+def open_faiss(path: Path) -> FaissVectors:
     """Open a file that ``faiss.write_index`` wrote.
 
     Inverted lists keep no order, so their rows come in ascending order of their ids.
