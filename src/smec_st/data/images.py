@@ -22,14 +22,8 @@ def class_collection(
 ) -> Collection:
     """Build a collection in which images search the training images for those of the same class.
 
-    Every image is a query of its split. A training image is its own document, so a search does not return it.
-
-    Args:
-        name: Name of the collection.
-        images: Vectors ``(n, D)``.
-        ids: Image ids, ``n``.
-        splits: Split of each image, any name in ``SPLIT_NAMES``.
-        labels: Class of each image.
+    Every image, ``(n, D)``, is a query of its split, which is any name in ``SPLIT_NAMES``. A training image is its own
+    document, so a search does not return it.
 
     Raises:
         DataError: If a split is unknown, or there is no training image.

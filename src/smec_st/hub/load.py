@@ -25,11 +25,7 @@ def compressor_folder(repo_id: str | Path, **options: Any) -> Path:
 
 
 def local_folder(model: str | Path, **options: Any) -> Path:
-    """Return a folder as it is, or download a model from the Hub and return its folder.
-
-    Args:
-        model: Folder, or id on the Hub.
-        **options: Passed to ``huggingface_hub.snapshot_download``.
+    """Return a folder as it is, or download a model from the Hub, with options of ``snapshot_download``.
 
     Raises:
         DataError: If there is no such folder, or the download fails.

@@ -35,10 +35,6 @@ OPERATORS = {
 def conditions(where: Where, fields: Mapping[str, str]) -> list[tuple[str, str, Any]]:
     """Split a filter into conditions ``(field, operator, value)``, and check them against the fields of an index.
 
-    Args:
-        where: The filter.
-        fields: Name to type (``int``, ``float``, ``str``, ``bool``) of each field of the index.
-
     Raises:
         DataError: If a field or operator is unknown, or a value has another type than its field.
     """

@@ -96,16 +96,7 @@ def check_drift(
         ("queries", queries, query_threshold),
     ]
     found = [
-        _measure(
-            compressor,
-            side,
-            ArrayVectors(f"the {side}", vectors) if isinstance(vectors, np.ndarray) else vectors,
-            limit,
-            last,
-            seed,
-        )
-        for side, vectors, limit in given
-        if vectors is not None
+        _measure(compressor, side, vectors, limit, last, seed) for side, vectors, limit in given if vectors is not None
     ]
     if not found:
         raise DataError("nothing to check: give new documents, new queries, or both.")
@@ -113,8 +104,14 @@ def check_drift(
 
 
 def _measure(
-    compressor: Compressor, side: Side, source: VectorSource, threshold: float, last: int | None, seed: int
+    compressor: Compressor,
+    side: Side,
+    vectors: VectorSource | np.ndarray,
+    threshold: float,
+    last: int | None,
+    seed: int,
 ) -> Drift:
+    source = ArrayVectors(f"the {side}", vectors) if isinstance(vectors, np.ndarray) else vectors
     if not 0 <= threshold <= 1:
         raise DataError(f"the threshold of {side} is a share of the neighbours, from 0 to 1, got {threshold}.")
     check_space(compressor, source.width, source.record, source.name)

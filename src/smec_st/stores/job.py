@@ -69,8 +69,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest, which marks the folder as finished."""
-        content = {"job": self.job, "rows": self.rows, "shards": [asdict(shard) for shard in self.shards]}
-        write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1) + "\n")
 
 
 @dataclass(frozen=True)
