@@ -205,9 +205,6 @@ class Backend(Protocol):
     def reader(self) -> Reader:
         """Return a snapshot to search, which later writes do not change."""
 
-    def count_existing(self, ids: Sequence[object]) -> int:
-        """Return how many of these ids are in the index."""
-
     def flush(self) -> None:
         """Store everything in the form that is fastest to open and to search."""
 

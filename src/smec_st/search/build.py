@@ -105,11 +105,11 @@ def _fill(
     report: BuildProgress,
 ) -> None:
     """Add the documents that are not in the index yet, choose the schedule, and mark the index as complete."""
-    added = 0
+    added, present = 0, len(backend)
     for part in documents.parts(ADD_ROWS):
-        if backend.count_existing(part.ids) < len(part):
-            backend.add(encode_documents(backend.settings, compressor, part), replace=True)
         added += len(part)
+        if added > present:
+            backend.add(encode_documents(backend.settings, compressor, part), replace=True)
         report("adding", added, len(documents))
     backend.compact()
     seen = 0

@@ -34,15 +34,10 @@ def exact_neighbours(
     self_keys: np.ndarray | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Truth:
-    """Find the ``k`` nearest rows of each query by comparing it with all rows, in one pass.
+    """Find the ``k`` nearest rows of each query ``(Q, width)`` by comparing it with all rows, in one pass.
 
-    Args:
-        reader: Rows to search.
-        table: Table to compare in.
-        queries: ``(Q, width)`` unit vectors.
-        k: Neighbours per query; at most the number of rows are returned.
-        self_keys: For queries that are rows of the index: their keys ``(Q,)``, which do not count as neighbours.
-        progress: Called with the number of rows in each piece.
+    ``self_keys`` ``(Q,)`` are the keys of queries that are rows of the index; these do not count as neighbours.
+    ``progress`` is called with the number of rows in each piece.
     """
     keys: np.ndarray | None = None
     best = np.full((len(queries), 0), -np.inf, dtype=np.float32)
@@ -72,14 +67,7 @@ def neighbour_ranks(
     truth: Truth,
     progress: Callable[[int], object] | None = None,
 ) -> dict[int, np.ndarray]:
-    """Count the rows that score above each true neighbour at each size, in one pass.
-
-    Args:
-        reader: The rows in which ``truth`` was found.
-        sizes: Sizes to count at.
-        queries: Vectors per size, ``(Q, size)``.
-        truth: Exact neighbours of these queries.
-        progress: Called with the number of rows in each piece.
+    """Count the rows that score above each true neighbour of the queries at each size, in one pass.
 
     Returns:
         Ranks per size, ``(Q, k)`` int64; 0 is the best.

@@ -255,12 +255,8 @@ class FaissBackend:
         with self._write("writing the head"):
             name = f"head-{self._manifest['generation'] + 1:06d}.faiss"
             path, draft = self._folder / name, self._folder / f".{name}.draft"
-            try:
-                self._head.save(draft)
-                sync(draft)
-            except OSError:
-                draft.unlink(missing_ok=True)
-                raise
+            self._head.save(draft)
+            sync(draft)
             draft.replace(path)
             entry = {"file": name, "crc": file_crc(path), "rows": len(self._head), "built_on": self._head.built_on}
             self._commit(self._rows, head_copy=entry)
@@ -288,10 +284,6 @@ class FaissBackend:
 
     def __len__(self) -> int:
         return len(self._reader)
-
-    def count_existing(self, ids: Sequence[object]) -> int:
-        """Return how many of these ids are in the index."""
-        return len(self._rows.find(ids, self.settings.id_type))
 
     def reader(self) -> FaissReader:
         """Return the current state."""

@@ -77,10 +77,8 @@ def factory(name: str, size: int, rows: int) -> str:
 def row_bytes(name: str, size: int) -> float:
     """Return the memory that one row takes in a head of this kind, including graph links and list entries."""
     kind, precision = check_kind(name)
-    if precision.startswith("codes:"):
-        codes = float(precision[6:])
-    else:
-        codes = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5, "pq": 0.5}[precision] * size
+    number = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5, "pq": 0.5}
+    codes = codes_of(name) or number[precision] * size
     return codes + {"flat": 0, "hnsw": 8 * NEIGHBOURS + 16, "ivf": 8}[kind]
 
 

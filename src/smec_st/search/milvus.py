@@ -179,10 +179,6 @@ class MilvusBackend:
                 existing += [row["id"] for row in self._client.get(self._name, ids=part, output_fields=["id"])]
         return existing
 
-    def count_existing(self, ids: Sequence[object]) -> int:
-        """Return how many of these ids are in the index."""
-        return len(self._existing_ids(ids))
-
     def delete(self, ids: Sequence[object]) -> int:
         """Remove rows by id. They are counted before, because Milvus does not report how many it removed."""
         with self._writing:

@@ -20,10 +20,7 @@ EXACT_SHARE = 20  # a filter that leaves at most one row in this many is searche
 class FaissReader:
     """A :class:`~smec_st.search.backend.Reader` whose keys are row numbers.
 
-    Args:
-        settings: Settings of the index.
-        rows: The committed rows.
-        head: Head over the same rows in the same order. It may lack the newest rows, or hold rows that came later.
+    The head is over the same rows in the same order. It may lack the newest rows, or hold rows that came later.
     """
 
     remote = False

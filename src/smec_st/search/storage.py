@@ -39,15 +39,11 @@ CHUNK = 16384  # rows that are read together
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: write a draft, flush it to disk, and rename it."""
+    """Write a file atomically: write a draft, flush it to disk, and rename it; see :func:`remove_leftovers`."""
     draft = path.with_name(f".{path.name}.draft")
-    try:
-        draft.write_bytes(content)
-        sync(draft)
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    draft.write_bytes(content)
+    sync(draft)
+    os.replace(draft, path)
     sync(path.parent)
 
 

@@ -38,15 +38,8 @@ def copy_collection(
     """Copy a collection with one field of vectors replaced by codes, and return the name of the copy.
 
     Schema, partitions, indexes and properties are copied and compared. The copy is made under another name and gets
-    its own once it is complete.
-
-    Args:
-        source: The collection.
-        out: Name of the copy; None replaces the collection, and moves its aliases to the copy.
-        head: Encodes the vectors.
-        space: Description of the codes, stored as the description of the collection.
-        progress: Called with the number of finished rows and the total.
-        left_out: List to which rows that cannot be used are added; None refuses them.
+    its own once it is complete; without a name ``out``, it replaces the collection and takes over its aliases.
+    ``space`` describes the codes. Rows that cannot be used are added to ``left_out``, or refused if that is None.
 
     Raises:
         DataError: If something cannot be copied, or rows change meanwhile. The old collection is left as it is.
@@ -62,16 +55,15 @@ def copy_collection(
         _check_automatic_ids(source, description)
         if client.has_collection(draft):
             client.drop_collection(draft)  # left by an interrupted run
-        is_complete = False
         try:
             _create(source, draft, schema, description, space)
             _compare(source, description, client.describe_collection(draft))
             _fill(source, draft, description, head, progress, left_out)
             client.create_index(draft, indexes)
-            is_complete = True
-        finally:
-            if not is_complete and client.has_collection(draft):
+        except BaseException:
+            if client.has_collection(draft):
                 client.drop_collection(draft)
+            raise
         if out is None:
             for alias in client.list_aliases(old)["aliases"]:
                 client.alter_alias(draft, alias)
