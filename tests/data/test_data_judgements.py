@@ -120,6 +120,13 @@ def test_unclear_judgements_are_refused(tmp_path, case):
         judgements(collection(tmp_path / "c", content))
 
 
+@pytest.mark.parametrize("case", ["json", "json lines", "csv"])
+def test_a_file_of_judgements_that_was_cut_is_refused(tmp_path, case):
+    name, content = QRELS[case]
+    with pytest.raises(DataError, match=f"{name}.gz is not readable"):
+        judgements(collection(tmp_path / "c", gzip.compress(content.encode())[:-9], f"{name}.gz"))
+
+
 def test_two_files_of_one_split_are_refused(tmp_path):
     folder = collection(tmp_path / "c", HEADED)
     write(folder / "qrels", "test.txt", "q0 0 d1 2\n")
