@@ -125,13 +125,7 @@ def _check_reference(folder: Path) -> None:
 
 def only_this(compressor: CompressorLike, dim: int | None) -> CompressorLike:
     """Return a compressor that has only the size ``dim``; the compressor itself for None."""
-    if dim is None:
-        return compressor
-    try:
-        compressor.map_for(dim)
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    return type(compressor)([(compressor.map_for(dim), (dim,))], compressor.info)
+    return compressor if dim is None else type(compressor)([(compressor.map_for(dim), (dim,))], compressor.info)
 
 
 def _check_repository(api: HfApi, repo_id: str, private: bool | None, overwrite: bool) -> bool:

@@ -50,10 +50,7 @@ class SizedCompressor:
             )
         backbone = self.compressor.info.get("backbone") or {}
         check_backbone(backbone, {"model": _model_name(embedder, names)}, type(embedder).__name__)
-        try:
-            self.dim = self.compressor.map_for(dim).out_dim
-        except ValueError as error:
-            raise DataError(str(error)) from error
+        self.dim = self.compressor.map_for(dim).out_dim
 
     def __call__(self, vectors: ArrayLike) -> np.ndarray:
         """Compress vectors, ``(n, D) -> (n, dim)`` float32 of length 1; ``n`` may be 0.

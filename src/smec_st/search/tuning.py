@@ -182,7 +182,7 @@ class Limits:
 def cheapest_that_reaches(trial: Trial, limits: Limits, schedule: Schedule) -> Schedule:
     """Measure a schedule with more effort and longer shortlists, and return the cheapest that reaches the target.
 
-    It was chosen by ranks, which do not account for errors of an approximate or quantised head.
+    The schedule was chosen by ranks, which do not account for errors of an approximate or quantised head.
     """
     best, lowest_cost = schedule, math.inf
     for stretch in STRETCHES:  # longer shortlists need less effort of the head

@@ -20,21 +20,19 @@ OpenJob = Callable[[], tuple[VectorSource, Compressor, Head]]
 
 
 class ShardWriter:
-    """Writes shards on a worker. It opens the source once, and is then called with the numbers of shards."""
+    """Writes shards on a worker. It opens the source once, and is then called with the number of each shard."""
 
     def __init__(self, open_job: OpenJob, output: Output) -> None:
         self.output = output
         self.source, _, self.head = open_job()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Write the shards with these numbers, and return their log entries."""
-        found = []
-        for number in batch["id"].tolist():
-            cutter = Cutter(self.source, number * self.output.shard_rows, self.output.batch_rows)
-            shard = write_shard(cutter.take(self.output.shard_rows), self.head, self.output, number)
-            assert shard is not None
-            found.append(asdict(shard))
-        return {name: np.array([entry[name] for entry in found]) for name in found[0]}
+        """Write the shard of a batch of one number, and return its log entry."""
+        (number,) = batch["id"].tolist()
+        cutter = Cutter(self.source, number * self.output.shard_rows, self.output.batch_rows)
+        shard = write_shard(cutter.take(self.output.shard_rows), self.head, self.output, number)
+        assert shard is not None
+        return {name: np.array([value]) for name, value in asdict(shard).items()}
 
 
 def shards_on_ray(open_job: OpenJob, numbers: Sequence[int], output: Output) -> Iterator[Shard]:
