@@ -44,7 +44,7 @@ class _WholeModel(nn.Module):
         return tokens, features["sentence_embedding"]
 
 
-def write_onnx(model: SentenceTransformer, folder: Path) -> Path:
+def write_onnx(model: SentenceTransformer, folder: Path) -> None:
     """Write ``onnx/model.onnx`` into the folder of an exported model.
 
     The inputs are those that the tokenizer gives, ``(batch, sequence)`` int64. The outputs are ``last_hidden_state``,
@@ -77,7 +77,6 @@ def write_onnx(model: SentenceTransformer, folder: Path) -> Path:
             verbose=False,
         )
         program.save(str(path))
-    return path
 
 
 @contextlib.contextmanager

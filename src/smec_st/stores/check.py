@@ -104,14 +104,9 @@ def check_drift(
 
 
 def _measure(
-    compressor: Compressor,
-    side: Side,
-    vectors: VectorSource | np.ndarray,
-    threshold: float,
-    last: int | None,
-    seed: int,
+    compressor: Compressor, side: Side, given: VectorSource | np.ndarray, threshold: float, last: int | None, seed: int
 ) -> Drift:
-    source = ArrayVectors(f"the {side}", vectors) if isinstance(vectors, np.ndarray) else vectors
+    source = ArrayVectors(f"the {side}", given) if isinstance(given, np.ndarray) else given
     if not 0 <= threshold <= 1:
         raise DataError(f"the threshold of {side} is a share of the neighbours, from 0 to 1, got {threshold}.")
     check_space(compressor, source.width, source.record, source.name)
