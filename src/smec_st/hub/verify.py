@@ -79,8 +79,7 @@ def verify(model: str | Path) -> list[Check]:
 
     folder = local_folder(model)
     loaded = load_model(str(folder))
-    encoded = loaded.encode(list(TEXTS), prompt="", convert_to_numpy=True, show_progress_bar=False)
-    whole = np.asarray(encoded, dtype=np.float32)
+    whole = np.asarray(loaded.encode(list(TEXTS), prompt="", show_progress_bar=False), dtype=np.float32)
     width = whole.shape[1]
     sizes = sizes_of(folder, width)
     tolerance = HALF_TOLERANCE if next(loaded.parameters()).element_size() < 4 else TOLERANCE
