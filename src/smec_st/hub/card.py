@@ -164,9 +164,6 @@ def _results(compressor: CompressorLike, evidence: Evidence, sizes: Sequence[int
     ]
 
 
-# -- measurements -----------------------------------------------------------------------------------------------------
-
-
 def ours(compressor: CompressorLike, rows: Sequence[Row]) -> list[Row]:
     """Return those rows of a report that measure the compressor itself, not a baseline."""
     return [row for row in rows if row.method == compressor.info.get("method")]
@@ -233,9 +230,6 @@ def plot_quality(rows: Sequence[Row], path: Path) -> None:
     sides[0].set_ylabel(label_of(METRIC))
     sides[0].legend()
     save_figure(figure, path)
-
-
-# -- sentences --------------------------------------------------------------------------------------------------------
 
 
 def _title(base: str, sizes: Sequence[int]) -> str:

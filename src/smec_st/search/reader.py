@@ -91,7 +91,7 @@ class FaissReader:
             source = segment.tables[width]
             source.check(wanted[inside] - start)
             local = np.where(inside, wanted - start, -1)
-            _inner_products(source.data, queries, local, inside, out)
+            out[inside] = _inner_products(source.data, queries, local)[inside]
         return out
 
     def ids(self, keys: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -119,14 +119,12 @@ class FaissReader:
         return self.faiss_head.max_effort
 
 
-def _inner_products(
-    table: np.ndarray, queries: np.ndarray, local: np.ndarray, inside: np.ndarray, out: np.ndarray
-) -> None:
-    """Compute inner products with rows of a mapped float32 table, which FAISS reads without copying them."""
+def _inner_products(table: np.ndarray, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Compute inner products with rows of a mapped float32 table, which FAISS reads in place; -inf for row -1."""
     faiss = load_optional("faiss", "this index")
-    rows = np.ascontiguousarray(local, dtype=np.int64)
+    rows = np.ascontiguousarray(rows, dtype=np.int64)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     scores = np.empty(rows.shape, dtype=np.float32)
     pointers = [faiss.swig_ptr(array) for array in (scores, queries, table, rows)]
-    faiss.fvec_inner_products_by_idx(*pointers, table.shape[1], rows.shape[0], rows.shape[1])
-    np.maximum(out, scores, out=out, where=inside)
+    faiss.fvec_inner_products_by_idx(*pointers, table.shape[1], *rows.shape)
+    return scores

@@ -138,9 +138,6 @@ def _finish_interrupted(job: Job) -> bool:
     return space == space_record(compressor, compressor.head(job.dim, job.precision, job.bytes))
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
 def _migrate_files_in_place(job: Job, progress: Progress | None) -> str:
     store = Path(job.source)
     is_npy = store.suffix == ".npy"
@@ -163,9 +160,6 @@ def _migrate_files_in_place(job: Job, progress: Progress | None) -> str:
 def _record_of(store: Path) -> Path:
     """Return the file next to a store that describes its vectors."""
     return store.with_name(store.name + ".json")
-
-
-# -- FAISS ------------------------------------------------------------------------------------------------------------
 
 
 def _migrate_faiss(plan: Plan, source: FaissVectors, compressor: Compressor, head: Head) -> str:
@@ -204,9 +198,6 @@ def _list_left_out(store: Path, rows: Sequence[BadRow] | None) -> None:
         path = store.with_name(store.name + LEFT_OUT)
         write_left_out(path, rows)
         tell(f"{len(rows)} rows left out, listed in {path}")
-
-
-# -- Milvus -----------------------------------------------------------------------------------------------------------
 
 
 def _finish_milvus(uri: str, collection: str) -> bool:
