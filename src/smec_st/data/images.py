@@ -67,11 +67,8 @@ def class_qrels(queries: np.ndarray, query_labels: np.ndarray, corpus_labels: np
 def load_image_list(folder: Path, vectors: Tables | None, model: str | None) -> Collection:
     """Read ``images.jsonl`` (each line with ``_id``, ``split`` and ``label``) and the vectors of its images.
 
-    Args:
-        folder: Folder with ``images.jsonl``.
-        vectors: A safetensors file with the tensor ``images``, or a folder with ``images.npy``; rows in the order of
-            ``images.jsonl``.
-        model: Must be None, because the list names no image files.
+    These are the tensor ``images`` of a file, or ``images.npy`` in a folder, in the order of the lines. No ``model``
+    can make them, because the list names no image files.
     """
     if model is not None:
         raise DataError(f"{folder} lists images without their files; give a file of vectors.")
@@ -90,11 +87,8 @@ def load_image_list(folder: Path, vectors: Tables | None, model: str | None) -> 
 def load_image_folder(folder: Path, vectors: Tables | None, model: str | None) -> Collection:
     """Read images in folders ``SPLIT/CLASS``. Their ids are their paths relative to ``folder``, sorted.
 
-    Args:
-        folder: Folder with ``train`` and other splits.
-        vectors: A safetensors file with the tensor ``images``, or a folder with ``images.npy``; rows in the order of
-            the ids.
-        model: Image model that embeds them instead.
+    Their vectors are made by the model, or are the tensor ``images`` of a file or ``images.npy`` in a folder, in the
+    order of the ids.
     """
     paths = sorted(image_files(folder), key=lambda path: path.relative_to(folder).as_posix())
     ids = [path.relative_to(folder).as_posix() for path in paths]

@@ -38,14 +38,12 @@ class Table(Protocol):
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Return the vectors of these rows as float32 of length 1, ``(n,) int64 -> (n, D)``."""
-        ...
 
     def own(self, rows: Tensor) -> Tensor:
         """Return the document that is the same item as each of these rows, ``(n,) int64 -> (n,) int64``.
 
         For a document it is the document itself; for a query its own document, or -1 for none.
         """
-        ...
 
     def query_ids(self, query_rows: np.ndarray) -> np.ndarray:
         """Convert query rows numbered from 0 to rows of this table."""

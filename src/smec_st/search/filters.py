@@ -90,13 +90,5 @@ def milvus_expression(where: Where, fields: Mapping[str, str]) -> str:
         if operator == "$in" and not value:
             parts.append(f"({field} is null and {field} is not null)")  # matches nothing
             continue
-        parts.append(f"{field} {OPERATORS[operator][1]} {_literal(value)}")
+        parts.append(f"{field} {OPERATORS[operator][1]} {json.dumps(value, ensure_ascii=False)}")
     return " and ".join(parts)
-
-
-def _literal(value: object) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_literal(each) for each in value) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

@@ -41,31 +41,25 @@ class VectorSource(Protocol):
     @property
     def name(self) -> str:
         """Path or address, for error messages."""
-        ...
 
     @property
     def width(self) -> int:
         """Numbers per row, ``D``."""
-        ...
 
     @property
     def rows(self) -> int | None:
         """Number of rows, ``N``; None if it is unknown until all of the source is read."""
-        ...
 
     @property
     def record(self) -> Mapping[str, Any]:
         """What the source says about the model that made the vectors; empty if it says nothing."""
-        ...
 
     @property
     def state(self) -> str:
         """A text that changes when the vectors may have changed: file sizes and modification times."""
-        ...
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
         """Yield the rows from number ``start`` on, at most ``size`` at a time, always in the same order."""
-        ...
 
 
 def file_state(*paths: Path) -> str:
