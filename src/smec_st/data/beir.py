@@ -35,10 +35,7 @@ class Side:
     def read(cls, records: Iterable[Mapping[str, Any]], what: str, keep: Container[str] | None = None) -> Side:
         """Read records with ``_id`` (or another id name, in all of them) and optionally ``title`` and ``text``.
 
-        Args:
-            records: The records.
-            what: What error messages call the source.
-            keep: Ids whose texts are kept in memory; None keeps all.
+        Texts are kept in memory for the ids in ``keep``, or for all.
 
         Raises:
             DataError: If an id is missing or repeated.
@@ -90,15 +87,9 @@ def beir_collection(
     A document is a query's own document if both have the same id and the same text (the document's title may be left
     out). Where a text is missing, their vectors must be the same instead, because equal ids may be a coincidence.
 
-    Args:
-        name: Name of the collection.
-        corpus_records: Documents, with ``_id`` and optionally ``title`` and ``text``.
-        query_records: Queries, likewise.
-        judged: Judgements by split. Splits whose name is not in ``SPLIT_NAMES`` are left out.
-        vectors: File or folder with the tables ``corpus`` and ``queries``, or None.
-        model: Model that embeds the texts instead, or None.
-        strict: Whether to refuse judgements of unknown ids and grades that are no whole numbers of 0 or more. By
-            default they are left out or rounded, see :func:`~smec_st.data.judgements.tidy`.
+    Records have ``_id`` and optionally ``title`` and ``text``. Judgements come by split; splits whose name is not in
+    ``SPLIT_NAMES`` are left out. Unless ``strict``, judgements of unknown ids and grades that are no whole numbers of
+    0 or more are left out or rounded, see :func:`~smec_st.data.judgements.tidy`.
     """
     queries = Side.read(query_records, f"the queries of {name}")
     corpus = Side.read(corpus_records, f"the corpus of {name}", keep=None if model else set(queries.ids))

@@ -21,13 +21,9 @@ if TYPE_CHECKING:
 def load_hub(dataset: Path, vectors: Tables | None, model: str | None, strict: bool = False) -> Collection:
     """Load a collection in the layout of BEIR, MTEB or NanoBEIR on the Hub.
 
-    Args:
-        dataset: ``ORG/NAME`` with the configurations "corpus" and "queries". The judgements are the splits of its
-            configuration "qrels" or "default", or of ``ORG/NAME-qrels``. Local folders with these names, copied from
-            the Hub, are read instead.
-        vectors: File or folder with the tables ``corpus`` and ``queries``, rows in the order of the Hub or with ids.
-        model: Model that embeds the texts instead.
-        strict: See :func:`~smec_st.data.load_collection`.
+    The dataset ``ORG/NAME`` has the configurations "corpus" and "queries". The judgements are the splits of its
+    configuration "qrels" or "default", or of ``ORG/NAME-qrels``. Local folders with these names, copied from the Hub,
+    are read instead. The other arguments are those of :func:`~smec_st.data.load_collection`.
 
     Raises:
         DataError: If the Hub cannot be reached, or one of the parts is missing.

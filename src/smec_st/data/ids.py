@@ -68,12 +68,7 @@ def join_by_id(wanted: Sequence[str], given: Sequence[str], what: str) -> np.nda
     """Return the row in ``given`` of each wanted id, ``(len(wanted),)`` int64.
 
     The ids are usually in the same order already. Otherwise a message says that rows were joined by id, and how many
-    rows were left out because no wanted id belongs to them.
-
-    Args:
-        wanted: Distinct ids.
-        given: Ids of the rows at hand.
-        what: What messages call the rows, such as "the corpus vectors".
+    rows were left out because no wanted id belongs to them. Messages call the rows ``what``.
 
     Raises:
         DataError: If given ids repeat, or a wanted id is not among them.

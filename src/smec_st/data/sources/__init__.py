@@ -153,10 +153,7 @@ def load_tables(
 ) -> list[tuple[np.ndarray, list[str] | None]]:
     """Read the named tables of a collection and the ids of their rows, if they have any.
 
-    Args:
-        path: A file with several tables by name (``.safetensors``, ``.npz``, ``.h5``), or a folder with one file each.
-        names: Names of the tables.
-        codes: See :func:`open_vectors`.
+    They are in one file with several tables by name (``.safetensors``, ``.npz``, ``.h5``), or in a file each.
     """
     if path.is_dir():
         return [read_all(open_vectors(find_table(path, name) or path / f"{name}.npy", None, codes)) for name in names]

@@ -102,11 +102,11 @@ def sidecar_record(path: Path) -> dict[str, Any]:
 
     A shard of ``smec-st transform`` has its record in the ``job.json`` of its folder. Empty if there is neither.
     """
-    note, job = path.with_name(path.name + ".json"), path.with_name("job.json")
-    is_shard = not note.is_file() and path.name.startswith("shard-") and job.is_file()
-    if not is_shard and not note.is_file():
+    note = path.with_name(path.name + ".json")
+    is_shard = not note.is_file() and path.name.startswith("shard-")
+    note = path.with_name("job.json") if is_shard else note
+    if not note.is_file():
         return {}
-    note = job if is_shard else note
     found = parse_json(note.read_bytes(), str(note))
     found = found.get("space") if is_shard and isinstance(found, dict) else found
     if not isinstance(found, dict):

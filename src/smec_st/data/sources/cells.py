@@ -57,10 +57,7 @@ class Layout:
 def csv_items(path: Path, column: str | None, codes: str | None) -> Iterator[Item]:
     """Yield the vectors of a CSV or TSV file.
 
-    Args:
-        path: The file; ``.tsv`` is separated by tabs, everything else by what its first line shows.
-        column: Name of the column that holds vectors as text, or what comes before the number in numbered columns.
-        codes: What the numbers are; see :mod:`smec_st.data.codes`.
+    ``column`` is the name of the column that holds vectors as text, or what comes before the number in numbered ones.
     """
     rows = csv_rows(path)
     sample = list(itertools.islice(rows, SAMPLE))

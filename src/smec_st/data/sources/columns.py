@@ -272,11 +272,7 @@ def column_rows(
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Return a column of vectors as an array, without a copy where all rows are lists of floats.
 
-    Args:
-        column: The column.
-        codes: What the stored numbers are; see :mod:`smec_st.data.codes`.
-        what: What error messages call a row.
-        width: Width of a vector; by default that of the first row that can be read.
+    The width is by default that of the first row that can be read. Messages call a row ``what``.
 
     Returns:
         The rows ``(n, D)``, and why rows could not be read, by their number; those are NaN.
