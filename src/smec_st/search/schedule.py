@@ -106,20 +106,19 @@ class Schedule:
         return " > ".join(f"{step.size}{'B' if step.codes else 'd'}:{step.keep}" for step in self.steps)
 
 
-def default_schedule(sizes: Sequence[int], full: int, k: int = 10, codes: int = 0) -> Schedule:
-    """Return the schedule of an index that was not tuned.
+def default_schedule(sizes: Sequence[int], full: int, codes: int = 0) -> Schedule:
+    """Return the schedule of an index that was not tuned, for 10 results.
 
-    ``10 * k`` candidates reach full width, and each earlier step keeps four times as many as the next.
+    100 candidates reach full width, and each earlier step keeps four times as many as the next.
 
     Args:
         sizes: Compressed sizes below ``full``.
         full: Full width.
-        k: Results per query.
         codes: Bytes of the codes that are searched first; 0 for none.
     """
     small = ([codes] if codes else []) + sorted(set(sizes))[-MAX_STEPS:]
-    keeps = [10 * k * 4**i for i in reversed(range(len(small)))]
-    schedule = Schedule((*(Step(s, n) for s, n in zip(small, keeps, strict=True)), Step(full, k)), k=k)
+    keeps = [100 * 4**i for i in reversed(range(len(small)))]
+    schedule = Schedule((*(Step(s, n) for s, n in zip(small, keeps, strict=True)), Step(full, 10)))
     return schedule.from_codes() if codes else schedule
 
 
