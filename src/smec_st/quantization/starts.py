@@ -10,14 +10,15 @@ from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
 from smec_st.system.optional import load_optional
 
-SAMPLE = 65536
+#: Rows of the corpus that int8 ranges are fitted to, at most.
+CALIBRATION_ROWS = 65536
 #: Rounds of k-means; 25 keep no more neighbours, and take longer.
 ROUNDS = 10
 #: Share of the largest variance below which axes count as alike.
 NO_VARIANCE = 1e-9
 
 
-def sample_rows(count: int, seed: int, most: int = SAMPLE) -> np.ndarray:
+def sample_rows(count: int, seed: int, most: int = CALIBRATION_ROWS) -> np.ndarray:
     """Sample at most ``most`` of ``count`` rows, in ascending order."""
     if count <= most:
         return np.arange(count)
@@ -118,7 +119,7 @@ def untrained_heads(compressor: CompressorLike, corpus: np.ndarray, seed: int = 
 
     Args:
         compressor: The compressor, whose maps the heads use.
-        corpus: Vectors, ``(N, D)``; at most :data:`SAMPLE` of them are read.
+        corpus: Vectors, ``(N, D)``; at most :data:`CALIBRATION_ROWS` of them are read.
         seed: Random seed of the sample and of the rotations.
     """
     existing = {(head.precision, head.dim) for head in compressor.heads}

@@ -15,7 +15,7 @@ OVERLAP = "overlap@10"
 DISTANCES = ("topk_distance", "pair_distance", "document_overlap@10")
 
 DEPTH, NEIGHBORS = 100, 10
-SAMPLE = 1000
+SAMPLED_DOCUMENTS = 1000
 
 
 def test_split(collection: Collection) -> str:
@@ -60,7 +60,7 @@ class Yardstick:
         own = collection.own_document[rows]
         corpus, queries = unit_rows(collection.corpus), unit_rows(collection.queries[rows])
         rng = np.random.default_rng(0)  # all methods and seeds share one sample
-        sample = np.sort(rng.permutation(len(corpus))[:SAMPLE])
+        sample = np.sort(rng.permutation(len(corpus))[:SAMPLED_DOCUMENTS])
         return cls(
             corpus=corpus,
             queries=queries,
