@@ -187,7 +187,7 @@ def _print_decisions(compressor: Compressor, limit: Limit | None) -> None:
     for decision in compressor.info.get("decisions", []):
         click.echo(str(Decision(**decision)))
     chosen = [Pair(head.dim, head.precision, head.bytes) for head in compressor.heads if "for_bytes" in head.info]
-    costs = {cost.pair: cost for cost in map(Cost.from_dict, compressor.info.get("costs", []))}
+    costs = {cost.pair: cost for cost in (Cost(**fields) for fields in compressor.info.get("costs", []))}
     for pair in chosen:
         wanted = f"in {count(pair.bytes, 'byte')}" + ("" if limit is None else f", to fit {limit}")
         unmeasured = f"{pair}; no judged queries were left to measure what it costs"

@@ -15,6 +15,7 @@ from smec_st.data.qrels import MIN_HELD_OUT
 from smec_st.evaluation import untrained
 from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, leave_out, neighbour_overlap
+from smec_st.evaluation.report import label_of
 from smec_st.evaluation.statistics import paired_interval
 from smec_st.system.errors import count
 
@@ -139,7 +140,7 @@ class Choice:
         original = test.wanted / self.target.share
         kept, low = _percent(test.score / original), _percent(self.target.share + test.low / original)
         pair = Pair(test.dim, test.precision, test.bytes)
-        what, metric = f"{count(test.bytes, 'byte')} ({pair})", _label(self.target.metric)
+        what, metric = f"{count(test.bytes, 'byte')} ({pair})", label_of(self.target.metric)
         return f"{what} keep{'s' * (test.bytes == 1)} {kept} of {metric} (95 % sure: at least {low})"
 
 
@@ -148,7 +149,9 @@ class Cost:
     """What a way to store documents costs, beside the original vectors.
 
     Attributes:
-        pair: Size, precision and bytes.
+        dim: Numbers.
+        precision: What the numbers are stored as.
+        bytes: Bytes per document.
         original_bytes: Bytes of an original vector as float32.
         measure: The metric; or "kept neighbours", the share of the ten nearest that are the same, without judgements.
         score: Its mean, with float queries.
@@ -158,7 +161,9 @@ class Cost:
         queries: Number of queries.
     """
 
-    pair: Pair
+    dim: int
+    precision: str
+    bytes: int
     original_bytes: int
     measure: str
     score: float
@@ -168,19 +173,17 @@ class Cost:
     queries: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON, those of the pair among them."""
-        fields = asdict(self)
-        return {**self.pair._asdict(), **{name: fields[name] for name in fields if name != "pair"}}
+        """Return the fields for JSON."""
+        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Cost:
-        """Read what :meth:`to_dict` gives."""
-        pair = Pair(**{name: fields[name] for name in Pair._fields})
-        return cls(pair, **{name: value for name, value in fields.items() if name not in Pair._fields})
+    @property
+    def pair(self) -> Pair:
+        """Size, precision and bytes."""
+        return Pair(self.dim, self.precision, self.bytes)
 
     def __str__(self) -> str:
-        sizes = f"{self.pair}, {count(self.pair.bytes, 'byte')} instead of {self.original_bytes:,}"
-        quality = f"{_label(self.measure)} {self.score:.3f} instead of {self.original:.3f}"
+        sizes = f"{self.pair}, {count(self.bytes, 'byte')} instead of {self.original_bytes:,}"
+        quality = f"{label_of(self.measure)} {self.score:.3f} instead of {self.original:.3f}"
         change = f"{self.score - self.original:+.3f}, 95 % sure: {self.low:+.3f} to {self.high:+.3f}"
         return f"{sizes}; {quality} ({change}), by {self.queries:,} queries"
 
@@ -188,10 +191,6 @@ class Cost:
 def _percent(share: float) -> str:
     """Rounded down, so that what misses a target does not seem to reach it."""
     return f"{math.floor(1000 * share + 1e-9) / 10:g} %"
-
-
-def _label(metric: str) -> str:
-    return metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
 
 
 def hold_out_for_test(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | None, Qrels]:
@@ -347,7 +346,7 @@ def measure_cost(
         before = np.ones_like(scores)
     interval = paired_interval(scores, before, seed)
     return Cost(
-        _pair(head),
+        *_pair(head),
         4 * collection.corpus.shape[1],
         metric,
         float(scores.mean()),
