@@ -13,7 +13,7 @@ from torch import Tensor
 from smec_st.data import VectorTable
 from smec_st.functional import alignment_l1, reconstruction_l1
 from smec_st.research.baselines.adaptor import Adaptor, prefix_rank_loss, similarities
-from smec_st.research.baselines.interface import FloatEncoder, TrainingData
+from smec_st.research.baselines.interface import FloatEncoder, TrainingData, prefix_encoder
 from smec_st.research.baselines.training import Batches, Pools, prefix_score, train
 
 
@@ -76,7 +76,7 @@ class MatryoshkaAdaptor:
         self._fit_unsupervised(adaptor, data.table, dims, seed)
         if self.supervised:
             self._fit_supervised(adaptor, data, dims, seed)
-        return adaptor.encoder(dims)
+        return prefix_encoder(adaptor.map, dims)
 
     def _fit_unsupervised(self, adaptor: Adaptor, table: VectorTable, dims: Sequence[int], seed: int) -> None:
         order = np.random.default_rng(seed).permutation(table.corpus_size)

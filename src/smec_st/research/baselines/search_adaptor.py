@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smec_st.functional import reconstruction_l1
 from smec_st.research.baselines.adaptor import Adaptor, prefix_rank_loss
-from smec_st.research.baselines.interface import FloatEncoder, TrainingData
+from smec_st.research.baselines.interface import FloatEncoder, TrainingData, prefix_encoder
 from smec_st.research.baselines.training import DevScore, Pools, dev_score, train
 
 
@@ -56,10 +56,11 @@ class SearchAdaptor:
         """See :class:`~smec_st.research.baselines.Method`."""
         held_out = dev_score(data, dims)
         if held_out is None:
-            return self._fit(data, self.alphas[0], self.betas[0], None, seed).encoder(dims)
+            return prefix_encoder(self._fit(data, self.alphas[0], self.betas[0], None, seed).map, dims)
         grid = itertools.product(self.alphas, self.betas)
         adaptors = [self._fit(data, alpha, beta, held_out, seed) for alpha, beta in grid]
-        return max(adaptors, key=lambda adaptor: held_out.of_prefixes(adaptor.map)).encoder(dims)
+        best = max(adaptors, key=lambda adaptor: held_out.of_prefixes(adaptor.map))
+        return prefix_encoder(best.map, dims)
 
     def _fit(self, data: TrainingData, alpha: float, beta: float, held_out: DevScore | None, seed: int) -> Adaptor:
         table, width = data.table, data.table.width
