@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from smec_st.data.vectors import unit_rows
-from smec_st.evaluation.metrics import exact_search, leave_out, neighbour_overlap
+from smec_st.evaluation.metrics import neighbour_overlap, search_others
 from smec_st.maps import FoldedMap
 from smec_st.system.errors import check_seed
 
@@ -66,7 +66,7 @@ def kept_neighbors(sample: np.ndarray, folded: FoldedMap) -> float:
 
 def _nearest(rows: np.ndarray) -> np.ndarray:
     queries = rows[:QUERIES]
-    return leave_out(exact_search(rows, queries, NEIGHBORS + 1)[0], np.arange(len(queries)))[:, :NEIGHBORS]
+    return search_others(rows, queries, NEIGHBORS, np.arange(len(queries)))
 
 
 def drawn(rows: int, count: int, seed: int = 0) -> np.ndarray:

@@ -14,7 +14,7 @@ from smec_st.data import Collection, DataError, Qrels
 from smec_st.data.qrels import MIN_HELD_OUT
 from smec_st.evaluation import untrained
 from smec_st.evaluation.limits import Limit, Pair
-from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, leave_out, neighbour_overlap
+from smec_st.evaluation.metrics import evaluate_retrieval, neighbour_overlap, search_others
 from smec_st.evaluation.report import label_of
 from smec_st.evaluation.statistics import paired_interval
 from smec_st.system.errors import count
@@ -388,8 +388,5 @@ def _kept_neighbours(head: Stored, stored: np.ndarray, collection: Collection, s
     else:
         vectors, before, own = collection.corpus, documents, np.arange(len(documents))
     some = np.random.default_rng(seed).permutation(len(vectors))[:ASKING]
-
-    def nearest(table: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        return leave_out(exact_search(table, asked, NEIGHBORS + 1)[0], own[some])[:, :NEIGHBORS]
-
-    return neighbour_overlap(nearest(stored, head.queries(vectors[some])), nearest(documents, before[some]))
+    found = search_others(stored, head.queries(vectors[some]), NEIGHBORS, own[some])
+    return neighbour_overlap(found, search_others(documents, before[some], NEIGHBORS, own[some]))
