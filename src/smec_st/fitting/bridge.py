@@ -279,16 +279,18 @@ class _Pairs:
 
 
 def _fit_all(sample: Sample, names: tuple[str, ...], seed: int) -> dict[str, FoldedMap]:
-    """Fit these candidates."""
+    """Fit these candidates, as dense layers that read ``[x, 1]``."""
+    from smec_st.maps.folding import fold_adapter
+
     pairs = _Pairs.of(sample)
     start = _ridge(pairs)
     fitted = {}
     for form in FORMS:
         if any(name.startswith(form) for name in names):
             adapter = _adapter(pairs, start, seed if form == "random features" else None)
-            fitted[form] = _folded(adapter, pairs.entry)
+            fitted[form] = fold_adapter(adapter).after(pairs.entry)
         if f"{form}, trained" in names:
-            fitted[f"{form}, trained"] = _folded(_train(adapter, pairs, sample, seed), pairs.entry)
+            fitted[f"{form}, trained"] = fold_adapter(_train(adapter, pairs, sample, seed)).after(pairs.entry)
     return {name: fitted[name] for name in names}
 
 
@@ -419,12 +421,3 @@ def _taught(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         np.concatenate([weight * part for weight, part in zip(weights, side, strict=True)], axis=1) for side in sides
     )
     return corpus.astype(np.float32), queries.astype(np.float32)
-
-
-def _folded(adapter: ResidualAdapter, entry: np.ndarray) -> FoldedMap:
-    """Return the adapter as dense layers that read ``[x, 1]``."""
-    from smec_st.maps.folding import fold
-    from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput
-
-    everything = AdaptiveDimensionSelection(adapter.out_dim, adapter.out_dim, reads="candidate_embedding", frozen=True)
-    return fold([EmbeddingInput(adapter.in_dim), adapter, everything]).after(entry)
