@@ -20,7 +20,6 @@ from smec_st.system.files import write_text
 
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
 FORMAT = 2  # in format 1 the fingerprint covered neither activations nor sizes
-DERIVED = ("width", "dims", "nested_dims")  # written for readers without this package
 NOT_INFO = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps", "heads")
 
 Maps = list[tuple[FoldedMap, tuple[int, ...]]]
@@ -52,7 +51,7 @@ def describe_maps(maps: Sequence[tuple[FoldedMap, tuple[int, ...]]]) -> list[dic
 
 
 def derived(compressor: CompressorLike) -> dict[str, Any]:
-    """Return what ``compressor.json`` says twice: :data:`DERIVED`."""
+    """Return what ``compressor.json`` says twice, for readers without this package."""
     return {
         "width": compressor.width,
         "dims": list(compressor.dims),

@@ -13,7 +13,7 @@ from smec_st.data import DataError, Qrels, Table, places_among, unit_rows
 from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.maps import FoldedMap
-from smec_st.quantization.codecs import Binary, Codec, Plain
+from smec_st.quantization.codecs import PLAIN, Binary, Codec, Plain
 from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.pairs import pairs_in, pairs_to_try
@@ -25,7 +25,6 @@ Like = TypeVar("Like", bound=CompressorLike)
 #: Rows that codes are fitted on, and documents that a choice is made among.
 FIT_ROWS, JUDGED_ROWS, ASKING_ROWS = 8_000, 50_000, 500
 NEIGHBORS = 10
-PLAIN = ("float32", "float16")
 
 
 @dataclass(frozen=True)

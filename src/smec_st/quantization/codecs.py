@@ -17,7 +17,8 @@ from smec_st.data.vectors import unit_rows
 from smec_st.maps.folded import product
 from smec_st.system.errors import DataError
 
-PRECISIONS = ("float32", "float16", "int8", "binary", "pq")
+PLAIN = ("float32", "float16")
+PRECISIONS = (*PLAIN, "int8", "binary", "pq")
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def make_codec(precision: str, dim: int, tensors: dict[str, np.ndarray]) -> Code
 
 
 def _make(precision: str, dim: int, tensors: dict[str, np.ndarray]) -> Codec:
-    if precision in ("float32", "float16"):
+    if precision in PLAIN:
         return Plain(dim, precision)
     if precision == "int8":
         return Int8(tensors["low"], tensors["step"])
