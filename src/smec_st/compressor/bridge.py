@@ -13,7 +13,7 @@ import numpy as np
 from smec_st import __version__
 from smec_st.data.own import as_own_document
 from smec_st.data.qrels import as_qrels
-from smec_st.data.safetensors import read_safetensors, write_safetensors
+from smec_st.data.safetensors import read_safetensors
 from smec_st.data.space import check_backbone
 from smec_st.data.vectors import check_vectors, unit_rows
 from smec_st.maps import ACTIVATIONS, FoldedMap, Layer
@@ -189,6 +189,8 @@ class Bridge:
         Raises:
             FileExistsError: If the folder holds something.
         """
+        from safetensors.numpy import save_file
+
         tensors = {f"{number}.weight": layer.weight for number, layer in enumerate(self.folded.layers)}
         config = {
             "format": FORMAT,
@@ -200,7 +202,7 @@ class Bridge:
             "info": self.info,
         }
         with new_folder(folder) as draft:
-            write_safetensors(draft / WEIGHTS_FILE, tensors)
+            save_file({name: np.ascontiguousarray(weight) for name, weight in tensors.items()}, draft / WEIGHTS_FILE)
             (draft / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
