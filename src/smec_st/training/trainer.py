@@ -367,8 +367,6 @@ class SequentialTrainer(SentenceTransformerTrainer):
             dataset,
             batch_size * ranks,
             drop_last,
-            valid_label_columns,
-            generator,
             seed=self.args.seed * 1009 + self.stage.index,
             pairs=np.stack([anchors, documents], axis=1),
             distinct=self.distinct and "document" in columns,
