@@ -15,7 +15,7 @@ from smec_st.data.qrels import MIN_HELD_OUT
 from smec_st.evaluation import untrained
 from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval, neighbour_overlap, search_others
-from smec_st.evaluation.report import label_of
+from smec_st.evaluation.report import METRIC, label_of
 from smec_st.evaluation.statistics import paired_interval
 from smec_st.system.errors import count
 
@@ -114,12 +114,6 @@ class Choice:
             "bytes": self.bytes,
             "sentence": str(self),
         }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Choice:
-        """Read what :meth:`to_dict` gives."""
-        tests = tuple(SizeTest(**test) for test in fields["tests"])
-        return cls(Target.parse(fields["target"]), fields["queries"], tests, fields["dim"], fields["bytes"])
 
     def __str__(self) -> str:
         smallest = self.smallest
@@ -263,7 +257,6 @@ def choose_size(
     compressor: Sizes,
     collection: Collection,
     held_out: Qrels,
-    seed: int = 0,
     limit: Limit | None = None,
 ) -> Choice:
     """Test sizes from the widest down, and stop at the first that does not hold; then codes of chosen bytes likewise.
@@ -277,7 +270,6 @@ def choose_size(
         compressor: A compressor that was fitted without the held-out queries.
         collection: The collection of the held-out queries.
         held_out: Judgements of the held-out queries.
-        seed: Random seed of the bootstrap.
         limit: What may be tested at all.
 
     Raises:
@@ -291,7 +283,7 @@ def choose_size(
     def until_one_fails(stored: Iterable[tuple[Pair, np.ndarray, np.ndarray]]) -> Iterator[SizeTest]:
         for pair, documents, queries in stored:
             scores = _values(collection, held_out, target.metric, documents, queries)
-            low = paired_interval(scores, target.share * original, seed).low
+            low = paired_interval(scores, target.share * original).low
             wanted = target.share * float(original.mean())
             yield SizeTest(pair.dim, pair.precision, pair.bytes, float(scores.mean()), wanted, low, low >= 0)
             if low < 0:
@@ -324,9 +316,7 @@ def choose_size(
     )
 
 
-def measure_cost(
-    head: Stored, collection: Collection, qrels: Qrels | None = None, metric: str = "ndcg@10", seed: int = 0
-) -> Cost:
+def measure_cost(head: Stored, collection: Collection, qrels: Qrels | None = None) -> Cost:
     """Measure what a way to store documents costs in quality and bytes, beside the original vectors.
 
     Args:
@@ -334,21 +324,19 @@ def measure_cost(
         collection: Corpus and queries.
         qrels: Judgements of queries that have neither trained nor chosen the head. None to count, for at most
             :data:`ASKING` queries, or documents where there are none, how many of the ten nearest are still the same.
-        metric: ``ndcg@k``, ``recall@k`` or ``mrr@k``.
-        seed: Random seed of the sample and the bootstrap.
     """
     stored = head.decode(head.encode(collection.corpus))
     if qrels is not None:
-        asked = head.queries(collection.queries)
-        scores, before = _values(collection, qrels, metric, stored, asked), _original(collection, qrels, metric)
+        measure, asked = METRIC, head.queries(collection.queries)
+        scores, before = _values(collection, qrels, measure, stored, asked), _original(collection, qrels, measure)
     else:
-        metric, scores = "kept neighbours", _kept_neighbours(head, stored, collection, seed)
+        measure, scores = "kept neighbours", _kept_neighbours(head, stored, collection)
         before = np.ones_like(scores)
-    interval = paired_interval(scores, before, seed)
+    interval = paired_interval(scores, before)
     return Cost(
         *_pair(head),
         4 * collection.corpus.shape[1],
-        metric,
+        measure,
         float(scores.mean()),
         float(before.mean()),
         interval.low,
@@ -380,13 +368,13 @@ def _original_sides(collection: Collection) -> tuple[np.ndarray, np.ndarray]:
     return as_model(collection.corpus, width), as_model(collection.queries, width)
 
 
-def _kept_neighbours(head: Stored, stored: np.ndarray, collection: Collection, seed: int) -> np.ndarray:
+def _kept_neighbours(head: Stored, stored: np.ndarray, collection: Collection) -> np.ndarray:
     """Share of the ten nearest that are kept, for each sampled query (document, without queries), ``(A,)``."""
     documents, queries = _original_sides(collection)
     if len(queries):
         vectors, before, own = collection.queries, queries, collection.own_document
     else:
         vectors, before, own = collection.corpus, documents, np.arange(len(documents))
-    some = np.random.default_rng(seed).permutation(len(vectors))[:ASKING]
+    some = np.random.default_rng(0).permutation(len(vectors))[:ASKING]
     found = search_others(stored, head.queries(vectors[some]), NEIGHBORS, own[some])
     return neighbour_overlap(found, search_others(documents, before[some], NEIGHBORS, own[some]))
