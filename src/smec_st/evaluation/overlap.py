@@ -23,22 +23,20 @@ def pool_for(rows: int) -> int | None:
     return max((pool for pool in POOLS if pool <= rows), default=None)
 
 
-def kept_by_pool(rows: np.ndarray, maps: Mapping[int, FoldedMap], seed: int = 0) -> dict[str, dict[str, float]]:
+def kept_by_pool(rows: np.ndarray, maps: Mapping[int, FoldedMap]) -> dict[str, dict[str, float]]:
     """Measure :func:`kept_neighbors` on samples of all :data:`POOLS` that there are enough distinct rows for.
 
     Args:
         rows: ``(N, D)``, any float type; at most :data:`ROWS_READ` of them are read.
         maps: The map of each size.
-        seed: Random seed of the samples.
 
     Returns:
         Share of the neighbours that are kept, by number of rows and size, both as text for JSON.
     """
-    distinct = distinct_rows(rows[drawn(len(rows), ROWS_READ, seed)])
+    distinct = distinct_rows(rows[drawn(len(rows), ROWS_READ)])
     return {
         str(pool): {
-            str(dim): kept_neighbors(distinct[drawn(len(distinct), pool, seed)], folded)
-            for dim, folded in maps.items()
+            str(dim): kept_neighbors(distinct[drawn(len(distinct), pool)], folded) for dim, folded in maps.items()
         }
         for pool in POOLS
         if pool <= len(distinct)

@@ -117,15 +117,7 @@ class AdaWidth:
         return prefix_encoder(mapping, dims)
 
     def _loss(self, queries: Tensor, documents: Tensor, grades: Tensor, excluded: Tensor, dim: int) -> Tensor:
-        """Add up the three terms at one width.
-
-        Args:
-            queries: Rotated queries at full width, unit norm, ``(B, D)``.
-            documents: Rotated documents at full width, unit norm, ``(C, D)``.
-            grades: Relevance grades, ``(B, C)``.
-            excluded: True where a document is the query itself and must be ignored, ``(B, C)``.
-            dim: The width.
-        """
+        """Add up the three terms at one width, of rotated rows at full width, ``(B, D)`` and ``(C, D)``."""
         narrow = unit(documents[:, :dim])
         similarity = unit(queries[:, :dim]) @ narrow.T
         others = ~torch.eye(len(narrow), dtype=torch.bool)
