@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -49,8 +49,6 @@ class AdaWidth:
 
     Args:
         reflections: Number of reflections ``F``; even, because they start as pairs that cancel out.
-        start: Axes that are applied before the reflections: ``identity`` (the prefixes start as truncation) or
-            ``principal`` (uncentred PCA).
         score: Weight of score preservation.
         geometry: Weight of geometry preservation.
         tau: Temperature of the contrastive term and of score preservation.
@@ -62,7 +60,6 @@ class AdaWidth:
     """
 
     reflections: int = 8
-    start: Literal["identity", "principal"] = "principal"
     score: float = 1.0
     geometry: float = 1.0
     tau: float = 0.1
@@ -83,9 +80,7 @@ class AdaWidth:
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
         """See :class:`~smec_st.research.baselines.Method`."""
         table, width = data.table, data.table.width
-        axes = torch.eye(width)
-        if self.start == "principal":
-            axes = torch.from_numpy(principal_axes(data.corpus))
+        axes = torch.from_numpy(principal_axes(data.corpus))  # prefixes start as uncentred PCA
         half = np.random.default_rng(seed).standard_normal((self.reflections // 2, width)).astype(np.float32)
         vectors = nn.Parameter(unit(torch.from_numpy(half)).repeat_interleave(2, dim=0))
         pools = (

@@ -26,11 +26,11 @@ class MatryoshkaAdaptor:
     are means, because with the printed sums ``L_pair`` dwarfs the other terms.
 
     Published (Table 5): batch 128, Adam with learning rate 1e-3, at most 5,000 iterations, patience 500, all weights
-    1. Not printed, and taken from public re-implementations: one hidden layer, ``k = 10``. The criterion of early
-    stopping is not printed either: here it is held-out nDCG@10 in the supervised stage, and Eq. (4) on a tenth of the
-    corpus in the unsupervised one. The neighbours of Eq. (2) are searched among the documents of the step, as the
-    paper searches its corpus batch. Collections of a few thousand documents need fewer steps: on SciFact's dev queries
-    1,000 unsupervised steps were better than 2,500 at every size.
+    1. Not printed, and taken from public re-implementations: one hidden layer as wide as the vectors, ``k = 10``. The
+    criterion of early stopping is not printed either: here it is held-out nDCG@10 in the supervised stage, and Eq. (4)
+    on a tenth of the corpus in the unsupervised one. The neighbours of Eq. (2) are searched among the documents of the
+    step, as the paper searches its corpus batch. Collections of a few thousand documents need fewer steps: on
+    SciFact's dev queries 1,000 unsupervised steps were better than 2,500 at every size.
 
     Args:
         supervised: Add the second stage.
@@ -43,7 +43,6 @@ class MatryoshkaAdaptor:
         learning_rate: Learning rate of Adam.
         steps: Maximum number of steps per stage (published: 5,000).
         patience: Steps without improvement before early stopping, per stage.
-        hidden: Width of the hidden layer; None for the width of the vectors.
     """
 
     supervised: bool = True
@@ -56,7 +55,6 @@ class MatryoshkaAdaptor:
     learning_rate: float = 1e-3
     steps: int = 1000
     patience: int = 500
-    hidden: int | None = None
 
     is_random: ClassVar[bool] = True
 
@@ -72,7 +70,7 @@ class MatryoshkaAdaptor:
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
         """See :class:`~smec_st.research.baselines.Method`."""
-        adaptor = Adaptor(data.table.width, self.hidden or data.table.width, seed=seed)
+        adaptor = Adaptor(data.table.width, data.table.width, seed=seed)
         self._fit_unsupervised(adaptor, data.table, dims, seed)
         if self.supervised:
             self._fit_supervised(adaptor, data, dims, seed)

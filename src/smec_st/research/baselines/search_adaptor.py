@@ -25,8 +25,9 @@ class SearchAdaptor:
 
     Published, from secondary sources: Adam with learning rate 1e-3, batch 128, at most 2,000 iterations, patience 125,
     ten negatives per relevant document, ``alpha`` and ``beta`` chosen on validation queries. Depth, width and
-    activation are not printed. The validation score is the mean nDCG@10 of held-out queries over the sizes, as for
-    every method here; without held-out queries the first value of each list is used.
+    activation are not printed; here a hidden layer is as wide as the vectors. The validation score is the mean nDCG@10
+    of held-out queries over the sizes, as for every method here; without held-out queries the first value of each list
+    is used.
 
     Args:
         alphas: Weights of ``L_rec`` to choose from.
@@ -36,7 +37,6 @@ class SearchAdaptor:
         learning_rate: Learning rate of Adam.
         steps: Maximum number of steps.
         patience: Steps without improvement before early stopping.
-        hidden: Width of the hidden layer; None for the width of the vectors.
     """
 
     alphas: tuple[float, ...] = (0.0, 0.1, 1.0)
@@ -46,7 +46,6 @@ class SearchAdaptor:
     learning_rate: float = 1e-3
     steps: int = 2000
     patience: int = 125
-    hidden: int | None = None
 
     is_random: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
@@ -64,11 +63,10 @@ class SearchAdaptor:
 
     def _fit(self, data: TrainingData, alpha: float, beta: float, held_out: DevScore | None, seed: int) -> Adaptor:
         table, width = data.table, data.table.width
-        hidden = self.hidden or width
-        adaptor = Adaptor(width, hidden, seed=seed)
+        adaptor = Adaptor(width, width, seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            predictor = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            predictor = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         pools = Pools(data, self.batch_size, self.negatives * self.batch_size, seed, "Search-Adaptor")
 
         def step(_: int) -> Tensor:
