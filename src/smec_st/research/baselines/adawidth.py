@@ -89,7 +89,7 @@ class AdaWidth:
             else Pools(data, self.batch_size, self.pool, seed, "AdaWidth")
         )
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             pool = pools.next()
             queries, documents = (
                 householder(table[rows] @ axes.T, vectors) for rows in (pool.query_rows, pool.document_rows)

@@ -68,7 +68,7 @@ class DIVE:
             heads = nn.ModuleList(nn.Linear(width, self.view_dim) for _ in range(self.views))
         pools = Pools(data, self.batch_size, self.pool, seed, "DIVE")
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             pool = pools.next()
             queries, documents = adaptor(table[pool.query_rows]), adaptor(table[pool.document_rows])
             excluded = (pool.grades > 0) | pool.excluded

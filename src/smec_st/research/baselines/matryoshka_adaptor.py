@@ -82,7 +82,7 @@ class MatryoshkaAdaptor:
         rows = order[len(order) // 10 :]
         batches = Batches(len(rows), self.batch_size + self.pool, seed)
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             documents = table[torch.from_numpy(rows[batches.next()])]
             return self._unsupervised(adaptor, documents, self.batch_size, dims)
 
@@ -103,7 +103,7 @@ class MatryoshkaAdaptor:
         table = data.table
         pools = Pools(data, self.batch_size, self.pool, seed, "the supervised Matryoshka-Adaptor")
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             pool = pools.next()
             queries, documents = table[pool.query_rows], table[pool.document_rows]
             mapped_queries, mapped_documents = adaptor(queries), adaptor(documents)

@@ -69,7 +69,7 @@ class SearchAdaptor:
             predictor = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         pools = Pools(data, self.batch_size, self.negatives * self.batch_size, seed, "Search-Adaptor")
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             pool = pools.next()
             queries, documents = table[pool.query_rows], table[pool.document_rows]
             mapped_queries, mapped_documents = adaptor(queries), adaptor(documents)

@@ -22,7 +22,7 @@ Mapping = Callable[[np.ndarray], np.ndarray]
 
 def train(
     parameters: Iterable[nn.Parameter],
-    step: Callable[[int], Tensor],
+    step: Callable[[], Tensor],
     score: Callable[[], float] | None,
     *,
     steps: int,
@@ -36,7 +36,7 @@ def train(
 
     Args:
         parameters: The parameters to train.
-        step: Maps the number of the step to its loss.
+        step: Computes the loss of the next step.
         score: Quality of the current weights, higher is better; None to run all steps and keep the last weights.
         steps: Maximum number of steps.
         learning_rate: Learning rate of Adam; AdamW when ``weight_decay`` is above 0.
@@ -57,7 +57,7 @@ def train(
     best, best_weights, best_step = -np.inf if score is None else score(), _copy(parameters), 0
     done = 0
     while done < steps:
-        loss = step(done)
+        loss = step()
         if not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at step {done}; lower `learning_rate`.")
         optimizer.zero_grad()
