@@ -241,6 +241,40 @@ def test_load_refuses_a_damaged_compressor(fitted, tmp_path, damage, match):
         Compressor.load(tmp_path / "saved")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"data": 3},
+        {"data": {"documents": "many"}},
+        {"stages": [1]},
+        {"stages": [{"seconds": None}]},
+        {"decisions": {}},
+        {"decisions": [{"what": "what to train"}]},
+        {"kept_neighbors": [0.9]},
+    ],
+)
+def test_load_refuses_records_that_no_fit_writes(fitted, tmp_path, damage):
+    fitted.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "compressor.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(DataError, match=f"is damaged: `{next(iter(damage))}` holds"):
+        Compressor.load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ([99999], "names query row 99999"),
+        ([-1], "names query row -1"),
+        ([0.5], "row numbers"),
+        ([True], "row numbers"),
+    ],
+)
+def test_unlabelled_queries_that_are_no_rows_are_refused(toy, rows, match):
+    with pytest.raises(DataError, match=match):
+        Compressor.fit(toy.corpus, toy.queries, dims=(8,), unlabelled_queries=rows, **QUICK)
+
+
 @pytest.mark.slow
 def test_extend_leaves_every_old_size_bit_identical_and_serves_the_new_ones(toy):
     fitted = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(12, 6), **QUICK)

@@ -191,6 +191,12 @@ def test_a_head_treats_one_vector_as_it_treats_many(fitted, toy, precision):
     np.testing.assert_array_equal(fitted.transform(toy.corpus, 8, precision=precision), codes)
 
 
+def test_scores_of_queries_that_were_not_mapped_are_refused(fitted, toy):
+    head = fitted.head(8, "int8")
+    with pytest.raises(DataError, match=r"queries must be \(q, 8\), from `head.queries"):
+        head.scores(toy.queries, head.encode(toy.corpus))
+
+
 def test_heads_are_saved_and_float_vectors_have_the_same_fingerprint_with_and_without(fitted, tmp_path):
     fitted.save(tmp_path / "c")
     again = Compressor.load(tmp_path / "c")

@@ -367,7 +367,7 @@ class Compressor:
             pairs_to_try(sizes, sizes, limit, budget)  # refuses what cannot be stored before a fit of minutes
         if budgets and train is not None and dev is None:
             train, dev = train.hold_out(HELD_OUT, resolved.seed)  # codes are chosen on queries that trained no map
-        unlabelled = None if unlabelled_queries is None else np.asarray(unlabelled_queries)
+        unlabelled = None if unlabelled_queries is None else _query_rows(unlabelled_queries, table.query_size)
         work = None if work_dir is None else Path(work_dir)
         if work is not None:
             claim_work_dir(work, table, (train, dev), unlabelled, {**resolved.to_dict(), "method": method})
@@ -605,6 +605,19 @@ def _trained_only(train: Qrels, dev: Qrels) -> Qrels:
     if len(shared):
         tell(f"{len(shared)} of the training queries are among `dev_qrels`; they choose, and are not trained on.")
     return train.of_queries(np.setdiff1d(train.query_rows, shared))
+
+
+def _query_rows(rows: ArrayLike, queries: int) -> np.ndarray:
+    """Rows of queries that were named by their numbers, ``(q,)`` int64."""
+    found = as_numpy(rows)
+    if found.ndim != 1 or found.size and found.dtype.kind not in "iu":
+        raise DataError(
+            f"`unlabelled_queries` are row numbers of queries, (q,) whole numbers; got {found.shape} {found.dtype}."
+        )
+    wrong = found[(found < 0) | (found >= queries)]
+    if len(wrong):
+        raise DataError(f"`unlabelled_queries` names query row {wrong[0]}; there are {queries}.")
+    return found.astype(np.int64)
 
 
 def _as_tuple(numbers: int | Sequence[int]) -> tuple[int, ...]:

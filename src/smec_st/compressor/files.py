@@ -21,9 +21,37 @@ from smec_st.system.files import write_text
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
 FORMAT = 2  # in format 1 the fingerprint covered neither activations nor sizes
 NOT_INFO = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps", "heads")
+_NUMBER, _NOTHING = (int, float), type(None)
+_KEPT = (dict, _NOTHING)
+#: Kinds of what commands read of a fit's records, in files of others too: a type, items of a list, parts of an object.
+_RECORDS: dict[str, Any] = {
+    "data": {"documents": (int, _NOTHING), "training_queries": (int, _NOTHING)},
+    "stages": [{"seconds": _NUMBER}],
+    "decisions": [
+        {
+            "what": str,
+            "chosen": str,
+            "instead_of": str,
+            "gain": _NUMBER,
+            "error": _NUMBER,
+            "queries": int,
+            "means": dict,
+        }
+    ],
+    "kept_neighbors": _KEPT,
+    "kept_query_neighbors": _KEPT,
+}
 
 Maps = list[tuple[FoldedMap, tuple[int, ...]]]
 Made = TypeVar("Made", bound=CompressorLike)
+
+
+def _is_kind(value: object, kind: Any) -> bool:
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is_kind(item, kind[0]) for item in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_is_kind(value.get(name), part) for name, part in kind.items())
+    return isinstance(value, kind)
 
 
 def write_files(compressor: CompressorLike, folder: Path) -> None:
@@ -104,6 +132,9 @@ def read_files(folder: Path, make: Callable[[Maps, dict[str, Any]], Made]) -> Ma
                 raise DataError(f"{folder / WEIGHTS_FILE} lacks the tensor {some(missing)}.")
             layers = [Layer(tensors[name], of["activation"]) for name, of in zip(names, entry["layers"], strict=True)]
             maps.append((FoldedMap(tuple(layers)), tuple(entry["dims"])))
+        odd = [name for name, kind in _RECORDS.items() if name in config and not _is_kind(config[name], kind)]
+        if odd:
+            raise DataError(f"{path} is damaged: `{odd[0]}` holds {config[odd[0]]!r:.60}, which no fit records.")
         compressor = make(maps, {name: value for name, value in config.items() if name not in NOT_INFO})
         same = fingerprint(compressor, config["format"]) == config["fingerprint"]
         wrong = [name for name, value in derived(compressor).items() if config[name] != value]

@@ -264,7 +264,7 @@ def _training(compressor: CompressorLike, evidence: Evidence | None) -> str:
     if data:
         queries = data.get("training_queries", 0)
         judged = f"and {queries:,} judged queries" if queries else "without judgements"
-        parts.append(f"Fitted on {data.get('documents', 0):,} documents {judged}.")
+        parts.append(f"Fitted on {data.get('documents') or 0:,} documents {judged}.")
     parts += [_chosen(Decision(**decision)) for decision in info.get("decisions", [])]
     if evidence and evidence.source:
         parts.append(f"Data: {evidence.source}.")

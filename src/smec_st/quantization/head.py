@@ -99,7 +99,13 @@ class Head:
         return decoded[0] if codes.ndim == 1 else decoded
 
     def scores(self, queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """Compute cosines of queries, from :meth:`queries`, and encoded documents. ``(q, d), (n, w) -> (q, n)``."""
+        """Compute cosines of queries, from :meth:`queries`, and encoded documents. ``(q, d), (n, w) -> (q, n)``.
+
+        Raises:
+            DataError: If queries or codes have another shape.
+        """
+        if queries.shape[-1:] != (self.dim,):
+            raise DataError(f"queries must be (q, {self.dim}), from `head.queries(vectors)`; got {queries.shape}.")
         return np.asarray(queries @ self.decode(codes).T)
 
     def to_faiss(self, kind: str = "flat", metric: str = "l2", sample: np.ndarray | None = None) -> faiss.Index:

@@ -133,6 +133,7 @@ def _facts(compressor: Compressor) -> dict[str, str]:
     info = compressor.info
     backbone, data = info.get("backbone") or {}, info.get("data") or {}
     seconds = sum(stage.get("seconds", 0.0) for stage in info.get("stages") or [])
+    counts = {name: f"{number:,}" for name, number in data.items() if isinstance(number, int)}
     facts = {
         "Backbone": backbone.get("model"),
         "Revision": backbone.get("revision"),
@@ -140,8 +141,8 @@ def _facts(compressor: Compressor) -> dict[str, str]:
         "Width": f"{compressor.width:,}",
         "Sizes": ", ".join(map(str, compressor.dims)),
         "Nested": "yes: every size is a prefix of the widest" if compressor.is_nested else "no",
-        "Fitted on": f"{data['documents']:,} documents" if "documents" in data else None,
-        "Judged queries it learned from": f"{data['training_queries']:,}" if "training_queries" in data else None,
+        "Fitted on": f"{counts['documents']} documents" if "documents" in counts else None,
+        "Judged queries it learned from": counts.get("training_queries"),
         "Training": f"{seconds:,.0f} s" if seconds else None,
         "Fingerprint": compressor.fingerprint,
     }
