@@ -122,7 +122,10 @@ def candidates(compressor: CompressorLike, corpus: np.ndarray, pairs: Sequence[P
             yield Head(folded, Plain(dim, precision))
             continue
         rotation, codec = _codec(folded.compress(corpus), precision, size, seed)
-        yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
+        if rotation is None:
+            yield Head(folded, codec)
+        else:  # it keeps lengths, so it becomes part of the map
+            yield Head(folded.ending(rotation.T @ folded.layers[-1].weight), codec, has_own_map=True)
 
 
 def _codec(rows: np.ndarray, precision: str, bytes: int, seed: int) -> tuple[np.ndarray | None, Codec]:
@@ -165,11 +168,6 @@ def start_of_rounding(
         if kept > most:
             best, most = (rotation, codec), kept
     return best
-
-
-def _rotated(folded: FoldedMap, rotation: np.ndarray, codec: Codec) -> Head:
-    """A rotation keeps lengths, so it becomes part of the map."""
-    return Head(folded.ending(rotation.T @ folded.layers[-1].weight), codec, has_own_map=True)
 
 
 def add_best(
