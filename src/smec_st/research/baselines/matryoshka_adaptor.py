@@ -60,13 +60,10 @@ class MatryoshkaAdaptor:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the second stage, which needs judgements, is run."""
+        """Whether the second stage, which needs judgements and learns from them, is run."""
         return self.supervised
 
-    @property
-    def uses_labels(self) -> bool:
-        """Whether the second stage, which learns from judgements, is run."""
-        return self.supervised
+    uses_labels = needs_labels
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
         """See :class:`~smec_st.research.baselines.Method`."""
