@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -133,12 +133,12 @@ def fit_stages(
 
 
 def _make_arguments(
-    config: FitConfig, width: int, folder: Path, batch_size: int, keep: bool, progress: bool
+    config: FitConfig, width: int, folder: str, batch_size: int, keep: bool, progress: bool
 ) -> SequentialTrainingArguments:
     from smec_st.training.arguments import SequentialTrainingArguments
 
     return SequentialTrainingArguments(
-        output_dir=str(folder),
+        output_dir=folder,
         start=config.start,
         order=config.order,
         hidden_dim=config.hidden_dim or None,
@@ -244,11 +244,8 @@ def can_be_distinct(columns: dict[str, np.ndarray], batch_size: int) -> bool:
     return bool(few and np.bincount(columns["document"]).max() <= max(2 * batches, 4))
 
 
-@contextlib.contextmanager
-def _work_dir(folder: Path | None) -> Iterator[Path]:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory(prefix="smec-st-") as name:
-            yield Path(name)
+def _work_dir(folder: Path | None) -> AbstractContextManager[str]:
+    if folder is None:
+        return tempfile.TemporaryDirectory(prefix="smec-st-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return nullcontext(str(folder))
