@@ -219,7 +219,8 @@ def add_best(
     winner = judge.best(scores)
     tried: list[dict[str, Any]] = []
     for head, trained, (values, kept) in zip(heads, is_trained, scores, strict=True):
-        tried.append({**_label(head), "trained": trained, "kept_neighbors": kept})
+        label = {"precision": head.precision, "dim": head.dim, "bytes": head.bytes}
+        tried.append({**label, "trained": trained, "kept_neighbors": kept})
         if len(values):
             tried[-1]["ndcg@10"] = float(values.mean())
     best = heads[winner]
@@ -238,7 +239,3 @@ def _training_queries(
     if queries is None:
         queries = np.arange(table.query_size) if train is None else train.query_rows
     return np.setdiff1d(np.asarray(queries), [] if dev is None else dev.query_rows).astype(np.int64)
-
-
-def _label(head: Head) -> dict[str, str | int]:
-    return {"precision": head.precision, "dim": head.dim, "bytes": head.bytes}

@@ -120,7 +120,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         if args.fsdp or args.deepspeed:
             raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
         model.model_card_data.generate_widget_examples = False
-        self.backbone = BackboneInTraining.of(model, table)
+        self.backbone = BackboneInTraining(model, table) if isinstance(model[0], LiveBackbone) else None
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
         self._labelled_dataset, self._unlabelled_dataset = self.train_dataset, unlabelled_dataset
