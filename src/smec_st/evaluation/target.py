@@ -106,14 +106,8 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
-        return {
-            "target": str(self.target),
-            "queries": self.queries,
-            "tests": [asdict(test) for test in self.tests],
-            "dim": self.dim,
-            "bytes": self.bytes,
-            "sentence": str(self),
-        }
+        tests = [asdict(test) for test in self.tests]
+        return {**asdict(self), "target": str(self.target), "tests": tests, "sentence": str(self)}
 
     def __str__(self) -> str:
         smallest = self.smallest
