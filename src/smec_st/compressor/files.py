@@ -16,7 +16,7 @@ from smec_st.maps import FoldedMap, Layer
 from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.storage import head_entries, head_tensors, read_heads
 from smec_st.system.errors import DataError, one_line, parse_json, some
-from smec_st.system.files import write_text
+from smec_st.system.files import write_json
 
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
 FORMAT = 2  # in format 1 the fingerprint covered neither activations nor sizes
@@ -67,7 +67,7 @@ def write_files(compressor: CompressorLike, folder: Path) -> None:
     }
     tensors = {**compressor.tensors(), **head_tensors(compressor.heads)}
     write_safetensors(folder / WEIGHTS_FILE, tensors)
-    write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
+    write_json(folder / CONFIG_FILE, config, indent=1)
 
 
 def describe_maps(maps: Sequence[tuple[FoldedMap, tuple[int, ...]]]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from smec_st.data import Collection, VectorTable
 from smec_st.evaluation.report import save_figure
 from smec_st.fitting.config import HELD_OUT
 from smec_st.research.baselines import TrainingData
-from smec_st.system.files import write_text
+from smec_st.system.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,6 +63,6 @@ def write_analysis(
         **findings,
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    write_json(out / f"{name}.json", result, indent=1)
     save_figure(figure, out / f"{name}.png")
     return result
