@@ -97,9 +97,8 @@ def test_loss_refuses_settings_that_map_both_sides_beside_a_target(settings):
 def sample_of(share=1.0, **kwargs):
     old, old_queries, new, new_queries, pairs = two_models(**kwargs)
     size = old.shape[1]
-    sample = Sample(
-        unit_rows(old), unit_rows(new), unit_rows(old_queries), unit_rows(new_queries), (size, size // 2), share
-    )
+    sides = (unit_rows(side) for side in (old, new, old_queries, new_queries))
+    sample = Sample(*sides, (size, size // 2), share, np.full(len(old_queries), -1))
     return sample, Qrels(pairs[:, 0], pairs[:, 1], np.ones(len(pairs)))
 
 

@@ -23,12 +23,11 @@ SIZED = [
     RandomCoordinates(),
     VarianceSorted(),
     RandomProjection(),
-    RandomProjection(orthonormal=True),
     PCA(),
     PCA("centred"),
     PCA("whitened"),
 ]
-ROTATIONS = [Original(), Truncation(), RandomCoordinates(), VarianceSorted(), RandomProjection(True), PCA()]
+ROTATIONS = [Original(), Truncation(), RandomCoordinates(), VarianceSorted(), PCA()]
 
 
 def names(methods):
@@ -129,9 +128,8 @@ def test_variance_sorted_breaks_ties_by_the_lower_coordinate():
     assert np.flatnonzero(encoder.documents(np.eye(4), size(2)).any(axis=1)).tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("orthonormal", [False, True])
-def test_random_projection_sizes_are_nested_whatever_else_is_asked_for(data, vectors, orthonormal):
-    method = RandomProjection(orthonormal)
+def test_random_projection_sizes_are_nested_whatever_else_is_asked_for(data, vectors):
+    method = RandomProjection()
     wide = method.fit(data, (8, 5, 2), seed=1)
     narrow = method.fit(data, (5,), seed=1)
     np.testing.assert_allclose(wide.documents(vectors, size(5)), narrow.documents(vectors, size(5)), atol=1e-6)
@@ -143,14 +141,6 @@ def test_random_projection_equals_the_plain_gaussian_matrix(data, vectors):
     gaussian = np.random.default_rng(4).standard_normal((5, WIDTH))
     found = RandomProjection().fit(data, (5,), seed=4).documents(vectors, size(5))
     np.testing.assert_allclose(found, unit_rows(vectors @ gaussian.T), atol=1e-5)
-
-
-def test_orthonormal_projection_has_the_span_of_the_gaussian_one(data):
-    axes = np.eye(WIDTH)
-    plain = np.random.default_rng(4).standard_normal((5, WIDTH))
-    rows = RandomProjection(orthonormal=True).fit(data, (WIDTH, 5), seed=4).documents(axes, size(WIDTH)).T[:5]
-    np.testing.assert_allclose(rows @ rows.T, np.eye(5), atol=1e-5)
-    assert np.linalg.matrix_rank(np.concatenate([rows, plain]), tol=1e-4) == 5
 
 
 @pytest.mark.parametrize("dim", [2, 5, WIDTH])

@@ -13,7 +13,7 @@ faiss = pytest.importorskip("faiss")
 
 WIDTH = 16
 CODES = [PQ(group=(2, 4)), PQ(group=(2, 4), rotation=True)]
-ALL = [Int8(), Binary(), Binary(rotation=True), *CODES]
+ALL = [Int8(), Binary(), *CODES]
 
 
 def names(methods):
@@ -117,14 +117,6 @@ def test_binary_decodes_to_signs_and_agrees_with_packed_bits(data, queries):
 @pytest.mark.parametrize(("width", "expected"), [(16, 2), (17, 3), (7, 1)])
 def test_binary_takes_whole_bytes(rng, width, expected):
     assert Binary().fit(make_data(rng, 20, width), ()).sizes == (Size(width, expected),)
-
-
-def test_binary_with_rotation_rotates_both_sides_alike(data, queries):
-    encoder = Binary(rotation=True).fit(data, (), seed=3)
-    (size,) = encoder.sizes
-    rotated = encoder.queries(data.corpus, size)
-    np.testing.assert_array_equal(encoder.documents(data.corpus, size), np.where(rotated > 0, 1, -1))
-    assert np.abs(rotated - data.corpus).max() > 0.1
 
 
 # -- product ----------------------------------------------------------------------------------------------------------

@@ -63,27 +63,27 @@ def test_training_ends_at_the_weights_that_scored_best():
         seen.append(weight.item())
         return -abs(weight.item() - 0.5)
 
-    done = train([weight], lambda _: -weight, score, steps=100, learning_rate=0.1, patience=20, check_every=5)
+    done = train([weight], lambda: -weight, score, steps=100, learning_rate=0.1, patience=20, check_every=5)
     assert weight.item() == min(seen, key=lambda value: abs(value - 0.5))
     assert done == 25  # best at step 5, patience of 20
 
 
 def test_training_without_a_score_keeps_the_last_weights():
     weight = nn.Parameter(torch.tensor(0.0))
-    assert train([weight], lambda _: -weight, None, steps=7, learning_rate=0.1, patience=1) == 7
+    assert train([weight], lambda: -weight, None, steps=7, learning_rate=0.1, patience=1) == 7
     assert weight.item() == pytest.approx(0.7, abs=1e-4)
 
 
 def test_training_never_ends_below_its_start():
     weight = nn.Parameter(torch.tensor(3.0))
-    train([weight], lambda _: weight, lambda: weight.item(), steps=20, learning_rate=0.1, patience=50, check_every=5)
+    train([weight], lambda: weight, lambda: weight.item(), steps=20, learning_rate=0.1, patience=50, check_every=5)
     assert weight.item() == 3.0
 
 
 def test_training_stops_at_a_loss_that_is_not_finite():
     weight = nn.Parameter(torch.tensor(0.0))
     with pytest.raises(FloatingPointError, match="step 0; lower `learning_rate`"):
-        train([weight], lambda _: weight / 0, None, steps=3, learning_rate=0.1, patience=1)
+        train([weight], lambda: weight / 0, None, steps=3, learning_rate=0.1, patience=1)
 
 
 def test_batches_pass_over_all_rows():

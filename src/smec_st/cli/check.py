@@ -38,12 +38,10 @@ def check(
     Exit code 0: no. Exit code 1: yes, of one or both. Exit code 2: the check was not possible, and a message says why.
     """
     with thinking("reading"):
-        import json
-
         from smec_st.compressor import Compressor
         from smec_st.data import open_vectors
         from smec_st.stores import check_drift
-        from smec_st.system.files import write_text
+        from smec_st.system.files import write_json
 
         loaded = Compressor.load(compressor)
         with listing_bad_rows():
@@ -59,7 +57,7 @@ def check(
     if json_file is not None:
         content: dict[str, Any] = {"fingerprint": loaded.fingerprint, "drifted": bool(drifted)}
         content.update({drift.side: drift.to_dict() for drift in found})
-        write_text(json_file, json.dumps(content, indent=1) + "\n")
+        write_json(json_file, content, indent=1)
     for drift in found:
         click.echo(f"share of the ten nearest neighbours at full width that are kept, {drift.pool} {drift.side}")
         for dim, kept in drift.kept.items():

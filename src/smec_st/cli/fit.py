@@ -116,7 +116,7 @@ def fit(
         from smec_st.compressor import Compressor
         from smec_st.compressor.scoring import score_compressor
         from smec_st.evaluation.report import print_rows, write_report
-        from smec_st.evaluation.target import Choice
+        from smec_st.evaluation.target import SizeTest
         from smec_st.system.files import new_folder
         from smec_st.system.locks import write_lock
     training, split = inputs.training, inputs.scored
@@ -154,15 +154,16 @@ def fit(
     else:
         click.echo(f"{collection.name} has no judgements: nothing was scored")
     _print_decisions(compressor, None if goal.budgets else goal.limit)
-    choice = None if goal.target is None else Choice.from_dict(compressor.info["target"])
-    if choice is not None:
-        click.echo("\n".join(map(str, (*choice.tests, choice))))
+    found = compressor.info.get("target", {"tests": ()})
+    tests = [SizeTest(**test) for test in found["tests"]]
+    if tests:
+        click.echo("\n".join((*map(str, tests), found["sentence"])))
     click.echo(f"{compressor}\nsaved to {out}")
     if report:
         from smec_st.report import write_page
 
         write_page(compressor, collection, out / "report.html", split or "", data, progress=sys.stderr.isatty())
-    if choice is not None and choice.smallest is None:
+    if tests and not any(test.holds for test in tests):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -187,7 +188,7 @@ def _print_decisions(compressor: Compressor, limit: Limit | None) -> None:
     for decision in compressor.info.get("decisions", []):
         click.echo(str(Decision(**decision)))
     chosen = [Pair(head.dim, head.precision, head.bytes) for head in compressor.heads if "for_bytes" in head.info]
-    costs = {cost.pair: cost for cost in map(Cost.from_dict, compressor.info.get("costs", []))}
+    costs = {cost.pair: cost for cost in (Cost(**fields) for fields in compressor.info.get("costs", []))}
     for pair in chosen:
         wanted = f"in {count(pair.bytes, 'byte')}" + ("" if limit is None else f", to fit {limit}")
         unmeasured = f"{pair}; no judged queries were left to measure what it costs"

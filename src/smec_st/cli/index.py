@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +74,7 @@ def index(
         from smec_st.data import DataError
         from smec_st.data.rows import read_rows
         from smec_st.search import FunnelIndex
+        from smec_st.system.files import write_json
 
         if head is not None and bytes_ is not None:
             raise DataError("give --head or --bytes, not both.")
@@ -120,7 +120,7 @@ def index(
     if old is not None and ids is not None:
         _delete_moved(old, ids)
     if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(json_file, report, indent=1)
 
 
 def _check_move(old: str, ids: RowIds | None, new: str, compressor: Compressor) -> None:

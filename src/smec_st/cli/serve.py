@@ -23,14 +23,9 @@ def serve(model: str, host: str, port: int, name: str | None, batch_size: int | 
     There is no password: listen on an address that others reach only behind a proxy that has one.
     """
     with thinking("loading"):
-        from smec_st.data import DataError
-
-        try:
-            from smec_st.serve.model import ServedModel
-            from smec_st.serve.server import listen
-            from smec_st.serve.server import serve as run
-        except ModuleNotFoundError as error:
-            raise DataError(f'serving needs {error.name}: pip install "smec-st[serve]".') from error
+        from smec_st.serve.model import ServedModel
+        from smec_st.serve.server import listen
+        from smec_st.serve.server import serve as run
     with listen(host, port) as listener:
         with thinking("loading"):
             served = ServedModel(model, name)

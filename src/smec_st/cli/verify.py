@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,11 +22,11 @@ def verify(model: str, json_file: Path | None) -> None:
     """
     with thinking("loading"):
         from smec_st.hub.verify import verify as check
-        from smec_st.system.files import write_text
+        from smec_st.system.files import write_json
 
         checks = check(model)
     if json_file is not None:
-        write_text(json_file, json.dumps([asdict(one) for one in checks], indent=1) + "\n")
+        write_json(json_file, [asdict(one) for one in checks], indent=1)
     for one in checks:
         mark = "note" if one.is_note else "ok" if one.is_good else "WRONG"
         figures = [

@@ -162,10 +162,7 @@ class Bridge:
             spaces = [compressor.transform(table, sizes[0]) for table in tables[:2]]
         own = as_own_document(own_document, len(tables[1]), len(tables[0]))
         judged = None if qrels is None else as_qrels(qrels, len(tables[1]), len(tables[0])).without_own(own)
-        sample = Sample(
-            spaces[0], unit_rows(tables[2]), spaces[1], unit_rows(tables[3]), sizes, share,
-            own if (own >= 0).any() else own[:0],
-        )  # fmt: skip
+        sample = Sample(spaces[0], unit_rows(tables[2]), spaces[1], unit_rows(tables[3]), sizes, share, own)
         fitted = fit_bridge(sample, judged, seed)
         if fitted.kept.ratio < least:
             raise DataError(

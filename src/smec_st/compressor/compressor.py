@@ -14,7 +14,7 @@ from smec_st.data import Collection, DataError, Qrels, VectorTable, as_numpy, as
 from smec_st.data.embedding import backbone_record, embed_if_texts
 from smec_st.data.space import check_backbone
 from smec_st.maps import FoldedMap
-from smec_st.quantization.codecs import Plain
+from smec_st.quantization.codecs import PLAIN, Plain
 from smec_st.quantization.head import Head
 from smec_st.system.errors import check_seed, count, some, tell, whole_number
 from smec_st.system.files import new_folder
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from smec_st.evaluation.limits import Limit
     from smec_st.fitting.config import FitConfig
     from smec_st.hub.evidence import Evidence
-
-PLAIN = ("float32", "float16")
 
 Vectors = TypeVar("Vectors", np.ndarray, "Tensor")
 
@@ -53,13 +51,13 @@ class Compressor:
         info: Mapping[str, Any] | None = None,
         heads: Sequence[Head] = (),
     ) -> None:
-        self._maps = tuple((folded, tuple(sizes)) for folded, sizes in maps)
-        self._by_dim = {dim: folded for folded, sizes in self._maps for dim in sizes}
-        if not self._by_dim or len({folded.in_dim for folded, _ in self._maps}) != 1:
+        self.maps = tuple((folded, tuple(sizes)) for folded, sizes in maps)
+        self._by_dim = {dim: folded for folded, sizes in self.maps for dim in sizes}
+        if not self._by_dim or len({folded.in_dim for folded, _ in self.maps}) != 1:
             raise DataError("A compressor needs at least one map, all reading the same width.")
-        if len(self._by_dim) != sum(len(sizes) for _, sizes in self._maps):
+        if len(self._by_dim) != sum(len(sizes) for _, sizes in self.maps):
             raise DataError("A compressor has one map for each of its sizes; a size is named twice.")
-        for folded, sizes in self._maps:
+        for folded, sizes in self.maps:
             wrong = [dim for dim in sizes if type(dim) is not int or not 1 <= dim <= folded.out_dim]
             if wrong:
                 raise DataError(f"sizes of a map must be whole numbers in [1, {folded.out_dim}], got {some(wrong)}.")
@@ -71,7 +69,7 @@ class Compressor:
     @property
     def width(self) -> int:
         """Width ``D`` of the vectors it reads."""
-        return self._maps[0][0].in_dim
+        return self.maps[0][0].in_dim
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -81,7 +79,7 @@ class Compressor:
     @property
     def nested_dims(self) -> tuple[int, ...]:
         """Sizes that are prefixes of the widest of them, in descending order."""
-        best = max((sizes for _, sizes in self._maps), key=lambda sizes: (len(sizes), max(sizes)))
+        best = max((sizes for _, sizes in self.maps), key=lambda sizes: (len(sizes), max(sizes)))
         return tuple(sorted(best, reverse=True))
 
     @property
@@ -93,11 +91,6 @@ class Compressor:
     def fingerprint(self) -> str:
         """A short hash of backbone, maps and sizes: one index holds vectors of one fingerprint."""
         return fingerprint(self)
-
-    @property
-    def maps(self) -> tuple[tuple[FoldedMap, tuple[int, ...]], ...]:
-        """Folded maps and the sizes each serves."""
-        return self._maps
 
     def __repr__(self) -> str:
         sizes = "/".join(map(str, self.dims))
@@ -415,7 +408,7 @@ class Compressor:
         if queries is not None:
             kept["kept_query_neighbors"] = kept_by_pool(queries, maps)
         heads = (*self.heads, *untrained_heads(self, corpus))
-        return type(self)(self._maps, {**self.info, **kept}, heads)
+        return type(self)(self.maps, {**self.info, **kept}, heads)
 
     def quantize(
         self,
@@ -513,7 +506,7 @@ class Compressor:
         table = self._table(corpus, queries, own_document)
         config = resolve_config({**self.info.get("settings", {}), **settings, "dims": tuple(dims)}, self.width)
         train, _ = _judgements(table, qrels, None)
-        maps, reports = extend_maps(self._maps, table, train, config, progress)
+        maps, reports = extend_maps(self.maps, table, train, config, progress)
         info = {**self.info, "stages": [*self.info.get("stages", []), *reports]}
         return type(self)(maps, info, self.heads).calibrate(table.documents(), table.some_queries())
 
@@ -529,7 +522,7 @@ class Compressor:
         """Return the weights of the maps by name, ``MAP.LAYER.weight``."""
         return {
             f"{m}.{n}.weight": layer.weight
-            for m, (folded, _) in enumerate(self._maps)
+            for m, (folded, _) in enumerate(self.maps)
             for n, layer in enumerate(folded.layers)
         }
 

@@ -16,11 +16,10 @@ from smec_st.maps import FoldedMap, Layer
 from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.storage import head_entries, head_tensors, read_heads
 from smec_st.system.errors import DataError, one_line, parse_json, some
-from smec_st.system.files import write_text
+from smec_st.system.files import write_json
 
 CONFIG_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
 FORMAT = 2  # in format 1 the fingerprint covered neither activations nor sizes
-DERIVED = ("width", "dims", "nested_dims")  # written for readers without this package
 NOT_INFO = ("format", "smec_st_version", "fingerprint", "width", "dims", "nested_dims", "maps", "heads")
 _NUMBER, _NOTHING = (int, float), type(None)
 _KEPT = (dict, _NOTHING)
@@ -68,7 +67,7 @@ def write_files(compressor: CompressorLike, folder: Path) -> None:
     }
     tensors = {**compressor.tensors(), **head_tensors(compressor.heads)}
     write_safetensors(folder / WEIGHTS_FILE, tensors)
-    write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
+    write_json(folder / CONFIG_FILE, config, indent=1)
 
 
 def describe_maps(maps: Sequence[tuple[FoldedMap, tuple[int, ...]]]) -> list[dict[str, Any]]:
@@ -80,7 +79,7 @@ def describe_maps(maps: Sequence[tuple[FoldedMap, tuple[int, ...]]]) -> list[dic
 
 
 def derived(compressor: CompressorLike) -> dict[str, Any]:
-    """Return what ``compressor.json`` says twice: :data:`DERIVED`."""
+    """Return what ``compressor.json`` says twice, for readers without this package."""
     return {
         "width": compressor.width,
         "dims": list(compressor.dims),

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from smec_st.compressor.space import check_space
 from smec_st.data import Collection, Qrels
 from smec_st.evaluation import untrained
+from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.report import Row
-from smec_st.evaluation.sweep import sweep
+from smec_st.evaluation.sweep import METRICS, sweep
 
 if TYPE_CHECKING:
     from smec_st.compressor.compressor import Compressor
     from smec_st.hub.evidence import Evidence
+    from smec_st.quantization.head import Head
 
 LIBRARIES = ("smec-st", "numpy", "torch", "transformers", "sentence-transformers")
 
@@ -33,15 +35,10 @@ def score_compressor(compressor: Compressor, collection: Collection, split: str 
     Raises:
         DataError: If the vectors are of another space than the compressor's, or there is no such split.
     """
-    from smec_st.quantization.scoring import score_codes
-
     qrels = collection.judged(split)
     rows = _score_sizes(compressor, collection, qrels, intervals=False)
     heads = [head for head in compressor.heads if "for_bytes" in head.info]
-    return rows + [
-        score_codes(_name_of(compressor), head, collection.corpus, collection.queries, qrels, collection.own_document)
-        for head in heads
-    ]
+    return rows + [_score_codes(_name_of(compressor), head, collection, qrels) for head in heads]
 
 
 def measure(compressor: Compressor, collection: Collection, split: str = "test") -> Evidence:
@@ -67,6 +64,15 @@ def measure(compressor: Compressor, collection: Collection, split: str = "test")
         documents=len(collection.corpus),
         versions={"python": platform.python_version(), **versions},
     )
+
+
+def _score_codes(method: str, head: Head, collection: Collection, qrels: Qrels) -> Row:
+    """Score the search of float queries over documents that a head has stored."""
+    documents = head.decode(head.encode(collection.corpus))
+    queries = head.queries(collection.queries)
+    scores = evaluate_retrieval(documents, queries, qrels, METRICS, collection.own_document)
+    means = {metric: float(values.mean()) for metric, values in scores.items()}
+    return Row(method=f"{method} {head.precision}", dim=head.dim, bytes_per_vector=head.bytes, metrics=means)
 
 
 def _name_of(compressor: Compressor) -> str:

@@ -37,13 +37,13 @@ class DimensionSweepEvaluator(BaseEvaluator):
         corpus: Documents: texts, or vectors ``(N, D)``.
         queries: Queries: texts, or vectors ``(Q, D)``.
         qrels: Judgements by row of both; only judged queries are encoded.
-        dims: Sizes; those above the model's width are skipped. None for the model's width alone.
+        dims: Sizes; those above the model's width are skipped. None for the model's width alone, as in the order
+            ``shrink``, where prefixes are no embeddings.
         metrics: Names as in :func:`~smec_st.evaluation.metrics.evaluate_retrieval`; the first is the primary one.
         main: The size reported as ``{name}_{metric}``: the ``widest`` (in a ``grow`` stage, the size being trained),
             the ``mean`` over sizes, or one of ``dims``.
         name: Prefix of the metrics.
         own_document: Corpus row that is the query itself and is left out of its ranking, -1 for none, ``(Q,)``.
-        nested: Whether prefixes are embeddings. False, for the order ``shrink``, scores the full width alone.
         batch_size: Texts encoded at a time.
         write_csv: Whether to append a line per size and call to ``{name}_sweep.csv`` in the output folder.
 
@@ -63,7 +63,6 @@ class DimensionSweepEvaluator(BaseEvaluator):
         main: Literal["widest", "mean"] | int = "widest",
         name: str = "sweep",
         own_document: np.ndarray | None = None,
-        nested: bool = True,
         batch_size: int = 32,
         write_csv: bool = True,
     ) -> None:
@@ -87,7 +86,7 @@ class DimensionSweepEvaluator(BaseEvaluator):
         self.qrels = qrels.renumbered()
         self.own_document = None if own_document is None else np.asarray(own_document)[judged]
         self.dims = None if dims is None else tuple(sorted(set(dims), reverse=True))
-        self.metrics, self.main, self.name, self.nested = tuple(metrics), main, name, nested
+        self.metrics, self.main, self.name = tuple(metrics), main, name
         self.batch_size, self.write_csv = batch_size, write_csv
         self.primary_metric = f"{name}_{self.metrics[0]}"
 
@@ -108,7 +107,7 @@ class DimensionSweepEvaluator(BaseEvaluator):
 
     def sizes(self, width: int) -> tuple[int, ...]:
         """Return the sizes at which a model of this width is scored, in descending order."""
-        if not self.nested or self.dims is None:
+        if self.dims is None:
             return (width,)
         return tuple(dim for dim in self.dims if dim <= width) or (width,)
 

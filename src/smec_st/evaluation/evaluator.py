@@ -1,39 +1,30 @@
-"""The evaluator that judges a stage on held-out queries."""
+"""Judge a stage on held-out queries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.evaluation import BaseEvaluator
 
 from smec_st.data import Qrels, Table, places_among, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
 
 
-class HeldOutEvaluator(BaseEvaluator):
+class HeldOutEvaluator:
     """nDCG@10 of a compressor model on cached vectors.
 
     Args:
         table: Vectors by row id. A query's own document stays out of its ranking.
         qrels: Judgements of held-out queries.
-        name: Prefix of the metric.
         max_corpus: Score against all relevant documents and at most this many others, drawn once.
-        seed: Seeds that draw.
     """
 
-    def __init__(
-        self, table: Table, qrels: Qrels, name: str = "held_out", max_corpus: int = 200_000, seed: int = 0
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.primary_metric = f"{name}_ndcg@10"
+    def __init__(self, table: Table, qrels: Qrels, max_corpus: int = 200_000) -> None:
         rows = np.arange(table.corpus_size)
         if table.corpus_size > max_corpus:
-            drawn = np.random.default_rng(seed).permutation(table.corpus_size)[:max_corpus]
+            drawn = np.random.default_rng(0).permutation(table.corpus_size)[:max_corpus]
             rows = np.union1d(drawn, qrels.pairs[:, 1])
         queries = qrels.query_rows
         self._qrels = qrels.renumbered(rows)
@@ -59,8 +50,8 @@ class HeldOutEvaluator(BaseEvaluator):
         return np.stack(found, axis=1)
 
     @torch.no_grad()
-    def per_query(self, model: SentenceTransformer, dims: Sequence[int] | None = None) -> np.ndarray:
-        """The same of a model's current output; at its full output, ``(q, 1)``, where no sizes are named."""
+    def per_query(self, model: SentenceTransformer, dims: Sequence[int]) -> np.ndarray:
+        """The same of a model's current output."""
         was_training = model.training
         model.eval()
 
@@ -69,17 +60,6 @@ class HeldOutEvaluator(BaseEvaluator):
             embedding: np.ndarray = model(features)["sentence_embedding"].float().cpu().numpy()
             return embedding
 
-        found = self.scores(encode, dims or (int(encode(self._queries[:1].numpy()).shape[1]),))
+        found = self.scores(encode, dims)
         model.train(was_training)
         return found
-
-    def __call__(
-        self,
-        model: SentenceTransformer,
-        output_path: str | None = None,
-        epoch: int = -1,
-        steps: int = -1,
-        **kwargs: Any,
-    ) -> dict[str, float]:
-        """``{primary_metric: score}``."""
-        return {self.primary_metric: float(self.per_query(model).mean())}

@@ -140,8 +140,7 @@ def evaluate_retrieval(
     if own_document is None:
         ranked, _ = exact_search(corpus, queries[query_rows], depth)
     else:
-        ranked, _ = exact_search(corpus, queries[query_rows], depth + 1)
-        ranked = leave_out(ranked, own_document[query_rows])[:, :depth]
+        ranked = search_others(corpus, queries[query_rows], depth, own_document[query_rows])
     return score_rankings((query_rows, ranked), qrels, metrics)
 
 
@@ -155,6 +154,21 @@ def leave_out(ranked: np.ndarray, own_document: np.ndarray) -> np.ndarray:
     own = ranked == own_document[:, None]
     order = np.argsort(own, axis=1, kind="stable")
     return np.take_along_axis(np.where(own, -1, ranked), order, axis=1)
+
+
+def search_others(corpus: np.ndarray, queries: np.ndarray, k: int, own_document: np.ndarray) -> np.ndarray:
+    """Find the ``k`` documents of highest inner product except a query's own, as :func:`exact_search` does.
+
+    Args:
+        corpus: ``(N, D)`` float32.
+        queries: ``(Q, D)`` float32.
+        k: Number of documents per query, at least 1.
+        own_document: The row to leave out of each ranking, -1 for none, ``(Q,)``.
+
+    Returns:
+        Document rows, ``(Q, k)``, or ``(Q, N)`` where there are fewer; -1 (no document) where there are no others.
+    """
+    return leave_out(exact_search(corpus, queries, k + 1)[0], own_document)[:, :k]
 
 
 def neighbour_overlap(found: np.ndarray, reference: np.ndarray) -> np.ndarray:

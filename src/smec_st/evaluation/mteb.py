@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smec_st.data import as_numpy, unit_rows
-from smec_st.evaluation.report import Row
 from smec_st.system.optional import load_optional
 
 if TYPE_CHECKING:
@@ -110,21 +109,6 @@ def evaluate_mteb(
             results[dim].append(mteb.evaluate(encoder, task, **kwargs))
         encoder.forget()
     return {dim: _joined(of_tasks) for dim, of_tasks in results.items()}
-
-
-def mteb_rows(results: dict[int, ModelResult], method: str = "model") -> list[Row]:
-    """Convert main scores to rows of a report, one per task and size; the task's name is the collection."""
-    return [
-        Row(
-            method=method,
-            dim=dim,
-            bytes_per_vector=4 * dim,
-            metrics={"main_score": float(task.get_score())},
-            collection=task.task_name,
-        )
-        for dim, result in results.items()
-        for task in result.task_results
-    ]
 
 
 def _joined(results: Sequence[ModelResult]) -> ModelResult:

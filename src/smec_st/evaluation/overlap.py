@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from smec_st.data.vectors import unit_rows
-from smec_st.evaluation.metrics import exact_search, leave_out, neighbour_overlap
+from smec_st.evaluation.metrics import neighbour_overlap, search_others
 from smec_st.maps import FoldedMap
 from smec_st.system.errors import check_seed
 
@@ -23,22 +23,20 @@ def pool_for(rows: int) -> int | None:
     return max((pool for pool in POOLS if pool <= rows), default=None)
 
 
-def kept_by_pool(rows: np.ndarray, maps: Mapping[int, FoldedMap], seed: int = 0) -> dict[str, dict[str, float]]:
+def kept_by_pool(rows: np.ndarray, maps: Mapping[int, FoldedMap]) -> dict[str, dict[str, float]]:
     """Measure :func:`kept_neighbors` on samples of all :data:`POOLS` that there are enough distinct rows for.
 
     Args:
         rows: ``(N, D)``, any float type; at most :data:`ROWS_READ` of them are read.
         maps: The map of each size.
-        seed: Random seed of the samples.
 
     Returns:
         Share of the neighbours that are kept, by number of rows and size, both as text for JSON.
     """
-    distinct = distinct_rows(rows[drawn(len(rows), ROWS_READ, seed)])
+    distinct = distinct_rows(rows[drawn(len(rows), ROWS_READ)])
     return {
         str(pool): {
-            str(dim): kept_neighbors(distinct[drawn(len(distinct), pool, seed)], folded)
-            for dim, folded in maps.items()
+            str(dim): kept_neighbors(distinct[drawn(len(distinct), pool)], folded) for dim, folded in maps.items()
         }
         for pool in POOLS
         if pool <= len(distinct)
@@ -66,7 +64,7 @@ def kept_neighbors(sample: np.ndarray, folded: FoldedMap) -> float:
 
 def _nearest(rows: np.ndarray) -> np.ndarray:
     queries = rows[:QUERIES]
-    return leave_out(exact_search(rows, queries, NEIGHBORS + 1)[0], np.arange(len(queries)))[:, :NEIGHBORS]
+    return search_others(rows, queries, NEIGHBORS, np.arange(len(queries)))
 
 
 def drawn(rows: int, count: int, seed: int = 0) -> np.ndarray:

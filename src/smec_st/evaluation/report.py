@@ -242,13 +242,13 @@ def draw_lines(
         else:
             axes.plot(*zip(*points, strict=True), label=method, **_style(method, order, strong))
     axes.set_xscale("log", base=2)
-    axes.set_xticks(_thin_ticks({x(row) for row in rows}))
+    axes.set_xticks(thin_ticks({x(row) for row in rows}, 1.2))
     axes.minorticks_off()
     axes.grid(alpha=0.25)
 
 
-def _thin_ticks(places: Collection[float], ratio: float = 1.2) -> list[float]:
-    """Thin out ticks that would overlap on a logarithmic axis; of two close ones the greater is kept."""
+def thin_ticks(places: Collection[float], ratio: float) -> list[float]:
+    """Thin out ticks that would overlap on a logarithmic axis: of two within ``ratio`` the greater is kept."""
     ticks: list[float] = []
     for place in sorted(places, reverse=True):
         if not ticks or ticks[-1] / place >= ratio:

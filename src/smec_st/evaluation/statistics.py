@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -95,10 +95,6 @@ class Lossless:
     sure_bytes_per_vector: int | None
     sure_byte_ratio: float | None
     sure_dim_ratio: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        return asdict(self)
 
 
 def lossless(rows: Sequence[Row]) -> list[Lossless]:

@@ -14,7 +14,8 @@ from smec_st.data import Collection, DataError, Qrels
 from smec_st.data.qrels import MIN_HELD_OUT
 from smec_st.evaluation import untrained
 from smec_st.evaluation.limits import Limit, Pair
-from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, leave_out, neighbour_overlap
+from smec_st.evaluation.metrics import evaluate_retrieval, neighbour_overlap, search_others
+from smec_st.evaluation.report import METRIC, label_of
 from smec_st.evaluation.statistics import paired_interval
 from smec_st.system.errors import count
 
@@ -105,20 +106,8 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
-        return {
-            "target": str(self.target),
-            "queries": self.queries,
-            "tests": [asdict(test) for test in self.tests],
-            "dim": self.dim,
-            "bytes": self.bytes,
-            "sentence": str(self),
-        }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Choice:
-        """Read what :meth:`to_dict` gives."""
-        tests = tuple(SizeTest(**test) for test in fields["tests"])
-        return cls(Target.parse(fields["target"]), fields["queries"], tests, fields["dim"], fields["bytes"])
+        tests = [asdict(test) for test in self.tests]
+        return {**asdict(self), "target": str(self.target), "tests": tests, "sentence": str(self)}
 
     def __str__(self) -> str:
         smallest = self.smallest
@@ -139,7 +128,7 @@ class Choice:
         original = test.wanted / self.target.share
         kept, low = _percent(test.score / original), _percent(self.target.share + test.low / original)
         pair = Pair(test.dim, test.precision, test.bytes)
-        what, metric = f"{count(test.bytes, 'byte')} ({pair})", _label(self.target.metric)
+        what, metric = f"{count(test.bytes, 'byte')} ({pair})", label_of(self.target.metric)
         return f"{what} keep{'s' * (test.bytes == 1)} {kept} of {metric} (95 % sure: at least {low})"
 
 
@@ -148,7 +137,9 @@ class Cost:
     """What a way to store documents costs, beside the original vectors.
 
     Attributes:
-        pair: Size, precision and bytes.
+        dim: Numbers.
+        precision: What the numbers are stored as.
+        bytes: Bytes per document.
         original_bytes: Bytes of an original vector as float32.
         measure: The metric; or "kept neighbours", the share of the ten nearest that are the same, without judgements.
         score: Its mean, with float queries.
@@ -158,7 +149,9 @@ class Cost:
         queries: Number of queries.
     """
 
-    pair: Pair
+    dim: int
+    precision: str
+    bytes: int
     original_bytes: int
     measure: str
     score: float
@@ -168,19 +161,17 @@ class Cost:
     queries: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON, those of the pair among them."""
-        fields = asdict(self)
-        return {**self.pair._asdict(), **{name: fields[name] for name in fields if name != "pair"}}
+        """Return the fields for JSON."""
+        return asdict(self)
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Cost:
-        """Read what :meth:`to_dict` gives."""
-        pair = Pair(**{name: fields[name] for name in Pair._fields})
-        return cls(pair, **{name: value for name, value in fields.items() if name not in Pair._fields})
+    @property
+    def pair(self) -> Pair:
+        """Size, precision and bytes."""
+        return Pair(self.dim, self.precision, self.bytes)
 
     def __str__(self) -> str:
-        sizes = f"{self.pair}, {count(self.pair.bytes, 'byte')} instead of {self.original_bytes:,}"
-        quality = f"{_label(self.measure)} {self.score:.3f} instead of {self.original:.3f}"
+        sizes = f"{self.pair}, {count(self.bytes, 'byte')} instead of {self.original_bytes:,}"
+        quality = f"{label_of(self.measure)} {self.score:.3f} instead of {self.original:.3f}"
         change = f"{self.score - self.original:+.3f}, 95 % sure: {self.low:+.3f} to {self.high:+.3f}"
         return f"{sizes}; {quality} ({change}), by {self.queries:,} queries"
 
@@ -188,10 +179,6 @@ class Cost:
 def _percent(share: float) -> str:
     """Rounded down, so that what misses a target does not seem to reach it."""
     return f"{math.floor(1000 * share + 1e-9) / 10:g} %"
-
-
-def _label(metric: str) -> str:
-    return metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
 
 
 def hold_out_for_test(train: Qrels | None, dev: Qrels | None) -> tuple[Qrels | None, Qrels]:
@@ -264,7 +251,6 @@ def choose_size(
     compressor: Sizes,
     collection: Collection,
     held_out: Qrels,
-    seed: int = 0,
     limit: Limit | None = None,
 ) -> Choice:
     """Test sizes from the widest down, and stop at the first that does not hold; then codes of chosen bytes likewise.
@@ -278,7 +264,6 @@ def choose_size(
         compressor: A compressor that was fitted without the held-out queries.
         collection: The collection of the held-out queries.
         held_out: Judgements of the held-out queries.
-        seed: Random seed of the bootstrap.
         limit: What may be tested at all.
 
     Raises:
@@ -292,7 +277,7 @@ def choose_size(
     def until_one_fails(stored: Iterable[tuple[Pair, np.ndarray, np.ndarray]]) -> Iterator[SizeTest]:
         for pair, documents, queries in stored:
             scores = _values(collection, held_out, target.metric, documents, queries)
-            low = paired_interval(scores, target.share * original, seed).low
+            low = paired_interval(scores, target.share * original).low
             wanted = target.share * float(original.mean())
             yield SizeTest(pair.dim, pair.precision, pair.bytes, float(scores.mean()), wanted, low, low >= 0)
             if low < 0:
@@ -325,9 +310,7 @@ def choose_size(
     )
 
 
-def measure_cost(
-    head: Stored, collection: Collection, qrels: Qrels | None = None, metric: str = "ndcg@10", seed: int = 0
-) -> Cost:
+def measure_cost(head: Stored, collection: Collection, qrels: Qrels | None = None) -> Cost:
     """Measure what a way to store documents costs in quality and bytes, beside the original vectors.
 
     Args:
@@ -335,21 +318,19 @@ def measure_cost(
         collection: Corpus and queries.
         qrels: Judgements of queries that have neither trained nor chosen the head. None to count, for at most
             :data:`ASKING` queries, or documents where there are none, how many of the ten nearest are still the same.
-        metric: ``ndcg@k``, ``recall@k`` or ``mrr@k``.
-        seed: Random seed of the sample and the bootstrap.
     """
     stored = head.decode(head.encode(collection.corpus))
     if qrels is not None:
-        asked = head.queries(collection.queries)
-        scores, before = _values(collection, qrels, metric, stored, asked), _original(collection, qrels, metric)
+        measure, asked = METRIC, head.queries(collection.queries)
+        scores, before = _values(collection, qrels, measure, stored, asked), _original(collection, qrels, measure)
     else:
-        metric, scores = "kept neighbours", _kept_neighbours(head, stored, collection, seed)
+        measure, scores = "kept neighbours", _kept_neighbours(head, stored, collection)
         before = np.ones_like(scores)
-    interval = paired_interval(scores, before, seed)
+    interval = paired_interval(scores, before)
     return Cost(
-        _pair(head),
+        *_pair(head),
         4 * collection.corpus.shape[1],
-        metric,
+        measure,
         float(scores.mean()),
         float(before.mean()),
         interval.low,
@@ -381,16 +362,13 @@ def _original_sides(collection: Collection) -> tuple[np.ndarray, np.ndarray]:
     return as_model(collection.corpus, width), as_model(collection.queries, width)
 
 
-def _kept_neighbours(head: Stored, stored: np.ndarray, collection: Collection, seed: int) -> np.ndarray:
+def _kept_neighbours(head: Stored, stored: np.ndarray, collection: Collection) -> np.ndarray:
     """Share of the ten nearest that are kept, for each sampled query (document, without queries), ``(A,)``."""
     documents, queries = _original_sides(collection)
     if len(queries):
         vectors, before, own = collection.queries, queries, collection.own_document
     else:
         vectors, before, own = collection.corpus, documents, np.arange(len(documents))
-    some = np.random.default_rng(seed).permutation(len(vectors))[:ASKING]
-
-    def nearest(table: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        return leave_out(exact_search(table, asked, NEIGHBORS + 1)[0], own[some])[:, :NEIGHBORS]
-
-    return neighbour_overlap(nearest(stored, head.queries(vectors[some])), nearest(documents, before[some]))
+    some = np.random.default_rng(0).permutation(len(vectors))[:ASKING]
+    found = search_others(stored, head.queries(vectors[some]), NEIGHBORS, own[some])
+    return neighbour_overlap(found, search_others(documents, before[some], NEIGHBORS, own[some]))

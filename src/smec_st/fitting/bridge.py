@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from smec_st.modules import ResidualAdapter
 
 FORMS = ("ridge", "random features")  # what has a closed form; each can be trained on from there
-CANDIDATES = (*FORMS, *(f"{form}, trained" for form in FORMS))
+CANDIDATES = (*FORMS, *(f"{form}, trained" for form in FORMS))  # from safe to bold
 RIDGE = 0.01  # of the mean eigenvalue; .001 to .03 gave the same in cross-validation
 NOISE = 0.015  # variance of what random features leave over
 FEATURES = 4096  # half as many kept .01 less in cross-validation
@@ -60,7 +60,7 @@ class Sample:
     new_queries: np.ndarray
     sizes: tuple[int, ...]
     share: float
-    own_document: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    own_document: np.ndarray
 
     def of(self, documents: np.ndarray, queries: np.ndarray) -> Sample:
         """Return the sample of some rows of each side."""
@@ -70,7 +70,7 @@ class Sample:
             new_corpus=self.new_corpus[documents],
             old_queries=self.old_queries[queries],
             new_queries=self.new_queries[queries],
-            own_document=self.own_document[:0],  # rows of documents that may be gone
+            own_document=np.full(len(queries), -1),  # training does not ask, and rows have changed
         )
 
 
@@ -115,9 +115,7 @@ class FittedBridge:
     kept: Kept
 
 
-def fit_bridge(
-    sample: Sample, qrels: Qrels | None, seed: int = 0, candidates: tuple[str, ...] = CANDIDATES
-) -> FittedBridge:
+def fit_bridge(sample: Sample, qrels: Qrels | None, seed: int = 0) -> FittedBridge:
     """Fit every candidate with queries held out, choose, and fit the chosen one on the whole sample.
 
     In each of :data:`FOLDS` folds, the documents relevant to held-out queries are removed from the sample, except for
@@ -127,7 +125,6 @@ def fit_bridge(
         sample: Texts that both models have embedded.
         qrels: Judgements by row of the sample; None to count the old model's nearest documents as relevant.
         seed: Random seed.
-        candidates: Names in :data:`CANDIDATES`, from safe to bold.
 
     Raises:
         DataError: If fewer than :data:`~smec_st.fitting.config.FEWEST_QUERIES` queries can be held out.
@@ -138,14 +135,14 @@ def fit_bridge(
             f"a bridge is measured on queries that both models embed: {FEWEST_QUERIES} at least, "
             f"got {len(judged.query_rows)} with a relevant document."
         )
-    scores: dict[str, list[np.ndarray]] = {name: [] for name in candidates}
-    mapped = {name: np.zeros_like(sample.old_queries) for name in candidates}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in CANDIDATES}
+    mapped = {name: np.zeros_like(sample.old_queries) for name in CANDIDATES}
     old: list[np.ndarray] = []
     new: list[np.ndarray] = []
     for number, (part, held) in enumerate(_folds(sample, judged, seed)):
         old.append(_score(sample, sample.old_queries, held))
         new.append(_score_at(sample, sample.new_corpus, sample.new_queries, held))
-        maps = _fit_all(part, candidates, seed * 1009 + number)
+        maps = _fit_all(part, CANDIDATES, seed * 1009 + number)
         for name, folded in maps.items():
             mapped[name][held.query_rows] = apply(folded, sample.new_queries[held.query_rows])
             scores[name].append(_score(sample, mapped[name], held))
@@ -174,12 +171,9 @@ def apply(folded: FoldedMap, vectors: np.ndarray) -> np.ndarray:
 
 def _nearest(sample: Sample) -> Qrels:
     """Return the old model's nearest documents of each query as judgements."""
-    from smec_st.evaluation.metrics import exact_search, leave_out
+    from smec_st.evaluation.metrics import search_others
 
-    found, _ = exact_search(sample.old_corpus, sample.old_queries, NEIGHBOURS + 1)
-    if len(sample.own_document):
-        found = leave_out(found, sample.own_document)
-    found = found[:, :NEIGHBOURS]
+    found = search_others(sample.old_corpus, sample.old_queries, NEIGHBOURS, sample.own_document)
     rows, documents = np.repeat(np.arange(len(found)), found.shape[1]), found.ravel()
     there = documents >= 0
     return Qrels(rows[there], documents[there], np.ones(int(there.sum())))
@@ -193,9 +187,7 @@ def _folds(sample: Sample, judged: Qrels, seed: int) -> Iterator[tuple[Sample, Q
     for rows in np.array_split(queries, FOLDS):
         held = judged.of_queries(rows)
         unseen = held.of_queries(rows[rng.random(len(rows)) >= sample.share])
-        gone = unseen.documents[unseen.grades > 0]
-        if len(sample.own_document):
-            gone = np.union1d(gone, sample.own_document[rows])
+        gone = np.union1d(unseen.documents[unseen.grades > 0], sample.own_document[rows])
         kept = np.setdiff1d(documents, gone)
         left = np.setdiff1d(np.arange(len(sample.old_queries)), rows)
         if len(kept) < FEWEST_QUERIES:
@@ -219,8 +211,7 @@ def _score(sample: Sample, queries: np.ndarray, held: Qrels) -> np.ndarray:
 def _score_at(sample: Sample, corpus: np.ndarray, queries: np.ndarray, held: Qrels) -> np.ndarray:
     from smec_st.evaluation.metrics import evaluate_retrieval
 
-    own = sample.own_document if len(sample.own_document) else None
-    return evaluate_retrieval(corpus, queries, held, (METRIC,), own_document=own)[METRIC]
+    return evaluate_retrieval(corpus, queries, held, (METRIC,), sample.own_document)[METRIC]
 
 
 def _scales(sample: Sample, mapped: np.ndarray, rows: np.ndarray) -> dict[int, tuple[float, float]]:
@@ -288,16 +279,18 @@ class _Pairs:
 
 
 def _fit_all(sample: Sample, names: tuple[str, ...], seed: int) -> dict[str, FoldedMap]:
-    """Fit these candidates."""
+    """Fit these candidates, as dense layers that read ``[x, 1]``."""
+    from smec_st.maps.folding import fold_adapter
+
     pairs = _Pairs.of(sample)
     start = _ridge(pairs)
     fitted = {}
     for form in FORMS:
         if any(name.startswith(form) for name in names):
             adapter = _adapter(pairs, start, seed if form == "random features" else None)
-            fitted[form] = _folded(adapter, pairs.entry)
+            fitted[form] = fold_adapter(adapter).after(pairs.entry)
         if f"{form}, trained" in names:
-            fitted[f"{form}, trained"] = _folded(_train(adapter, pairs, sample, seed), pairs.entry)
+            fitted[f"{form}, trained"] = fold_adapter(_train(adapter, pairs, sample, seed)).after(pairs.entry)
     return {name: fitted[name] for name in names}
 
 
@@ -428,12 +421,3 @@ def _taught(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         np.concatenate([weight * part for weight, part in zip(weights, side, strict=True)], axis=1) for side in sides
     )
     return corpus.astype(np.float32), queries.astype(np.float32)
-
-
-def _folded(adapter: ResidualAdapter, entry: np.ndarray) -> FoldedMap:
-    """Return the adapter as dense layers that read ``[x, 1]``."""
-    from smec_st.maps.folding import fold
-    from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput
-
-    everything = AdaptiveDimensionSelection(adapter.out_dim, adapter.out_dim, reads="candidate_embedding", frozen=True)
-    return fold([EmbeddingInput(adapter.in_dim), adapter, everything]).after(entry)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from smec_st.system.quiet import quiet_libraries
 if TYPE_CHECKING:
     from torch import nn
 
+    from smec_st.modules import ResidualAdapter
     from smec_st.training.arguments import SequentialTrainingArguments
 
 Maps = Sequence[tuple[FoldedMap, tuple[int, ...]]]
@@ -132,12 +133,12 @@ def fit_stages(
 
 
 def _make_arguments(
-    config: FitConfig, width: int, folder: Path, batch_size: int, keep: bool, progress: bool
+    config: FitConfig, width: int, folder: str, batch_size: int, keep: bool, progress: bool
 ) -> SequentialTrainingArguments:
     from smec_st.training.arguments import SequentialTrainingArguments
 
     return SequentialTrainingArguments(
-        output_dir=str(folder),
+        output_dir=folder,
         start=config.start,
         order=config.order,
         hidden_dim=config.hidden_dim or None,
@@ -170,27 +171,17 @@ def folded_maps(
         dims: Sizes that were asked for.
         base: The finished map that training continued, if any.
     """
-    from smec_st.maps.folding import fold
+    from smec_st.maps.folding import fold, fold_adapter
 
     if all(stage.order == "grow" for stage in stages):
         sizes = tuple(sorted(stages[-1].sizes, reverse=True))
         return ((fold(modules).first(sizes[0]), sizes),)
     before = 1 if base is None else 3  # the input module, and the finished map's two
     maps = [(fold(modules[: before + 2 * (i + 1)]), (stage.out_dim,)) for i, stage in enumerate(stages)]
-    width: Any = modules[0].dim
+    width, first_adapter = cast(int, modules[0].dim), cast("ResidualAdapter", modules[1])
     if base is None and width in dims:
-        maps.insert(0, (_full_width(modules), (width,)))
+        maps.insert(0, (fold_adapter(first_adapter), (width,)))  # what the first stage selects from
     return tuple(maps)
-
-
-def _full_width(modules: Sequence[nn.Module]) -> FoldedMap:
-    """Return the map of the first stage's adapter, which serves the full width in the order ``shrink``."""
-    from smec_st.maps.folding import fold
-    from smec_st.modules import AdaptiveDimensionSelection
-
-    adapter: Any = modules[1]
-    everything = AdaptiveDimensionSelection(adapter.out_dim, adapter.out_dim, reads=adapter.writes, frozen=True)
-    return fold([modules[0], adapter, everything])
 
 
 def _finished_modules(base: FoldedMap) -> tuple[nn.Module, nn.Module]:
@@ -253,11 +244,8 @@ def can_be_distinct(columns: dict[str, np.ndarray], batch_size: int) -> bool:
     return bool(few and np.bincount(columns["document"]).max() <= max(2 * batches, 4))
 
 
-@contextlib.contextmanager
-def _work_dir(folder: Path | None) -> Iterator[Path]:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory(prefix="smec-st-") as name:
-            yield Path(name)
+def _work_dir(folder: Path | None) -> AbstractContextManager[str]:
+    if folder is None:
+        return tempfile.TemporaryDirectory(prefix="smec-st-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return nullcontext(str(folder))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from smec_st.system.errors import DataError, check_seed
@@ -76,5 +76,4 @@ class LossSettings:
 
     def of_loss(self) -> dict[str, Any]:
         """Return the fields above by name, without what a subclass adds; for model cards and run records."""
-        names = {field.name for field in fields(LossSettings)}
-        return {name: value for name, value in asdict(self).items() if name in names}
+        return {field.name: getattr(self, field.name) for field in fields(LossSettings)}

@@ -7,6 +7,7 @@ allowed satisfy ``a(z) - a(-z) = z``: ``L x + U a(V x) = [U, I, -I] a([V; L; -L]
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,45 +18,47 @@ from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, Residual
 __all__ = ["FoldedMap", "Layer", "fold"]
 
 
+@dataclass(frozen=True)
 class _Form:
     """``sentence_embedding`` as ``L h + U a(V h)`` of ``h``, the output of the layers already written down."""
 
-    def __init__(self, width: int) -> None:
-        self.layers: list[Layer] = []
-        self.linear = torch.eye(width, dtype=torch.float64)
-        self.up = torch.zeros(width, 0, dtype=torch.float64)
-        self.down = torch.zeros(0, width, dtype=torch.float64)
-        self.activation: str | None = None
+    linear: Tensor
+    up: Tensor
+    down: Tensor
+    activation: str | None = None
+    layers: tuple[Layer, ...] = ()
+
+    @classmethod
+    def of(cls, linear: Tensor, layers: tuple[Layer, ...] = ()) -> _Form:
+        """A form without a hidden layer."""
+        rows, columns = linear.shape
+        return cls(linear, linear.new_zeros(rows, 0), linear.new_zeros(0, columns), layers=layers)
 
     def read_source(self) -> _Form:
         if self.layers:
             raise ValueError("Columns that read the source cannot follow a non-linear chain; fold them apart.")
-        return _Form(self.linear.shape[1])
+        return _identity(self.linear.shape[1])
 
     def adapt(self, adapter: ResidualAdapter) -> _Form:
         direct = adapter.start.detach().double().cpu()
         if adapter.has_linear_part:
             direct = direct + adapter.strength.double().cpu() * adapter.residual.weight.detach().double().cpu()
         if adapter.hidden is None:
-            return self._replace(direct @ self.linear, direct @ self.up, self.down, self.activation)
+            return replace(self, linear=direct @ self.linear, up=direct @ self.up)
         form = self._written_down() if len(self.down) else self
         weight = (adapter.residual if adapter.narrow is None else adapter.narrow).weight.detach().double().cpu()
         up = torch.zeros(len(direct), weight.shape[1], dtype=torch.float64)
         up[: len(weight)] = adapter.scale * adapter.strength.double().cpu() * weight
         down = adapter.hidden.weight.detach().double().cpu() @ form.linear
-        return form._replace(direct @ form.linear, up, down, adapter.activation)
+        return _Form(direct @ form.linear, up, down, adapter.activation, form.layers)
 
     def select(self, indices: Tensor) -> _Form:
-        return self._replace(self.linear[indices], self.up[indices], self.down, self.activation)
+        return replace(self, linear=self.linear[indices], up=self.up[indices])
 
     def append(self, other: _Form) -> _Form:
-        if (
-            self.layers
-            or other.layers
-            or {self.activation, other.activation} - {None} > {self.activation or other.activation}
-        ):
+        if self.layers or other.layers or len({self.activation, other.activation} - {None}) > 1:
             raise ValueError("Only columns with one and the same hidden activation fold side by side.")
-        return self._replace(
+        return _Form(
             torch.cat([self.linear, other.linear]),
             torch.block_diag(self.up, other.up),
             torch.cat([self.down, other.down]),
@@ -67,19 +70,14 @@ class _Form:
         return FoldedMap((*form.layers, Layer(form.linear.float().numpy())))
 
     def _written_down(self) -> _Form:
-        form = _Form(0)
         wide = torch.cat([self.down, self.linear, -self.linear])
-        form.layers = [*self.layers, Layer(wide.float().numpy(), self.activation)]
         one = torch.eye(len(self.linear), dtype=torch.float64)
-        form.linear = torch.cat([self.up, one, -one], dim=1)
-        form.up = torch.zeros(len(one), 0, dtype=torch.float64)
-        form.down = torch.zeros(0, len(wide), dtype=torch.float64)
-        return form
+        layers = (*self.layers, Layer(wide.float().numpy(), self.activation))
+        return _Form.of(torch.cat([self.up, one, -one], dim=1), layers)
 
-    def _replace(self, linear: Tensor, up: Tensor, down: Tensor, activation: str | None) -> _Form:
-        form = _Form(0)
-        form.layers, form.linear, form.up, form.down, form.activation = self.layers, linear, up, down, activation
-        return form
+
+def _identity(width: int) -> _Form:
+    return _Form.of(torch.eye(width, dtype=torch.float64))
 
 
 def _read(key: str, current: _Form, named: dict[str, _Form]) -> _Form:
@@ -108,16 +106,15 @@ def fold(modules: Iterable[nn.Module]) -> FoldedMap:
     first = next(iterator, None)
     if not isinstance(first, EmbeddingInput):
         raise ValueError(f"A compressor model starts with EmbeddingInput, got {type(first).__name__}.")
-    current = _Form(first.dim)
+    current = _identity(first.dim)
     named: dict[str, _Form] = {}
     for module in iterator:
         if isinstance(module, ResidualAdapter):
             result = _read(module.reads, current, named).adapt(module)
         elif isinstance(module, AdaptiveDimensionSelection):
-            kept = module.indices if module.frozen or module.is_trivial else None
-            if kept is None:
+            if not (module.frozen or module.is_trivial):
                 raise ValueError("A selection must be frozen before it is folded.")
-            result = _read(module.reads, current, named).select(kept.cpu())
+            result = _read(module.reads, current, named).select(module.indices.cpu())
             if module.offset:
                 result = current.append(result)
         else:
@@ -128,3 +125,9 @@ def fold(modules: Iterable[nn.Module]) -> FoldedMap:
         else:
             named[writes] = result
     return current.finish()
+
+
+def fold_adapter(adapter: ResidualAdapter) -> FoldedMap:
+    """Fold one adapter, all outputs of which are kept."""
+    everything = AdaptiveDimensionSelection(adapter.out_dim, adapter.out_dim, reads=adapter.writes, frozen=True)
+    return fold([EmbeddingInput(adapter.in_dim), adapter, everything])

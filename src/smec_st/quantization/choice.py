@@ -13,7 +13,7 @@ from smec_st.data import DataError, Qrels, Table, places_among, unit_rows
 from smec_st.evaluation.limits import Limit, Pair
 from smec_st.evaluation.metrics import evaluate_retrieval, exact_search, neighbour_overlap
 from smec_st.maps import FoldedMap
-from smec_st.quantization.codecs import Binary, Codec, Plain
+from smec_st.quantization.codecs import PLAIN, Binary, Codec, Plain
 from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
 from smec_st.quantization.pairs import pairs_in, pairs_to_try
@@ -25,7 +25,6 @@ Like = TypeVar("Like", bound=CompressorLike)
 #: Rows that codes are fitted on, and documents that a choice is made among.
 FIT_ROWS, JUDGED_ROWS, ASKING_ROWS = 8_000, 50_000, 500
 NEIGHBORS = 10
-PLAIN = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,10 @@ def candidates(compressor: CompressorLike, corpus: np.ndarray, pairs: Sequence[P
             yield Head(folded, Plain(dim, precision))
             continue
         rotation, codec = _codec(folded.compress(corpus), precision, size, seed)
-        yield Head(folded, codec) if rotation is None else _rotated(folded, rotation, codec)
+        if rotation is None:
+            yield Head(folded, codec)
+        else:  # it keeps lengths, so it becomes part of the map
+            yield Head(folded.ending(rotation.T @ folded.layers[-1].weight), codec, has_own_map=True)
 
 
 def _codec(rows: np.ndarray, precision: str, bytes: int, seed: int) -> tuple[np.ndarray | None, Codec]:
@@ -166,11 +168,6 @@ def start_of_rounding(
         if kept > most:
             best, most = (rotation, codec), kept
     return best
-
-
-def _rotated(folded: FoldedMap, rotation: np.ndarray, codec: Codec) -> Head:
-    """A rotation keeps lengths, so it becomes part of the map."""
-    return Head(folded.ending(rotation.T @ folded.layers[-1].weight), codec, has_own_map=True)
 
 
 def add_best(
@@ -222,7 +219,8 @@ def add_best(
     winner = judge.best(scores)
     tried: list[dict[str, Any]] = []
     for head, trained, (values, kept) in zip(heads, is_trained, scores, strict=True):
-        tried.append({**_label(head), "trained": trained, "kept_neighbors": kept})
+        label = {"precision": head.precision, "dim": head.dim, "bytes": head.bytes}
+        tried.append({**label, "trained": trained, "kept_neighbors": kept})
         if len(values):
             tried[-1]["ndcg@10"] = float(values.mean())
     best = heads[winner]
@@ -241,7 +239,3 @@ def _training_queries(
     if queries is None:
         queries = np.arange(table.query_size) if train is None else train.query_rows
     return np.setdiff1d(np.asarray(queries), [] if dev is None else dev.query_rows).astype(np.int64)
-
-
-def _label(head: Head) -> dict[str, str | int]:
-    return {"precision": head.precision, "dim": head.dim, "bytes": head.bytes}

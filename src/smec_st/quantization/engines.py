@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smec_st.data.vectors import unit_rows
-from smec_st.quantization.codecs import Binary, Codec, Int8, Plain, Product
+from smec_st.quantization.codecs import Binary, Codec, Int8, Product
 from smec_st.system.errors import DataError
 from smec_st.system.optional import load_optional
 
@@ -21,7 +20,7 @@ NEIGHBOURS = 32  # M of HNSW
 CONSTRUCTION = 100  # efConstruction
 CENTROIDS = 256  # of one byte
 
-Make = Callable[[str, tuple[Any, ...], int], Any]  # class, arguments after the width, and metric to an index
+_NAMES = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}  # what `index_factory` calls a precision
 
 
 def faiss_index(codec: Codec, kind: str = "flat", metric: str = "ip", sample: np.ndarray | None = None) -> Index:
@@ -32,53 +31,58 @@ def faiss_index(codec: Codec, kind: str = "flat", metric: str = "ip", sample: np
     if kind == "hnsw" and isinstance(codec, (Binary, Product)):
         metric = "l2"  # FAISS has no graph over inner products of product codes
     measure = faiss.METRIC_INNER_PRODUCT if metric == "ip" else faiss.METRIC_L2
-    make, before, dim = _storage(faiss, codec)
+    centroids = _centroids(codec)
+    before = _rotation(faiss, codec) if isinstance(codec, Binary) else None
+    dim = codec.dim if before is None else before.d_out
+    stored = _NAMES[codec.precision] if centroids is None else f"PQ{codec.bytes}"
     if kind == "flat":
-        index = make("Index", (), measure)
+        index = faiss.index_factory(dim, stored, measure)
     elif kind == "hnsw":
-        index = make("IndexHNSW", (NEIGHBOURS,), measure)
+        index = faiss.index_factory(dim, f"HNSW{NEIGHBOURS},{stored}", measure)
         index.hnsw.efConstruction = CONSTRUCTION
     else:
         if sample is None:
             raise DataError("inverted lists are trained: give a sample of vectors.")
         rows = np.ascontiguousarray(sample, dtype=np.float32)
-        rows = rows if before is None else before.apply(rows)
-        lists = max(1, min(int(4 * len(rows) ** 0.5), len(rows) // 39))
-        index = _inverted(faiss, make, rows, lists, dim, measure)
+        index = _inverted(faiss, dim, stored, rows if before is None else before.apply(rows), measure)
+    _fill(faiss, index, codec, centroids)
     whole: Index = index if before is None else faiss.IndexPreTransform(before, index)
     return whole
 
 
-def _inverted(faiss: ModuleType, make: Make, rows: np.ndarray, lists: int, dim: int, measure: int) -> Any:
+def _fill(faiss: ModuleType, index: Any, codec: Codec, centroids: np.ndarray | None) -> None:
+    """Give an index the parameters of a codec, in place of training it."""
+    is_graph = isinstance(index, faiss.IndexHNSW)
+    storage = faiss.downcast_index(index.storage) if is_graph else index
+    if isinstance(codec, Int8):
+        trained = np.concatenate([codec.low - codec.step / 2, 255 * codec.step]).astype(np.float32)
+        faiss.copy_array_to_vector(trained, storage.sq.trained)
+    elif centroids is not None:
+        faiss.copy_array_to_vector(np.ascontiguousarray(centroids, dtype=np.float32).ravel(), storage.pq.centroids)
+        if is_graph:
+            storage.pq.compute_sdc_table()
+    index.is_trained = storage.is_trained = True
+
+
+def _inverted(faiss: ModuleType, dim: int, stored: str, rows: np.ndarray, measure: int) -> Any:
     """Make inverted lists whose centres are trained on these rows, and whose codes are not of residuals."""
+    lists = max(1, min(int(4 * len(rows) ** 0.5), len(rows) // 39))
     means = faiss.Kmeans(dim, lists, niter=10, min_points_per_centroid=1, max_points_per_centroid=64, seed=0)
     means.train(rows)
-    coarse = faiss.IndexFlat(dim, measure)
-    coarse.add(means.centroids)
-    index = make("IndexIVF", (coarse, lists), measure)
-    index.own_fields = True
-    coarse.this.disown()
-    index.is_trained = True
+    index = faiss.index_factory(dim, f"IVF{lists},{stored}", measure)
+    index.quantizer.add(means.centroids)
+    index.by_residual = False
     return index
 
 
-def _storage(faiss: ModuleType, codec: Codec) -> tuple[Make, Any, int]:
-    """Return what makes an index of a kind, the transform before it or None, and the width of what it stores."""
-    if isinstance(codec, Int8):
-        dim, trained = codec.dim, np.concatenate([codec.low - codec.step / 2, 255 * codec.step]).astype(np.float32)
-        return _scalar(faiss, dim, faiss.ScalarQuantizer.QT_8bit, trained), None, dim
-    if isinstance(codec, Plain):
-        dim = codec.dim
-        kind = faiss.ScalarQuantizer.QT_fp16
-        return (_flat(faiss, dim) if codec.precision == "float32" else _scalar(faiss, dim, kind, None)), None, dim
+def _centroids(codec: Codec) -> np.ndarray | None:
+    """Return what each code of each byte stands for, ``(bytes, 256, numbers)``; None for codes of single numbers."""
     if isinstance(codec, Binary):
-        return _product(faiss, _sign_centroids(codec)), _rotation(faiss, codec), 8 * codec.bytes
-    if isinstance(codec, Product):
-        centroids = codec.centroids
-        missing = CENTROIDS - centroids.shape[1]  # of a tiny corpus; too far away to be the code of anything
-        centroids = np.pad(centroids, ((0, 0), (0, missing), (0, 0)), constant_values=1e3)
-        return _product(faiss, centroids), None, codec.dim
-    raise TypeError(f"no FAISS index for {type(codec).__name__}.")
+        return _sign_centroids(codec)
+    if not isinstance(codec, Product):
+        return None
+    missing = CENTROIDS - codec.centroids.shape[1]  # of a tiny corpus; too far away to be the code of anything
+    return np.pad(codec.centroids, ((0, 0), (0, missing), (0, 0)), constant_values=1e3)
 
 
 def _sign_centroids(codec: Binary) -> np.ndarray:
@@ -103,58 +107,6 @@ def _rotation(faiss: ModuleType, codec: Binary) -> Any:
     transform.is_trained = True
     transform.is_orthonormal = True  # the rows that hold numbers are
     return transform
-
-
-def _flat(faiss: ModuleType, dim: int) -> Make:
-    def make(name: str, before: tuple[Any, ...], measure: int) -> Any:
-        if name == "Index":
-            return faiss.IndexFlat(dim, measure)
-        if name == "IndexHNSW":
-            return faiss.IndexHNSWFlat(dim, *before, measure)
-        coarse, lists = before
-        return faiss.IndexIVFFlat(coarse, dim, lists, measure)
-
-    return make
-
-
-def _scalar(faiss: ModuleType, dim: int, kind: int, trained: np.ndarray | None) -> Make:
-    def make(name: str, before: tuple[Any, ...], measure: int) -> Any:
-        if name == "Index":
-            index = storage = faiss.IndexScalarQuantizer(dim, kind, measure)
-        elif name == "IndexHNSW":
-            index = faiss.IndexHNSWSQ(dim, kind, *before, measure)
-            storage = faiss.downcast_index(index.storage)
-        else:
-            coarse, lists = before
-            index = storage = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, kind, measure, False)
-        if trained is not None:
-            faiss.copy_array_to_vector(trained, storage.sq.trained)
-        index.is_trained = storage.is_trained = True
-        return index
-
-    return make
-
-
-def _product(faiss: ModuleType, centroids: np.ndarray) -> Make:
-    groups, _, width = centroids.shape
-
-    def make(name: str, before: tuple[Any, ...], measure: int) -> Any:
-        if name == "Index":
-            index = storage = faiss.IndexPQ(groups * width, groups, 8, measure)
-        elif name == "IndexHNSW":
-            index = faiss.IndexHNSWPQ(groups * width, groups, *before, 8)
-            storage = faiss.downcast_index(index.storage)
-        else:
-            coarse, lists = before
-            index = storage = faiss.IndexIVFPQ(coarse, groups * width, lists, groups, 8, measure)
-            index.by_residual = False
-        faiss.copy_array_to_vector(np.ascontiguousarray(centroids, dtype=np.float32).ravel(), storage.pq.centroids)
-        if name == "IndexHNSW":
-            storage.pq.compute_sdc_table()
-        index.is_trained = storage.is_trained = True
-        return index
-
-    return make
 
 
 def faiss_codes(codec: Codec, codes: np.ndarray) -> np.ndarray:

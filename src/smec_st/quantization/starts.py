@@ -10,14 +10,16 @@ from smec_st.quantization.head import Head
 from smec_st.quantization.interface import CompressorLike
 from smec_st.system.optional import load_optional
 
-SAMPLE = 65536
+#: Rows of the corpus that int8 ranges are fitted to, at most.
+CALIBRATION_ROWS = 65536
 #: Rounds of k-means; 25 keep no more neighbours, and take longer.
 ROUNDS = 10
+ROTATION_ROUNDS = 20  # of iterative quantisation
 #: Share of the largest variance below which axes count as alike.
 NO_VARIANCE = 1e-9
 
 
-def sample_rows(count: int, seed: int, most: int = SAMPLE) -> np.ndarray:
+def sample_rows(count: int, seed: int, most: int = CALIBRATION_ROWS) -> np.ndarray:
     """Sample at most ``most`` of ``count`` rows, in ascending order."""
     if count <= most:
         return np.arange(count)
@@ -44,14 +46,14 @@ def random_rotation(dim: int, seed: int) -> np.ndarray:
     return np.asarray(rotation * np.sign(np.diag(upper)), dtype=np.float32)  # without the signs it is not uniform
 
 
-def itq_rotation(rows: np.ndarray, seed: int, rounds: int = 20) -> np.ndarray:
+def itq_rotation(rows: np.ndarray, seed: int) -> np.ndarray:
     """Fit the rotation that minimises the error of sign codes: iterative quantisation. ``(n, d) -> (d, d)``.
 
     Reference:
         Gong and Lazebnik, CVPR 2011.
     """
     rotation = random_rotation(rows.shape[1], seed)
-    for _ in range(rounds):
+    for _ in range(ROTATION_ROUNDS):
         signs = np.where(rows @ rotation > 0, np.float32(1), np.float32(-1))
         left, _, right = np.linalg.svd(rows.T @ signs)
         rotation = left @ right
@@ -113,21 +115,20 @@ def product_codes(rows: np.ndarray, codes: int, seed: int) -> Product:
     return Product(np.ascontiguousarray(centroids, dtype=np.float32))
 
 
-def untrained_heads(compressor: CompressorLike, corpus: np.ndarray, seed: int = 0) -> list[Head]:
+def untrained_heads(compressor: CompressorLike, corpus: np.ndarray) -> list[Head]:
     """Make an int8 and a binary head for every size of a compressor that lacks one.
 
     Args:
         compressor: The compressor, whose maps the heads use.
-        corpus: Vectors, ``(N, D)``; at most :data:`SAMPLE` of them are read.
-        seed: Random seed of the sample and of the rotations.
+        corpus: Vectors, ``(N, D)``; at most :data:`CALIBRATION_ROWS` of them are read.
     """
     existing = {(head.precision, head.dim) for head in compressor.heads}
-    rows = corpus[sample_rows(len(corpus), seed)]
+    rows = corpus[sample_rows(len(corpus), seed=0)]
     heads = []
     for dim in compressor.dims:
         folded = compressor.map_for(dim)
         if ("int8", dim) not in existing:
             heads.append(Head(folded, calibrate_int8(folded.compress(rows))))
         if ("binary", dim) not in existing:
-            heads.append(Head(folded, Binary(random_rotation(dim, seed))))
+            heads.append(Head(folded, Binary(random_rotation(dim, seed=0))))
     return heads

@@ -32,7 +32,7 @@ from smec_st.quantization.starts import sample_rows
 from smec_st.system.matmul import fast_matmul
 
 #: Documents, and queries, that batches are drawn from, at most. They are mapped once.
-SAMPLE = 20_000
+TRAINING_ROWS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,9 @@ def train_codes(
     of_codes = {"params": [*codes.parameters()], "lr": config.code_learning_rate}
     optimizer = torch.optim.Adam([of_map, of_codes])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(config.steps, 1))
-    documents = sample_rows(table.corpus_size, config.seed, SAMPLE)
-    known = np.concatenate([documents, table.query_ids(queries[sample_rows(len(queries), config.seed, SAMPLE)])])
+    documents = sample_rows(table.corpus_size, config.seed, TRAINING_ROWS)
+    asked = queries[sample_rows(len(queries), config.seed, TRAINING_ROWS)]
+    known = np.concatenate([documents, table.query_ids(asked)])
     own = torch.from_numpy(places_among(documents, table.own(torch.from_numpy(known)).numpy()))
     vectors = table[torch.from_numpy(known)]
     taught = vectors if teacher is None else torch.from_numpy(teacher.compress(vectors.numpy()))

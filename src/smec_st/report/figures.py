@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from smec_st.data import DataError
-from smec_st.evaluation.report import label_of
+from smec_st.evaluation.report import label_of, thin_ticks
 from smec_st.evaluation.sweep import METRICS
 from smec_st.report.measure import OURS, Measured, Variant
+from smec_st.system.optional import load_optional
 
 METRIC = METRICS[0]
 PRECISIONS = {  # colour and symbol of each, legible on white and on black
@@ -28,11 +28,7 @@ def plotly_script() -> str:
     Raises:
         DataError: If plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise DataError('a report needs plotly. Install it with `pip install "smec-st[report]"`.') from error
-    return str(get_plotlyjs())
+    return str(load_optional("plotly.offline", "a report").get_plotlyjs())
 
 
 def quality_by_dim(measured: Measured) -> Figure:
@@ -128,11 +124,7 @@ def _described(variant: Variant, original: Variant | None) -> str:
 
 
 def _figure(measured: Measured, traces: list[dict[str, Any]], axis: str, title: str) -> Figure:
-    ticks = sorted({getattr(variant, axis) for variant in measured.variants}, reverse=True)
-    kept: list[int] = []
-    for tick in ticks:  # labels of close ticks would overlap on a logarithmic axis
-        if not kept or kept[-1] / tick >= 1.9:
-            kept.append(tick)
+    ticks = thin_ticks({getattr(variant, axis) for variant in measured.variants}, 1.9)
     layout = {
         "height": 380,
         "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
@@ -144,8 +136,8 @@ def _figure(measured: Measured, traces: list[dict[str, Any]], axis: str, title: 
         "xaxis": {
             "type": "log",
             "title": {"text": title},
-            "tickvals": kept,
-            "ticktext": [f"{tick:,}" for tick in kept],
+            "tickvals": ticks,
+            "ticktext": [f"{tick:,}" for tick in ticks],
             "zeroline": False,
         },
         "yaxis": {"title": {"text": label_of(METRIC)}, "zeroline": False},

@@ -154,7 +154,8 @@ def measure_variants(
     original = plan[0][1]()
     for place in tqdm(frontier, desc="rankings", leave=False, disable=not progress):
         changed = _Changes(qrels, own, original, plan[place][1](), scores[0], scores[place])
-        variants[place] = dataclasses.replace(variants[place], losses=changed.worst(), wins=changed.best())
+        gain = scores[place] - scores[0]
+        variants[place] = dataclasses.replace(variants[place], losses=changed.least(gain), wins=changed.least(-gain))
     return Measured(
         variants=tuple(variants), frontier=tuple(frontier), queries=len(judged), documents=len(collection.corpus)
     )
@@ -215,15 +216,10 @@ class _Changes:
     before: np.ndarray
     after: np.ndarray
 
-    def worst(self) -> tuple[Change, ...]:
-        """The queries that lost most."""
-        order = np.argsort(self.after - self.before, kind="stable")
-        return tuple(self._change(place) for place in order[:SHOWN_QUERIES] if self.after[place] < self.before[place])
-
-    def best(self) -> tuple[Change, ...]:
-        """The queries that won most."""
-        order = np.argsort(self.before - self.after, kind="stable")
-        return tuple(self._change(place) for place in order[:SHOWN_QUERIES] if self.after[place] > self.before[place])
+    def least(self, gain: np.ndarray) -> tuple[Change, ...]:
+        """The queries of the least gain, ``(q,)``, as far as it is below 0."""
+        order = np.argsort(gain, kind="stable")
+        return tuple(self._change(place) for place in order[:SHOWN_QUERIES] if gain[place] < 0)
 
     def _change(self, place: int) -> Change:
         query = int(self.qrels.query_rows[place])

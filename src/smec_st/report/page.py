@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -14,7 +13,7 @@ from smec_st.evaluation.choice import Decision
 from smec_st.evaluation.report import label_of
 from smec_st.report.figures import METRIC, plotly_script, quality_by_bytes, quality_by_dim
 from smec_st.report.items import Items, read_items
-from smec_st.report.measure import OURS, Change, Hit, Measured, Variant, measure_variants
+from smec_st.report.measure import OURS, Measured, Variant, measure_variants
 from smec_st.system.files import write_text
 
 MEANINGS = {
@@ -105,12 +104,9 @@ def render(
 
 def _items(measured: Measured, collection: Collection, source: str | Path | None) -> Items:
     changes = [change for variant in measured.variants for change in (*variant.losses, *variant.wins)]
-    documents = {hit.document for change in changes for hit in _hits(change)}
+    hits = [hit for change in changes for hit in (*change.top_before, *change.top_after, *change.relevant)]
+    documents = {hit.document for hit in hits}
     return read_items(collection, source, documents, {change.query for change in changes})
-
-
-def _hits(change: Change) -> Iterator[Hit]:
-    yield from (*change.top_before, *change.top_after, *change.relevant)
 
 
 def _kept(variant: Variant, original: Variant) -> tuple[float, float, float] | None:

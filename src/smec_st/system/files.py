@@ -50,9 +50,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically, with an indent of 2."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+def write_json(path: Path, content: object, indent: int = 2) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 class new_folder:  # noqa: N801

@@ -33,11 +33,6 @@ class BackboneInTraining:
         self._model, self._table, self._backbone = model, table, model[0]
         self._trained = [name for name, parameter in self._backbone.named_parameters() if parameter.requires_grad]
 
-    @classmethod
-    def of(cls, model: SentenceTransformer, table: Table) -> BackboneInTraining | None:
-        """Return the backbone in training, or None if the model begins with finished vectors."""
-        return cls(model, table) if isinstance(model[0], LiveBackbone) else None
-
     @property
     def is_live(self) -> bool:
         """Whether it still trains."""

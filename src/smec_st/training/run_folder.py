@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from smec_st.data import DataError
 from smec_st.modules import AdaptiveDimensionSelection, EmbeddingInput, LiveBackbone, ResidualAdapter
 from smec_st.stages import Stage, StageReport
-from smec_st.system.files import write_text
+from smec_st.system.files import write_json
 from smec_st.training.callbacks import LOSS_STATE
 
 RUN = "run.json"
@@ -54,7 +54,7 @@ def check_settings(root: Path, settings: Mapping[str, Any]) -> None:
 def write_settings(root: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings that the result of the run depends on."""
     root.mkdir(parents=True, exist_ok=True)
-    write_text(root / RUN, json.dumps(settings, indent=1) + "\n")
+    write_json(root / RUN, settings, indent=1)
 
 
 def save_stage(

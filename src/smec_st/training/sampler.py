@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import TYPE_CHECKING
 
 import numpy as np
 from sentence_transformers.base.sampler import DefaultBatchSampler
-
-if TYPE_CHECKING:
-    import torch
 
 _ATTEMPTS = 64
 
@@ -29,8 +25,6 @@ class SpreadPairSampler(DefaultBatchSampler):
         batch_size: Largest batch, over all parts.
         drop_last: As many batches as the pairs fill, at least one; pairs left over wait for another epoch. Batches
             are full unless pairs are too few or share too many documents.
-        valid_label_columns: Unused; part of the interface.
-        generator: Unused; part of the interface.
         seed: First part of the seed.
         pairs: Query and document of each pair, ``(P, 2)`` integers.
         distinct: Keep queries that share a relevant document out of each other's batches.
@@ -42,8 +36,6 @@ class SpreadPairSampler(DefaultBatchSampler):
         dataset: Sized,
         batch_size: int,
         drop_last: bool = False,
-        valid_label_columns: list[str] | None = None,
-        generator: torch.Generator | None = None,
         seed: int = 0,
         *,
         pairs: np.ndarray,
@@ -54,14 +46,7 @@ class SpreadPairSampler(DefaultBatchSampler):
             raise ValueError(f"`pairs` must name one pair per row of the dataset ({len(dataset)}), got {len(pairs)}.")
         if not 1 <= parts <= batch_size:
             raise ValueError(f"`batch_size` must be at least 1, and a row per part, got {batch_size} for {parts}.")
-        super().__init__(
-            range(len(pairs)),
-            batch_size=batch_size,
-            drop_last=drop_last,
-            valid_label_columns=valid_label_columns,
-            generator=generator,
-            seed=seed,
-        )
+        super().__init__(range(len(pairs)), batch_size, drop_last, seed=seed)
         self._seed, self._size, self._parts = seed, int(batch_size), parts
         if parts > 1:
             self.batch_size = None  # says to accelerate that lengths differ; else it passes over short parts
@@ -69,10 +54,6 @@ class SpreadPairSampler(DefaultBatchSampler):
         self._repeats = np.bincount(self._documents)
         self._conflicts = _SharedDocuments(pairs) if distinct else None
         self._batches = self._fewest_batches()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass, which decides its batches."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self._batches * self._parts

@@ -120,7 +120,7 @@ class SequentialTrainer(SentenceTransformerTrainer):
         if args.fsdp or args.deepspeed:
             raise ValueError("Stages are trained with DDP: leave `fsdp` and `deepspeed` out; a compressor is small.")
         model.model_card_data.generate_widget_examples = False
-        self.backbone = BackboneInTraining.of(model, table)
+        self.backbone = BackboneInTraining(model, table) if isinstance(model[0], LiveBackbone) else None
         kwargs.setdefault("data_collator", VectorCollator(preprocess_fn=model.preprocess, table=table))
         super().__init__(model=model, args=args, loss=loss, **kwargs)
         self._labelled_dataset, self._unlabelled_dataset = self.train_dataset, unlabelled_dataset
@@ -367,8 +367,6 @@ class SequentialTrainer(SentenceTransformerTrainer):
             dataset,
             batch_size * ranks,
             drop_last,
-            valid_label_columns,
-            generator,
             seed=self.args.seed * 1009 + self.stage.index,
             pairs=np.stack([anchors, documents], axis=1),
             distinct=self.distinct and "document" in columns,

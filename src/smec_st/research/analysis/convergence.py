@@ -37,23 +37,20 @@ PAPER = {
     "flat_from_epoch": {"SMRL": 15},
 }
 LAST = 5  # epochs that the end of a curve is the mean of
+NEAR = 0.1  # of the curve's range, around that mean
 
 Curves = dict[int, dict[str, list[float]]]
 
 
-def settled_epoch(values: Sequence[float], tolerance: float = 0.1) -> int:
-    """The first epoch from which a curve stays near its end.
-
-    Args:
-        values: One per epoch.
-        tolerance: How near: a share of the curve's range, around the mean of the last epochs.
+def settled_epoch(values: Sequence[float]) -> int:
+    """The first epoch from which a curve, one value per epoch, stays near its end.
 
     Example:
         >>> settled_epoch([5.0, 3.0, 1.0, 1.1, 1.0, 1.0, 1.0, 1.0])
         2
     """
     curve = np.asarray(values)
-    far = np.abs(curve - curve[-LAST:].mean()) > tolerance * np.ptp(curve)
+    far = np.abs(curve - curve[-LAST:].mean()) > NEAR * np.ptp(curve)
     return int(np.flatnonzero(far)[-1]) + 1 if far.any() else 0
 
 

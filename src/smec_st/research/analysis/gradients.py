@@ -10,6 +10,7 @@ two-term reading of a stage the layer would have both losses, and SMRL's curve w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from smec_st.evaluation.report import new_figure
 from smec_st.research.analysis.layer import LOSSES, LayerTraining, train_layer
 from smec_st.research.analysis.record import training_data, write_analysis
 from smec_st.research.baselines import TrainingData
+from smec_st.training.callbacks import GradientMeter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,41 +50,28 @@ class BlockMeter:
     """Running statistics of gradients, per block of rows.
 
     Magnitude is the mean length of a row's gradient over rows and steps: a row holds the weights ``w_i`` of one output
-    dimension. Variance is that of each weight's gradient over the steps, mean over the block's weights.
+    dimension. Variance is that of :class:`~smec_st.training.callbacks.GradientMeter`; 0 of a single step.
 
     Args:
-        blocks: Rows of each block.
+        edges: Where blocks begin, and the last one ends.
     """
 
-    def __init__(self, blocks: Sequence[slice]) -> None:
-        self._blocks = blocks
-        self._start()
-
-    def _start(self) -> None:
-        self._steps = 0
-        self._length: Tensor | float = 0.0
-        self._total: Tensor | float = 0.0
-        self._squares: Tensor | float = 0.0
+    def __init__(self, edges: Sequence[int]) -> None:
+        self._edges = edges
+        self._lengths: list[Tensor] = []
+        self._variance = GradientMeter()
 
     def add(self, gradient: Tensor) -> None:
         """Count one step's gradient, ``(N, D)``."""
         gradient = gradient.double()
-        self._steps += 1
-        self._length = self._length + gradient.norm(dim=1)
-        self._total = self._total + gradient
-        self._squares = self._squares + gradient.square()
+        self._lengths.append(gradient.norm(dim=1))
+        self._variance.add(gradient)
 
     def take(self) -> dict[str, list[float]]:
         """Magnitude and variance of each block since the last call; at least one step must have been counted."""
-        length, mean, square = (
-            torch.as_tensor(value) / self._steps for value in (self._length, self._total, self._squares)
-        )
-        variance = (square - mean.square()).clamp_min(0)
-        self._start()
-        return {
-            "magnitude": [float(length[block].mean()) for block in self._blocks],
-            "variance": [float(variance[block].mean()) for block in self._blocks],
-        }
+        length, self._lengths = torch.stack(self._lengths).mean(dim=0), []
+        magnitude = [float(length[first:last].mean()) for first, last in pairwise(self._edges)]
+        return {"magnitude": magnitude, "variance": self._variance.take(self._edges) or [0.0] * len(magnitude)}
 
 
 def measure(
@@ -90,7 +79,7 @@ def measure(
 ) -> list[dict[str, list[float]]]:
     """Train a layer ``D -> 2 half``, from the identity, on the losses at ``dims``; one reading per epoch."""
     weight = nn.Parameter(torch.eye(2 * half, data.table.width))
-    meter = BlockMeter((slice(0, half), slice(half, 2 * half)))
+    meter = BlockMeter((0, half, 2 * half))
     epochs = train_layer(weight, data, dims, training, on_gradient=meter.add)
     return [meter.take() for _ in epochs]
 

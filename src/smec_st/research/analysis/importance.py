@@ -7,21 +7,26 @@ from the name (:mod:`.ware`). Note that 256 / 1536 = 16.7 %, so 17.4 % is what a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from smec_st.data import Collection, DataError, unit_rows
 from smec_st.evaluation.metrics import evaluate_retrieval
 from smec_st.evaluation.report import new_figure
 from smec_st.fitting.config import METHODS, FitConfig
+from smec_st.fitting.recipe import fit_stages
+from smec_st.functional import leftover_axes
 from smec_st.research.analysis.record import training_data, write_analysis
 from smec_st.research.analysis.ware import chance_deviation, leverage, most_important, similar_and_random_pairs, ware
 from smec_st.research.baselines import TrainingData
 from smec_st.research.compare.scoring import test_split
-from smec_st.stages import check_dims, default_dims
+from smec_st.stages import Stage, check_dims, default_dims
+from smec_st.training.moments import corpus_moments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,11 +42,6 @@ Directions = Mapping[int, np.ndarray]
 
 def untrained_directions(data: TrainingData, dims: Sequence[int], importance: np.ndarray) -> dict[str, Directions]:
     """Rows that truncation, uncentred PCA and the coordinates of greatest importance or variance keep at each size."""
-    import torch
-
-    from smec_st.functional import leftover_axes
-    from smec_st.training.moments import corpus_moments
-
     one = np.eye(data.table.width)
     axes = leftover_axes(corpus_moments(data.table)[1], torch.zeros(0, data.table.width), max(dims)).numpy()
     by_variance = np.argsort(-data.corpus.var(axis=0, dtype=np.float64), kind="stable")
@@ -58,11 +58,6 @@ def selected_alone(data: TrainingData, dims: Sequence[int], config: FitConfig) -
 
     One ``select`` stage per size on an identity map; loss and memory are those of ``config``.
     """
-    import dataclasses
-
-    from smec_st.fitting.recipe import fit_stages
-    from smec_st.stages import Stage
-
     width = data.table.width
     config = dataclasses.replace(config, selection_steps=config.steps)
     chosen = {}
@@ -83,10 +78,6 @@ def selected_jointly(data: TrainingData, dims: Sequence[int], config: FitConfig)
     Raises:
         DataError: If layers are not linear, as no span of input coordinates belongs to such a map.
     """
-    import dataclasses
-
-    from smec_st.fitting.recipe import fit_stages
-
     if config.hidden_dim:
         raise DataError(f"importance is for linear layers; leave out `hidden_dim`, which is {config.hidden_dim}.")
     fitted = fit_stages(data.table, data.train, dataclasses.replace(config, dims=tuple(dims)))
@@ -143,8 +134,6 @@ def run(
     Returns:
         What the JSON file holds.
     """
-    import torch
-
     given = {**METHODS["smec-published"], **(settings or {})}
     data = training_data(collection)
     split = test_split(collection)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smec_st.data import Collection, VectorTable
 from smec_st.evaluation.report import save_figure
+from smec_st.fitting.config import HELD_OUT
 from smec_st.research.baselines import TrainingData
-from smec_st.system.files import write_text
+from smec_st.system.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VERSIONS = ("smec-st", "sentence-transformers", "torch", "numpy", "scipy")
-HELD_OUT_SHARE = 0.1
 
 
 def training_data(collection: Collection) -> TrainingData:
@@ -30,7 +29,7 @@ def training_data(collection: Collection) -> TrainingData:
     queries = train.query_rows
     dev = collection.qrels.get("dev")
     if dev is None:
-        train, dev = train.split(HELD_OUT_SHARE, seed=0)
+        train, dev = train.split(HELD_OUT, seed=0)
     table = VectorTable(collection.corpus, collection.queries, collection.own_document)
     return TrainingData(table, train, dev, queries)
 
@@ -64,6 +63,6 @@ def write_analysis(
         **findings,
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    write_json(out / f"{name}.json", result, indent=1)
     save_figure(figure, out / f"{name}.png")
     return result

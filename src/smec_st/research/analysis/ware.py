@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from smec_st.evaluation.metrics import exact_search, leave_out
+from smec_st.evaluation.metrics import search_others
 from smec_st.research.baselines import TrainingData
 
 
@@ -88,8 +88,7 @@ def similar_and_random_pairs(data: TrainingData, documents: int, neighbors: int,
     anchors = np.concatenate([table.query_ids(data.queries), rng.permutation(size)[:documents]])
     own = table.own(torch.from_numpy(anchors)).numpy()
     neighbors = min(neighbors, size - 1)
-    ranked, _ = exact_search(data.corpus, table[torch.from_numpy(anchors)].numpy(), neighbors + 1)
-    near = leave_out(ranked, own)[:, :neighbors]
+    near = search_others(data.corpus, table[torch.from_numpy(anchors)].numpy(), neighbors, own)
     drawn = rng.integers(0, size - 1, near.shape)
     drawn += (drawn >= own[:, None]) & (own >= 0)[:, None]
     partners = np.concatenate([near, drawn], axis=1)

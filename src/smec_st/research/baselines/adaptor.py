@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from smec_st.data import unit_rows
 from smec_st.functional import NEVER, rank_loss, unit
-from smec_st.research.baselines.interface import FloatEncoder, prefix_encoder
 
 
 class Adaptor(nn.Module):
@@ -47,10 +46,6 @@ class Adaptor(nn.Module):
             for start in range(0, len(vectors), chunk)
         ]
         return torch.cat(parts).numpy() if parts else np.empty((0, vectors.shape[1]), dtype=np.float32)
-
-    def encoder(self, dims: Sequence[int]) -> FloatEncoder:
-        """Return an encoder whose sizes are prefixes of the adapted vectors."""
-        return prefix_encoder(self.map, dims)
 
 
 def similarities(rows: Tensor, columns: Tensor, dims: Sequence[int]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -49,8 +49,6 @@ class AdaWidth:
 
     Args:
         reflections: Number of reflections ``F``; even, because they start as pairs that cancel out.
-        start: Axes that are applied before the reflections: ``identity`` (the prefixes start as truncation) or
-            ``principal`` (uncentred PCA).
         score: Weight of score preservation.
         geometry: Weight of geometry preservation.
         tau: Temperature of the contrastive term and of score preservation.
@@ -62,7 +60,6 @@ class AdaWidth:
     """
 
     reflections: int = 8
-    start: Literal["identity", "principal"] = "principal"
     score: float = 1.0
     geometry: float = 1.0
     tau: float = 0.1
@@ -83,9 +80,7 @@ class AdaWidth:
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
         """See :class:`~smec_st.research.baselines.Method`."""
         table, width = data.table, data.table.width
-        axes = torch.eye(width)
-        if self.start == "principal":
-            axes = torch.from_numpy(principal_axes(data.corpus))
+        axes = torch.from_numpy(principal_axes(data.corpus))  # prefixes start as uncentred PCA
         half = np.random.default_rng(seed).standard_normal((self.reflections // 2, width)).astype(np.float32)
         vectors = nn.Parameter(unit(torch.from_numpy(half)).repeat_interleave(2, dim=0))
         pools = (
@@ -94,7 +89,7 @@ class AdaWidth:
             else Pools(data, self.batch_size, self.pool, seed, "AdaWidth")
         )
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             pool = pools.next()
             queries, documents = (
                 householder(table[rows] @ axes.T, vectors) for rows in (pool.query_rows, pool.document_rows)
@@ -117,15 +112,7 @@ class AdaWidth:
         return prefix_encoder(mapping, dims)
 
     def _loss(self, queries: Tensor, documents: Tensor, grades: Tensor, excluded: Tensor, dim: int) -> Tensor:
-        """Add up the three terms at one width.
-
-        Args:
-            queries: Rotated queries at full width, unit norm, ``(B, D)``.
-            documents: Rotated documents at full width, unit norm, ``(C, D)``.
-            grades: Relevance grades, ``(B, C)``.
-            excluded: True where a document is the query itself and must be ignored, ``(B, C)``.
-            dim: The width.
-        """
+        """Add up the three terms at one width, of rotated rows at full width, ``(B, D)`` and ``(C, D)``."""
         narrow = unit(documents[:, :dim])
         similarity = unit(queries[:, :dim]) @ narrow.T
         others = ~torch.eye(len(narrow), dtype=torch.bool)

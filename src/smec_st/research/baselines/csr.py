@@ -80,7 +80,7 @@ class CSR:
             else Pools(data, self.batch_size, self.batch_size, seed, "CSR")
         )
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             pool = pools.next()
             rows = (pool.query_rows, pool.document_rows)
             sides = [{"sentence_embedding": scaled(data.table[side])} for side in rows]

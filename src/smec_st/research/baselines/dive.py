@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from smec_st.functional import NEVER, unit
 from smec_st.research.baselines.adaptor import Adaptor, similarities
-from smec_st.research.baselines.interface import FloatEncoder, TrainingData
+from smec_st.research.baselines.interface import FloatEncoder, TrainingData, prefix_encoder
 from smec_st.research.baselines.training import Pools, prefix_score, train
 
 
@@ -68,7 +68,7 @@ class DIVE:
             heads = nn.ModuleList(nn.Linear(width, self.view_dim) for _ in range(self.views))
         pools = Pools(data, self.batch_size, self.pool, seed, "DIVE")
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             pool = pools.next()
             queries, documents = adaptor(table[pool.query_rows]), adaptor(table[pool.document_rows])
             excluded = (pool.grades > 0) | pool.excluded
@@ -90,7 +90,7 @@ class DIVE:
             weight_decay=self.weight_decay,
             cosine=True,
         )
-        return adaptor.encoder(dims)
+        return prefix_encoder(adaptor.map, dims)
 
 
 def hinge_triplet_loss(similarity: Tensor, positive: Tensor, excluded: Tensor, margin: float) -> Tensor:

@@ -57,15 +57,12 @@ class Encoder(Protocol):
     @property
     def sizes(self) -> tuple[Size, ...]:
         """The sizes it can be scored at, in descending order of bytes."""
-        ...
 
     def documents(self, vectors: np.ndarray, size: Size) -> np.ndarray:
         """Encode documents, and decode them if they are stored quantised. ``(n, D) -> (n, w)`` float32."""
-        ...
 
     def queries(self, vectors: np.ndarray, size: Size) -> np.ndarray:
         """Encode queries to the same width as the documents. ``(n, D) -> (n, w)`` float32."""
-        ...
 
 
 class Method(Protocol):
@@ -74,21 +71,17 @@ class Method(Protocol):
     @property
     def is_random(self) -> bool:
         """Whether the seed changes the result; if not, one fit stands for all seeds."""
-        ...
 
     @property
     def needs_labels(self) -> bool:
         """Whether it cannot be fitted without judgements."""
-        ...
 
     @property
     def uses_labels(self) -> bool:
         """Whether it learns from judgements when there are some."""
-        ...
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> Encoder:
         """Fit an encoder for these sizes (float methods) or for the method's own sizes in bytes (quantisers)."""
-        ...
 
 
 @dataclass(frozen=True)

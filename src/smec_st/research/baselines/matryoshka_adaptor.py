@@ -13,7 +13,7 @@ from torch import Tensor
 from smec_st.data import VectorTable
 from smec_st.functional import alignment_l1, reconstruction_l1
 from smec_st.research.baselines.adaptor import Adaptor, prefix_rank_loss, similarities
-from smec_st.research.baselines.interface import FloatEncoder, TrainingData
+from smec_st.research.baselines.interface import FloatEncoder, TrainingData, prefix_encoder
 from smec_st.research.baselines.training import Batches, Pools, prefix_score, train
 
 
@@ -26,11 +26,11 @@ class MatryoshkaAdaptor:
     are means, because with the printed sums ``L_pair`` dwarfs the other terms.
 
     Published (Table 5): batch 128, Adam with learning rate 1e-3, at most 5,000 iterations, patience 500, all weights
-    1. Not printed, and taken from public re-implementations: one hidden layer, ``k = 10``. The criterion of early
-    stopping is not printed either: here it is held-out nDCG@10 in the supervised stage, and Eq. (4) on a tenth of the
-    corpus in the unsupervised one. The neighbours of Eq. (2) are searched among the documents of the step, as the
-    paper searches its corpus batch. Collections of a few thousand documents need fewer steps: on SciFact's dev queries
-    1,000 unsupervised steps were better than 2,500 at every size.
+    1. Not printed, and taken from public re-implementations: one hidden layer as wide as the vectors, ``k = 10``. The
+    criterion of early stopping is not printed either: here it is held-out nDCG@10 in the supervised stage, and Eq. (4)
+    on a tenth of the corpus in the unsupervised one. The neighbours of Eq. (2) are searched among the documents of the
+    step, as the paper searches its corpus batch. Collections of a few thousand documents need fewer steps: on
+    SciFact's dev queries 1,000 unsupervised steps were better than 2,500 at every size.
 
     Args:
         supervised: Add the second stage.
@@ -43,7 +43,6 @@ class MatryoshkaAdaptor:
         learning_rate: Learning rate of Adam.
         steps: Maximum number of steps per stage (published: 5,000).
         patience: Steps without improvement before early stopping, per stage.
-        hidden: Width of the hidden layer; None for the width of the vectors.
     """
 
     supervised: bool = True
@@ -56,27 +55,23 @@ class MatryoshkaAdaptor:
     learning_rate: float = 1e-3
     steps: int = 1000
     patience: int = 500
-    hidden: int | None = None
 
     is_random: ClassVar[bool] = True
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the second stage, which needs judgements, is run."""
+        """Whether the second stage, which needs judgements and learns from them, is run."""
         return self.supervised
 
-    @property
-    def uses_labels(self) -> bool:
-        """Whether the second stage, which learns from judgements, is run."""
-        return self.supervised
+    uses_labels = needs_labels
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
         """See :class:`~smec_st.research.baselines.Method`."""
-        adaptor = Adaptor(data.table.width, self.hidden or data.table.width, seed=seed)
+        adaptor = Adaptor(data.table.width, data.table.width, seed=seed)
         self._fit_unsupervised(adaptor, data.table, dims, seed)
         if self.supervised:
             self._fit_supervised(adaptor, data, dims, seed)
-        return adaptor.encoder(dims)
+        return prefix_encoder(adaptor.map, dims)
 
     def _fit_unsupervised(self, adaptor: Adaptor, table: VectorTable, dims: Sequence[int], seed: int) -> None:
         order = np.random.default_rng(seed).permutation(table.corpus_size)
@@ -84,7 +79,7 @@ class MatryoshkaAdaptor:
         rows = order[len(order) // 10 :]
         batches = Batches(len(rows), self.batch_size + self.pool, seed)
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             documents = table[torch.from_numpy(rows[batches.next()])]
             return self._unsupervised(adaptor, documents, self.batch_size, dims)
 
@@ -105,7 +100,7 @@ class MatryoshkaAdaptor:
         table = data.table
         pools = Pools(data, self.batch_size, self.pool, seed, "the supervised Matryoshka-Adaptor")
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             pool = pools.next()
             queries, documents = table[pool.query_rows], table[pool.document_rows]
             mapped_queries, mapped_documents = adaptor(queries), adaptor(documents)

@@ -66,7 +66,7 @@ class MRL:
         pairs, grades = self._pairs(data.train, table.corpus_size, seed)
         batches = Batches(len(pairs), self.batch_size, seed)
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             rows = batches.next()
             if self.loss == "infonce":  # a document that is relevant to two queries would be its own negative
                 rows = rows[np.unique(pairs[rows, 1], return_index=True)[1]]

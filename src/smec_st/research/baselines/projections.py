@@ -76,14 +76,7 @@ class VarianceSorted:
 
 @dataclass(frozen=True)
 class RandomProjection:
-    """Random directions (Johnson and Lindenstrauss, 1984): one matrix per seed; a size uses its first rows.
-
-    Args:
-        orthonormal: Make the directions orthonormal, so that full width keeps all inner products. Otherwise their
-            entries are independent Gaussians, as is usual.
-    """
-
-    orthonormal: bool = False
+    """Gaussian directions (Johnson and Lindenstrauss, 1984): one matrix per seed; a size uses its first rows."""
 
     is_random: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
@@ -92,8 +85,6 @@ class RandomProjection:
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> FloatEncoder:
         """See :class:`~smec_st.research.baselines.Method`."""
         directions = np.random.default_rng(seed).standard_normal((max(dims), data.table.width))
-        if self.orthonormal:
-            directions = np.linalg.qr(directions.T)[0].T
         rows = directions.astype(np.float32)
         return FloatEncoder(lambda vectors, dim: unit_rows(unit_rows(vectors) @ rows[:dim].T), tuple(dims))
 

@@ -89,32 +89,17 @@ class Int8:
 
 @dataclass(frozen=True)
 class Binary:
-    """One bit per dimension, its sign; documents are decoded to +1 and -1.
+    """One bit per dimension, its sign; documents are decoded to +1 and -1."""
 
-    Args:
-        rotation: Apply a random rotation first, which spreads the variance evenly over the dimensions.
-    """
-
-    rotation: bool = False
-
+    is_random: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     uses_labels: ClassVar[bool] = False
-
-    @property
-    def is_random(self) -> bool:
-        """Whether a random rotation is applied."""
-        return self.rotation
 
     def fit(self, data: TrainingData, dims: Sequence[int], seed: int = 0) -> CodeEncoder:
         """See :class:`~smec_st.research.baselines.Method`."""
         width = data.table.width
-        rotate: Rows = _identity
-        if self.rotation:
-            square = np.random.default_rng(seed).standard_normal((width, width))
-            axes = np.linalg.qr(square)[0].astype(np.float32)
-            rotate = lambda rows: rows @ axes  # noqa: E731
         size = Size(width, -(-width // 8))
-        return CodeEncoder({size: Codec(lambda rows: np.where(rotate(rows) > 0, 1.0, -1.0), queries=rotate)})
+        return CodeEncoder({size: Codec(lambda rows: np.where(rows > 0, 1.0, -1.0), queries=_identity)})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smec_st.functional import reconstruction_l1
 from smec_st.research.baselines.adaptor import Adaptor, prefix_rank_loss
-from smec_st.research.baselines.interface import FloatEncoder, TrainingData
+from smec_st.research.baselines.interface import FloatEncoder, TrainingData, prefix_encoder
 from smec_st.research.baselines.training import DevScore, Pools, dev_score, train
 
 
@@ -25,8 +25,9 @@ class SearchAdaptor:
 
     Published, from secondary sources: Adam with learning rate 1e-3, batch 128, at most 2,000 iterations, patience 125,
     ten negatives per relevant document, ``alpha`` and ``beta`` chosen on validation queries. Depth, width and
-    activation are not printed. The validation score is the mean nDCG@10 of held-out queries over the sizes, as for
-    every method here; without held-out queries the first value of each list is used.
+    activation are not printed; here a hidden layer is as wide as the vectors. The validation score is the mean nDCG@10
+    of held-out queries over the sizes, as for every method here; without held-out queries the first value of each list
+    is used.
 
     Args:
         alphas: Weights of ``L_rec`` to choose from.
@@ -36,7 +37,6 @@ class SearchAdaptor:
         learning_rate: Learning rate of Adam.
         steps: Maximum number of steps.
         patience: Steps without improvement before early stopping.
-        hidden: Width of the hidden layer; None for the width of the vectors.
     """
 
     alphas: tuple[float, ...] = (0.0, 0.1, 1.0)
@@ -46,7 +46,6 @@ class SearchAdaptor:
     learning_rate: float = 1e-3
     steps: int = 2000
     patience: int = 125
-    hidden: int | None = None
 
     is_random: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
@@ -56,21 +55,21 @@ class SearchAdaptor:
         """See :class:`~smec_st.research.baselines.Method`."""
         held_out = dev_score(data, dims)
         if held_out is None:
-            return self._fit(data, self.alphas[0], self.betas[0], None, seed).encoder(dims)
+            return prefix_encoder(self._fit(data, self.alphas[0], self.betas[0], None, seed).map, dims)
         grid = itertools.product(self.alphas, self.betas)
         adaptors = [self._fit(data, alpha, beta, held_out, seed) for alpha, beta in grid]
-        return max(adaptors, key=lambda adaptor: held_out.of_prefixes(adaptor.map)).encoder(dims)
+        best = max(adaptors, key=lambda adaptor: held_out.of_prefixes(adaptor.map))
+        return prefix_encoder(best.map, dims)
 
     def _fit(self, data: TrainingData, alpha: float, beta: float, held_out: DevScore | None, seed: int) -> Adaptor:
         table, width = data.table, data.table.width
-        hidden = self.hidden or width
-        adaptor = Adaptor(width, hidden, seed=seed)
+        adaptor = Adaptor(width, width, seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            predictor = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            predictor = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         pools = Pools(data, self.batch_size, self.negatives * self.batch_size, seed, "Search-Adaptor")
 
-        def step(_: int) -> Tensor:
+        def step() -> Tensor:
             pool = pools.next()
             queries, documents = table[pool.query_rows], table[pool.document_rows]
             mapped_queries, mapped_documents = adaptor(queries), adaptor(documents)

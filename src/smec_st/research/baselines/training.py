@@ -15,12 +15,14 @@ from smec_st.evaluation.untrained import Transform
 from smec_st.losses.relevance import Relevance
 from smec_st.research.baselines.interface import TrainingData
 
+MOST_QUERIES = 300  # held out, that a score is computed on; sampled once
+
 Mapping = Callable[[np.ndarray], np.ndarray]
 
 
 def train(
     parameters: Iterable[nn.Parameter],
-    step: Callable[[int], Tensor],
+    step: Callable[[], Tensor],
     score: Callable[[], float] | None,
     *,
     steps: int,
@@ -34,7 +36,7 @@ def train(
 
     Args:
         parameters: The parameters to train.
-        step: Maps the number of the step to its loss.
+        step: Computes the loss of the next step.
         score: Quality of the current weights, higher is better; None to run all steps and keep the last weights.
         steps: Maximum number of steps.
         learning_rate: Learning rate of Adam; AdamW when ``weight_decay`` is above 0.
@@ -55,7 +57,7 @@ def train(
     best, best_weights, best_step = -np.inf if score is None else score(), _copy(parameters), 0
     done = 0
     while done < steps:
-        loss = step(done)
+        loss = step()
         if not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at step {done}; lower `learning_rate`.")
         optimizer.zero_grad()
@@ -87,23 +89,14 @@ class DevScore:
     Args:
         data: Training data whose ``dev`` is not None.
         dims: Sizes.
-        max_queries: Maximum number of queries, sampled once.
         max_corpus: Maximum number of documents that are sampled, once, in addition to the relevant ones.
-        seed: Random seed of both samples.
     """
 
-    def __init__(
-        self,
-        data: TrainingData,
-        dims: Sequence[int],
-        max_queries: int = 300,
-        max_corpus: int = 5000,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, data: TrainingData, dims: Sequence[int], max_corpus: int = 5000) -> None:
         if data.dev is None:
             raise ValueError("`data.dev` must hold judgements to compute a score, got None.")
-        rng = np.random.default_rng(seed)
-        dev = data.dev.of_queries(rng.permutation(data.dev.query_rows)[:max_queries])
+        rng = np.random.default_rng(0)
+        dev = data.dev.of_queries(rng.permutation(data.dev.query_rows)[:MOST_QUERIES])
         table = data.table
         query_ids = torch.from_numpy(table.query_ids(dev.query_rows))
         own = table.own(query_ids).numpy()

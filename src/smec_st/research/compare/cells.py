@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,8 @@ from typing import Any, cast
 import numpy as np
 
 from smec_st import __version__
-from smec_st.data import Collection, load_collection, read_safetensors
+from smec_st.data import Collection, load_collection
+from smec_st.data.safetensors import read_safetensors, write_safetensors
 from smec_st.evaluation.metrics import PerQuery
 from smec_st.research.baselines import Method, Size
 from smec_st.system.files import write_text
@@ -119,8 +119,6 @@ class Result:
 
     def save(self, cell: Cell, out: Path) -> None:
         """Write both files with crash-safe renames, the JSON file last."""
-        from safetensors.numpy import save_file
-
         path = cell.path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -128,9 +126,7 @@ class Result:
             for scores in self.sizes
             for metric, values in scores.values.items()
         }
-        partial = path.with_suffix(".safetensors.partial")
-        save_file(tensors, partial)
-        os.replace(partial, path.with_suffix(".safetensors"))
+        write_safetensors(path.with_suffix(".safetensors"), tensors)
         record = {
             "collection": cell.collection,
             "method": cell.name,

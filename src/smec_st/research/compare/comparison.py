@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +184,10 @@ def write_comparison(comparison: Comparison, record: Mapping[str, Any], out: Pat
     write_csv(rows, out / "report.csv")
     report = markdown_report(rows, comparison.lossless, comparison.failed, reference)
     write_text(out / "report.md", report)
-    write_object(out / "lossless.json", [entry.to_dict() for entry in comparison.lossless])
+    write_object(out / "lossless.json", list(map(asdict, comparison.lossless)))
     proxies = {
-        "correlations": [entry.to_dict() for entry in comparison.correlations],
-        "recommended": [entry.to_dict() for entry in comparison.recommended],
+        "correlations": list(map(asdict, comparison.correlations)),
+        "recommended": list(map(asdict, comparison.recommended)),
     }
     write_object(out / "proxy.json", proxies)
     write_object(out / "run.json", dict(record))

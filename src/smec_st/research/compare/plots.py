@@ -27,40 +27,39 @@ TIMES_SMALLER = "times smaller than the original"
 def plot_by_size(rows: Sequence[Row], path: Path, reference: str) -> None:
     """Plot quality against dimensions, for methods that store float32; with several collections, their mean."""
     float32 = [row for row in rows if row.is_float32]
-    if len(_collections(rows)) == 1:
-        _plot_one(float32, _methods(rows), path, reference, lambda row: row.dim, "numbers per vector (4 bytes each)")
-    else:
-        _plot_mean(float32, _methods(rows), path, reference)
+    _plot(float32, _methods(rows), path, reference, lambda row: row.dim, "numbers per vector (4 bytes each)")
 
 
 def plot_by_bytes(rows: Sequence[Row], path: Path, reference: str) -> None:
     """Plot quality against bytes per vector, quantisers included; with several collections, their mean."""
-    if len(_collections(rows)) == 1:
-        _plot_one(rows, _methods(rows), path, reference, lambda row: row.bytes_per_vector, BYTES)
-    else:
-        _plot_mean(rows, _methods(rows), path, reference)
+    _plot(rows, _methods(rows), path, reference, lambda row: row.bytes_per_vector, BYTES)
 
 
-def _plot_one(
+def _plot(
     rows: Sequence[Row], methods: Sequence[str], path: Path, reference: str, x: Callable[[Row], float], label: str
 ) -> None:
-    figure, axes = _wide_figure()
+    collections = _collections(rows)
+    quality, title = label_of(METRIC), collections[0]
+    if len(collections) > 1:
+        rows, x, label = _means(rows), lambda row: float(row.extra["ratio"]), TIMES_SMALLER
+        quality, title = f"share of the original's {quality}", f"mean over {', '.join(collections)}"
+    figure = new_figure(9.5, 5.6)
+    axes = figure.subplots()
     draw_lines(axes, rows, x, _quality, {reference}, methods)
     label_sizes(axes, label)
-    axes.set_ylabel(label_of(METRIC))
-    axes.set_title(_collections(rows)[0])
+    axes.set_ylabel(quality)
+    axes.set_title(title)
     _legend_outside(figure, [axes])
     save_figure(figure, path)
 
 
-def _plot_mean(rows: Sequence[Row], methods: Sequence[str], path: Path, reference: str) -> None:
-    """Plot the mean share of the original's quality, at ratios that a method has on every collection."""
-    collections = _collections(rows)
+def _means(rows: Sequence[Row]) -> list[Row]:
+    """Average the share of the original's quality, at ratios that a method has on every collection."""
     width = {row.collection: row.bytes_per_vector for row in rows if row.method == "original"}
     shares: dict[tuple[str, float], list[float]] = {}
     for row, share in [*share_kept(rows), *((row, 1.0) for row in rows if row.method == "original")]:
         shares.setdefault((row.method, width[row.collection] / row.bytes_per_vector), []).append(share)
-    means = [
+    return [
         Row(
             method=method,
             dim=1,
@@ -69,15 +68,8 @@ def _plot_mean(rows: Sequence[Row], methods: Sequence[str], path: Path, referenc
             extra={"ratio": ratio},
         )
         for (method, ratio), values in shares.items()
-        if len(values) == len(collections)
+        if len(values) == len(width)
     ]
-    figure, axes = _wide_figure()
-    draw_lines(axes, means, lambda row: float(row.extra["ratio"]), _quality, {reference}, methods)
-    label_sizes(axes, TIMES_SMALLER)
-    axes.set_ylabel(f"share of the original's {label_of(METRIC)}")
-    axes.set_title(f"mean over {', '.join(collections)}")
-    _legend_outside(figure, [axes])
-    save_figure(figure, path)
 
 
 def plot_small_multiples(rows: Sequence[Row], path: Path, reference: str) -> None:
@@ -140,11 +132,6 @@ def _collections(rows: Sequence[Row]) -> list[str]:
 
 def _methods(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.method for row in rows))
-
-
-def _wide_figure() -> tuple[Figure, Axes]:
-    figure = new_figure(9.5, 5.6)
-    return figure, figure.subplots()
 
 
 def _legend_outside(figure: Figure, panels: Sequence[Axes]) -> None:

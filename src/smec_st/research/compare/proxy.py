@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -36,10 +36,6 @@ class Correlation:
     spearman: float | None
     pearson: float | None
     points: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        return asdict(self)
 
 
 def share_kept(rows: Sequence[Row]) -> list[tuple[Row, float]]:
@@ -151,10 +147,6 @@ class Recommendation:
     collection: str
     method: str
     dim: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        return asdict(self)
 
 
 def recommendations(rows: Sequence[Row]) -> list[Recommendation]:

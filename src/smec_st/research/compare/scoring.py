@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from smec_st.data import Collection, DataError, Qrels, unit_rows
-from smec_st.evaluation.metrics import PerQuery, exact_search, leave_out, neighbour_overlap, score_rankings
+from smec_st.evaluation.metrics import PerQuery, neighbour_overlap, score_rankings, search_others
 from smec_st.evaluation.sweep import METRICS
 from smec_st.research.baselines import Encoder, Size
 
@@ -15,7 +15,7 @@ OVERLAP = "overlap@10"
 DISTANCES = ("topk_distance", "pair_distance", "document_overlap@10")
 
 DEPTH, NEIGHBORS = 100, 10
-SAMPLE = 1000
+SAMPLED_DOCUMENTS = 1000
 
 
 def test_split(collection: Collection) -> str:
@@ -60,13 +60,13 @@ class Yardstick:
         own = collection.own_document[rows]
         corpus, queries = unit_rows(collection.corpus), unit_rows(collection.queries[rows])
         rng = np.random.default_rng(0)  # all methods and seeds share one sample
-        sample = np.sort(rng.permutation(len(corpus))[:SAMPLE])
+        sample = np.sort(rng.permutation(len(corpus))[:SAMPLED_DOCUMENTS])
         return cls(
             corpus=corpus,
             queries=queries,
             qrels=judged.renumbered(),
             own=own,
-            nearest=_search(corpus, queries, NEIGHBORS, own),
+            nearest=search_others(corpus, queries, NEIGHBORS, own),
             sample=sample,
             neighbors=_neighbors(corpus, corpus[sample], sample),
             partners=(sample[:, None] + rng.integers(1, len(corpus), (len(sample), NEIGHBORS))) % len(corpus),
@@ -83,7 +83,7 @@ class Yardstick:
         """
         documents = encoder.documents(self.corpus, size)
         queries, sampled = (encoder.queries(rows, size) for rows in (self.queries, self.corpus[self.sample]))
-        ranked = _search(documents, queries, DEPTH, self.own)
+        ranked = search_others(documents, queries, DEPTH, self.own)
         scores = score_rankings((np.arange(len(queries)), ranked), self.qrels, METRICS)
         found = _neighbors(documents, sampled, self.sample)
         documents, sampled = unit_rows(documents), unit_rows(sampled)
@@ -100,11 +100,6 @@ class Yardstick:
         return float(np.abs(before - after).mean())
 
 
-def _search(corpus: np.ndarray, queries: np.ndarray, k: int, own: np.ndarray) -> np.ndarray:
-    """Return the ``k`` documents of highest inner product except a query's own, ``(Q, k)``, padded with -1."""
-    return leave_out(exact_search(corpus, queries, k + 1)[0], own)[:, :k]
-
-
 def _neighbors(corpus: np.ndarray, sampled: np.ndarray, sample: np.ndarray) -> np.ndarray:
     """Return the ten other documents nearest to each sampled one, ``(S, 10)``; fewer if the corpus is smaller."""
-    return _search(corpus, sampled, min(NEIGHBORS, len(corpus) - 1), sample)
+    return search_others(corpus, sampled, min(NEIGHBORS, len(corpus) - 1), sample)
