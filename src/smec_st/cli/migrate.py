@@ -50,10 +50,13 @@ def migrate(
         from smec_st.data import DataError
         from smec_st.stores import Job, Plan, estimate
         from smec_st.stores import migrate as rewrite
-    if not dry_run and in_place == (out is not None):
+        from smec_st.stores.migrate import check_in_place
+    if (in_place and out is not None) or not (in_place or out is not None or dry_run):
         raise DataError("say where to write: --out or --in-place; or estimate first with --dry-run.")
     plan = Plan(Job(str(compressor), store, column, dim, precision, bytes_, codes=codes, skip_bad=skip_bad), out)
     if dry_run:
+        if in_place:
+            check_in_place(plan.job)
         print_estimate(store, estimate(plan))
         return
     with row_progress() as report, listing_bad_rows():

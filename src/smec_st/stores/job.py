@@ -19,13 +19,13 @@ from typing import Any
 from smec_st.compressor import Compressor
 from smec_st.compressor.space import check_space, space_record
 from smec_st.data import DataError, VectorSource, open_vectors
-from smec_st.data.sources.columns import parquet_parts
+from smec_st.data.sources.columns import ColumnVectors, parquet_parts
 from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import LEFT_OUT, Places
 from smec_st.stores.files import FILE_FORMATS, join_shards
 from smec_st.stores.on_ray import shards_on_ray
 from smec_st.stores.shards import BATCH_ROWS, FORMATS, Cutter, InputHash, Output, Shard, write_shard
-from smec_st.system.errors import one_line, parse_json
+from smec_st.system.errors import one_line, parse_json, some, tell
 from smec_st.system.files import write_text
 from smec_st.system.locks import write_lock
 
@@ -165,6 +165,13 @@ def left_out_lists(out: Path) -> Path:
     return out.with_name(out.name + LEFT_OUT) if out.suffix in FILE_FORMATS else out / "left-out-*.jsonl"
 
 
+def tell_left_out(source: VectorSource) -> None:
+    """Say which columns of a source are not written with the compressed vectors."""
+    others = source.others if isinstance(source, ColumnVectors) else ()
+    if others:
+        tell(f"{source.name}: {some(others, 6)} will be left out of what is written.")
+
+
 def _description(job: Job, source: VectorSource, record: Mapping[str, Any]) -> dict[str, Any]:
     """Describe all that the shards of a job depend on."""
     first = next(source.batches(1), None)
@@ -193,6 +200,7 @@ def _description(job: Job, source: VectorSource, record: Mapping[str, Any]) -> d
 def into_folder(job: Job, out: Path, engine: str, progress: Progress | None) -> Manifest:
     """Compress a source into a folder of shards; see :func:`transform_files`."""
     source, compressor, head = job.open()
+    tell_left_out(source)
     record = space_record(compressor, head)
     description = _description(job, source, record)
     output = Output(out, description["format"], job.shard_rows, record, Places.of(source), job.skip_bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,20 +12,25 @@ import numpy as np
 
 from smec_st.compressor import Compressor
 from smec_st.compressor.space import space_record
-from smec_st.data import DataError
+from smec_st.data import DataError, VectorSource
 from smec_st.data.sources import INDEXES
+from smec_st.data.sources.columns import ColumnVectors
 from smec_st.data.sources.indexes import FaissVectors, MilvusVectors
+from smec_st.data.sources.tables import ArrayVectors
 from smec_st.evaluation.overlap import drawn, kept_neighbors, pool_for
 from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import LEFT_OUT, BadRow, Places, bad_rows_of, usable, write_left_out
 from smec_st.stores.check import distinct_sample
 from smec_st.stores.files import join_shards
-from smec_st.stores.job import Job, Progress, into_folder, is_parquet, left_out_lists, transform_files
+from smec_st.stores.job import Job, Progress, into_folder, left_out_lists, tell_left_out, transform_files
 from smec_st.stores.milvus import copy_collection, finish_copy
 from smec_st.stores.swap import finish_swap, swap
-from smec_st.system.errors import tell
+from smec_st.system.errors import some, tell
 from smec_st.system.files import write_json
 from smec_st.system.optional import load_optional
+
+#: Files that Spark, dask and file managers put beside parquet files; they hold no data of their own.
+MARKER = re.compile(r"_SUCCESS|_(common_)?metadata|_(started|committed)_\d+|\..+\.crc|\.DS_Store")
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def estimate(plan: Plan) -> Estimate:
     The sample is drawn as :func:`~smec_st.stores.check_drift` draws it. Nothing is written.
     """
     source, _, head = plan.job.open()
+    tell_left_out(source)
     bad: dict[int, BadRow] = {}
     count, places = 0, Places.of(source)
     for batch in source.batches():
@@ -88,7 +95,7 @@ def estimate(plan: Plan) -> Estimate:
 def migrate(plan: Plan, progress: Progress | None = None) -> str:
     """Rewrite a store. The old store is kept, or in place removed once the new one is complete.
 
-    Running an interrupted migration in place again finishes it.
+    Running an interrupted migration in place again finishes it. Of a link, the target is replaced.
 
     Files become a folder of shards (:func:`~smec_st.stores.transform_files`); in place, a ``.npy`` file becomes one
     ``.npy`` file and parquet a folder of parquet files. A FAISS index becomes a flat index with the same ids and
@@ -102,13 +109,15 @@ def migrate(plan: Plan, progress: Progress | None = None) -> str:
         Path or address of the new store.
 
     Raises:
-        DataError: If the store cannot be read, or cannot hold such codes.
+        DataError: If the store cannot be read, cannot hold such codes, or would lose something in place.
     """
-    if plan.out is None and plan.job.skip_bad:
-        raise DataError("rows that are left out would be lost where the store is replaced; write beside it.")
-    if plan.out is None and _finish_interrupted(plan.job):
-        return plan.job.source
+    if plan.out is None:
+        plan = replace(plan, job=replace(plan.job, source=_link_target(plan.job.source)))
+        if not plan.job.skip_bad and _finish_interrupted(plan.job):
+            return plan.job.source
     source, compressor, head = plan.job.open()
+    if plan.out is None:
+        _check_replaceable(plan.job, source)
     if isinstance(source, FaissVectors):
         return _migrate_faiss(plan, source, compressor, head)
     if isinstance(source, MilvusVectors):
@@ -126,6 +135,55 @@ def migrate(plan: Plan, progress: Progress | None = None) -> str:
     return _migrate_files_in_place(plan.job, progress)
 
 
+def check_in_place(job: Job) -> None:
+    """Check that a store can be replaced by its compressed vectors and ids without losing anything.
+
+    Raises:
+        DataError: If it holds more than these, or is of a kind that is not replaced.
+    """
+    job = replace(job, source=_link_target(job.source))
+    _check_replaceable(job, job.open()[0])
+
+
+def _check_replaceable(job: Job, source: VectorSource) -> None:
+    if job.skip_bad:
+        raise DataError("rows that are left out would be lost where the store is replaced; write beside it.")
+    if isinstance(source, FaissVectors | MilvusVectors):
+        return
+    store = Path(job.source)
+    is_npy = isinstance(source, ArrayVectors) and store.suffix == ".npy"
+    if not is_npy and not (isinstance(source, ColumnVectors) and source.parts):
+        raise DataError(f"{store} cannot be rewritten in place; name a folder to write beside it.")
+    others = _other_content(source, store)
+    if others:
+        raise DataError(
+            f"{store} also holds {some(others, 6)}, which would be lost in place; write a new store with --out."
+        )
+
+
+def _other_content(source: VectorSource, store: Path) -> list[str]:
+    """List the columns of a store, and the files of its folder, that hold something else than its vectors and ids."""
+    if not isinstance(source, ColumnVectors):
+        return []
+    read = {Path(file) for file, _ in source.parts}
+    files = (path for path in sorted(store.rglob("*")) if not path.is_dir() and path not in read)
+    return [*source.others, *(str(path.relative_to(store)) for path in files if not MARKER.fullmatch(path.name))]
+
+
+def _link_target(source: str) -> str:
+    """Return where a link leads, because a rename in its place would leave the store itself as it was.
+
+    Raises:
+        DataError: If the link has a record of its own, which would no longer be true.
+    """
+    path = Path(source)
+    if not path.is_symlink():
+        return source
+    if _record_of(path).exists():
+        raise DataError(f"{_record_of(path)} describes the link {path}; move it beside {path.resolve()}.")
+    return str(path.resolve())
+
+
 def _finish_interrupted(job: Job) -> bool:
     """Do the renames that an earlier run of the same migration left, and return whether that completed it."""
     uri, _, collection = job.source.rpartition("#")
@@ -141,8 +199,6 @@ def _finish_interrupted(job: Job) -> bool:
 def _migrate_files_in_place(job: Job, progress: Progress | None) -> str:
     store = Path(job.source)
     is_npy = store.suffix == ".npy"
-    if not is_npy and not is_parquet(job.source):
-        raise DataError(f"{store} cannot be rewritten in place; name a folder to write beside it.")
     work = store.with_name(f".{store.name}.migrating")
     manifest = into_folder(replace(job, kind="npy" if is_npy else "parquet"), work, "local", progress)
     space = manifest.job["space"]

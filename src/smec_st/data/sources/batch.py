@@ -98,11 +98,13 @@ def metadata_record(metadata: Mapping[str, str] | Mapping[bytes, bytes] | None) 
 
 
 def sidecar_record(path: Path) -> dict[str, Any]:
-    """Read the model's record from ``PATH.json``, for formats without metadata.
+    """Read the model's record from ``PATH.json``, for formats without metadata; of a link, also beside its target.
 
     A shard of ``smec-st transform`` has its record in the ``job.json`` of its folder. Empty if there is neither.
     """
     note = path.with_name(path.name + ".json")
+    if path.is_symlink() and not note.is_file():
+        return sidecar_record(path.resolve())
     is_shard = not note.is_file() and path.name.startswith("shard-")
     note = path.with_name("job.json") if is_shard else note
     if not note.is_file():

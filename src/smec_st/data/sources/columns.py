@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SAMPLE = 1000  # rows among which the first one that can be read tells the width
-SHARD = re.compile(r"(.*?)-?(\d{5})-of-(\d{5})")  # how Hugging Face names the parts of a split
+SHARD = re.compile(r"(.*?)-?(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?")  # how Hugging Face names the parts of a split
+#: What differs between the names of the parts of one table: numbers and hashes, such as those of Spark.
+COUNTER = re.compile(
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<![^\W_])[0-9a-f]{8,}(?![^\W_])|\d+", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class ColumnVectors:
         codes: What the stored numbers are; see :mod:`smec_st.data.codes`.
         read: Yields record batches for (column names, batch size, first row).
         parts: Path and number of rows of each file, in order.
+        others: Names of all other columns, which are not read.
     """
 
     name: str
@@ -49,6 +54,7 @@ class ColumnVectors:
     codes: str | None
     read: Callable[[list[str], int, int], Iterator[pa.RecordBatch]]
     parts: tuple[tuple[str, int], ...] = ()
+    others: tuple[str, ...] = ()
 
     def batches(self, size: int = 8192, start: int = 0) -> Iterator[Batch]:
         """See :class:`~smec_st.data.VectorSource`."""
@@ -80,16 +86,16 @@ class ColumnVectors:
 def open_parquet(path: Path, column: str | None = None, codes: str | None = None) -> ColumnVectors:
     """Open a ``.parquet`` file, or those of a folder and its subfolders in natural order (part 2 before part 10).
 
-    Parts may differ in the order and type of columns, as Spark, dask and Hugging Face write them. A folder of several
-    splits needs ``column`` as ``SPLIT`` or ``SPLIT/COLUMN``.
+    Parts may differ in the order and type of columns, as Spark, dask and Hugging Face write them. Their names are the
+    same apart from numbers and hashes. A folder of several splits needs ``column`` as ``SPLIT`` or ``SPLIT/COLUMN``.
     """
     pq = load_optional("pyarrow.parquet", "reading parquet")
     paths = [path]
     if path.is_dir():
         paths, column = _parts(path, column)
     with parquet_errors(path):
-        files = [pq.ParquetFile(part, memory_map=True) for part in paths]
-    files = [file for file in files if file.metadata.num_rows] or files[:1]
+        opened = [pq.ParquetFile(part, memory_map=True) for part in paths]
+    files = [file for file in opened if file.metadata.num_rows] or opened[:1]
     rows = sum(file.metadata.num_rows for file in files)
 
     def read(columns: list[str], size: int, start: int) -> Iterator[pa.RecordBatch]:
@@ -112,8 +118,11 @@ def open_parquet(path: Path, column: str | None = None, codes: str | None = None
                     start = 0
 
     found = _columns(str(path), files[0].schema_arrow, column, codes, rows, file_state(*paths), read)
-    parts = zip(map(str, paths), (file.metadata.num_rows for file in files), strict=True)
-    return replace(found, parts=tuple(parts))
+    parts = tuple(zip(map(str, paths), (file.metadata.num_rows for file in opened), strict=True))
+    names = [name for file in files for name in file.schema_arrow.names]
+    names += [part.partition("=")[0] for part in paths[0].relative_to(path).parts[:-1] if "=" in part]  # of hive
+    others = tuple(name for name in dict.fromkeys(names) if name not in (found.column, found.id_column))
+    return replace(found, parts=parts, others=others)
 
 
 @contextmanager
@@ -153,7 +162,8 @@ def _parts(folder: Path, column: str | None) -> tuple[list[Path], str | None]:
         raise DataError(f"{folder} holds no parquet files.")
     named = [key for key in splits if key and f"{column}/".startswith((f"{key}/", f"{key.rpartition('/')[2]}/"))]
     if len(splits) > 1 and len(named) != 1:
-        raise DataError(f"{folder} has the splits {some(sorted(splits), 6)}; name one as SPLIT or SPLIT/COLUMN.")
+        keys = [key or "(files outside of subfolders)" for key in sorted(splits)]
+        raise DataError(f"{folder} has the splits {some(keys, 6)}; name one as SPLIT or SPLIT/COLUMN.")
     split = named[0] if len(named) == 1 else next(iter(splits))
     if named and column is not None:
         used = split if f"{column}/".startswith(f"{split}/") else split.rpartition("/")[2]
@@ -165,6 +175,12 @@ def _parts(folder: Path, column: str | None) -> tuple[list[Path], str | None]:
         lost = sorted(set(range(count)) - {number for number, _ in numbers})
         seen = f"lacks part {some(lost)} of {count}" if lost else "holds parts of several sets"
         raise DataError(f"{folder}, {split or 'its files'}: {seen}.")
+    tables = {COUNTER.sub("0", path.name): path.name for path, _ in reversed(found)}
+    if len(tables) > 1:
+        raise DataError(
+            f"{folder} holds several tables: {some(sorted(tables.values()), 6)}; name one of these files, "
+            "or give each table its own folder (the parts of one differ only in numbers or hashes)."
+        )
     return [path for path, _ in found], column
 
 
@@ -222,7 +238,9 @@ def _columns(
     else:
         raise DataError(f"{name}, column {column}: row 0 {faults[0]}, and none of the first {len(part)} is better.")
     width = int(first.shape[1])
-    return ColumnVectors(name, column, id_column, width, rows, metadata_record(schema.metadata), state, codes, read)
+    others = tuple(key for key in schema.names if key not in (column, id_column))
+    record = metadata_record(schema.metadata)
+    return ColumnVectors(name, column, id_column, width, rows, record, state, codes, read, others=others)
 
 
 def _pandas_index(schema: pa.Schema) -> str | None:
