@@ -272,7 +272,7 @@ def test_of_two_jobs_at_the_same_moment_one_gets_the_folder(folder, source, tmp_
     assert len(errors) == 1
     kinds = {np.load(path).dtype for path in (tmp_path / "out").glob("shard-*.npy")}
     assert len(kinds) == 1
-    job = json.loads((tmp_path / "out" / "job.json").read_text())
+    job = json.loads((tmp_path / "out" / "_job.json").read_text())
     assert {np.dtype(job["space"]["precision"])} == kinds
 
 

@@ -199,7 +199,7 @@ def test_damaged_json_is_one_line(here, capsys, text):
 def test_damaged_records_of_a_transform_are_one_line(here, capsys):
     assert run(["transform", "c", "x.npy", "o"]) == 0
     capsys.readouterr()
-    for name in ("manifest.json", "job.json"):
+    for name in ("_manifest.json", "_job.json"):
         whole = (here / "o" / name).read_text()
         for text in ("{", DEEP, "[]", "{}"):
             (here / "o" / name).write_text(text)
@@ -227,7 +227,7 @@ def small_files():
 def test_a_file_that_cannot_grow_is_named(here, capsys, small_files, out):
     small_files()
     one_line(capsys, ["transform", "c", "x.npy", out], "cannot write")
-    assert not (here / "o" / "manifest.json").exists()
+    assert not (here / "o" / "_manifest.json").exists()
     assert not (here / out).is_file()
 
 

@@ -219,3 +219,84 @@ def test_files_beside_subfolders_are_spoken_of(tmp_path, vectors):
         write(tmp_path / name, vectors)
     with pytest.raises(DataError, match=r"the splits \(files outside of subfolders\), more"):
         open_vectors(tmp_path)
+
+
+# -- outputs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["store", "store/out", "store/out.parquet", "store/../link/out", "store/_deep/er"])
+@pytest.mark.parametrize("name", ["store", "link"])
+def test_an_output_in_its_own_input_is_refused(here, vectors, capsys, name, out):
+    write(here / "store" / "part-0.parquet", vectors)
+    os.symlink("store", "link")
+    before = contents(here)
+    for command in (["transform", "c", name, out], ["migrate", "c", name, "--out", out]):
+        for more in ([], ["--dry-run"]):
+            assert run([*command, *more]) == 2
+            assert f"{out} is in the folder {name}, which is read" in capsys.readouterr().err
+            assert contents(here) == before
+    assert run(["transform", "c", name, "store-out"]) == 0
+
+
+@pytest.mark.parametrize("command", [["transform", "out", "--skip-bad"], ["migrate", "--dim", "8", "--in-place"]])
+def test_pandas_and_arrow_read_a_folder_of_parquet(here, vectors, command):
+    spoiled = vectors.copy()
+    spoiled[3:5] = np.nan if command[0] == "transform" else 1
+    for part in range(2):
+        write(here / "s" / f"{part}.parquet", spoiled)
+    out, *options = command[1:] if command[0] == "transform" else ["s", *command[1:]]
+    target = [out, "--shard-rows", "50"] if command[0] == "transform" else []
+    assert run([command[0], "c", "s", *target, *options]) == 0
+    frame = pd.read_parquet(out)
+    assert len(pq.read_table(out)) == len(frame) == (2 * ROWS - 4 if command[0] == "transform" else 2 * ROWS)
+    np.testing.assert_array_equal(np.stack(frame["vector"]), load_vectors(out))
+    assert (here / out / "_left-out-000000.jsonl").exists() == (command[0] == "transform")
+
+
+@pytest.mark.parametrize("out", ["out", "out.npy"])
+@pytest.mark.parametrize(
+    "change", [["--dim", "8"], ["--codes", "float32"], ["--shard-rows", "7", "--precision", "int8"]]
+)
+def test_a_run_of_which_nothing_is_finished_is_begun_anew(here, vectors, capsys, out, change):
+    spoiled = vectors.copy()
+    spoiled[30] = np.nan
+    np.save("v.npy", spoiled)
+    assert run(["transform", "c", "v.npy", out]) == 2
+    np.save("v.npy", vectors)
+    assert run(["transform", "c", "v.npy", out, *change]) == 0
+    np.save("whole.npy", vectors)
+    assert run(["transform", "c", "whole.npy", "expected.npy", *change]) == 0
+    shards = sorted((here / out).glob("shard-*.npy")) if out == "out" else [here / out]
+    np.testing.assert_array_equal(np.concatenate([np.load(shard) for shard in shards]), np.load("expected.npy"))
+
+
+DIFFERENT = {
+    "a size": (["--dim", "8"], "--dim 16, not with --dim 8;"),
+    "codes": (["--codes", "float32"], "no --codes, not with --codes float32;"),
+    "rows of a shard": (["--shard-rows", "6"], "--shard-rows 7, not with --shard-rows 6;"),
+    "a format": (["--format", "parquet"], "--format npy, not with --format parquet;"),
+    "two": (
+        ["--dim", "8", "--precision", "int8"],
+        "--dim 16 and --precision float32, not with --dim 8 and --precision int8;",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", DIFFERENT)
+def test_another_setting_in_a_begun_folder_is_named(here, vectors, capsys, change):
+    options, seen = DIFFERENT[change]
+    spoiled = vectors.copy()
+    spoiled[30] = np.nan
+    np.save("v.npy", spoiled)
+    for out, work in (("out", "out"), ("out.npy", ".out.npy.unfinished")):
+        if out == "out.npy" and "--format" in options:
+            continue
+        shards = [] if "--shard-rows" in options else ["--shard-rows", "7"]
+        assert run(["transform", "c", "v.npy", out, "--shard-rows", "7"]) == 2
+        before = contents(here)
+        capsys.readouterr()
+        assert run(["transform", "c", "v.npy", out, *shards, *options]) == 2
+        error = capsys.readouterr().err
+        assert f"{work} was begun with {seen}" in error
+        assert f"Remove {work} to begin anew" in error
+        assert contents(here) == before

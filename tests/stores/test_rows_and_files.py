@@ -125,7 +125,9 @@ def test_bad_rows_are_left_out_and_the_others_keep_their_ids(folder, compressor,
     good = [row for row in range(ROWS) if row not in BAD]
     assert table["id"].to_pylist() == [f"d{row}" if name == "in.parquet" else str(row) for row in good]
     np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), "f4"), compressor.transform(spoiled[good], 8))
-    lists = sorted((tmp_path / out).glob("left-out-*.jsonl")) if out == "out" else [tmp_path / f"{out}.left-out.jsonl"]
+    lists = (
+        sorted((tmp_path / out).glob("_left-out-*.jsonl")) if out == "out" else [tmp_path / f"{out}.left-out.jsonl"]
+    )
     left = [json.loads(line) for path in lists for line in path.read_text().splitlines()]
     assert [each["row"] for each in left] == list(BAD)
     assert [each["id"] for each in left] == [f"d{row}" if name == "in.parquet" else None for row in BAD]
@@ -405,7 +407,7 @@ def test_a_name_of_a_file_that_is_not_written_is_refused(folder, vectors, tmp_pa
 @pytest.mark.parametrize("name", ["out", "docs.v2", "docs-0.1", "docs.2024-01"])
 def test_a_name_without_the_ending_of_a_file_becomes_a_folder(folder, vectors, tmp_path, name):
     assert run(["transform", folder, write(tmp_path / "in.npy", vectors), str(tmp_path / name)]) == 0
-    assert (tmp_path / name / "manifest.json").is_file()
+    assert (tmp_path / name / "_manifest.json").is_file()
 
 
 # -- bits -------------------------------------------------------------------------------------------------------------

@@ -107,8 +107,8 @@ def test_transform_continues_after_any_interruption(folder, vectors, tmp_path, c
     job, out = Job(str(folder), npy(tmp_path, vectors), shard_rows=128), tmp_path / "out"
     whole = transform_files(job, tmp_path / "whole")
     transform_files(job, out)
-    (out / "manifest.json").unlink()
-    log = out / "shards.jsonl"
+    (out / "_manifest.json").unlink()
+    log = out / "_shards.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     if cut == "log":
         log.write_text("".join(lines[:3]))
@@ -175,21 +175,24 @@ def test_transform_refuses_other_spaces_and_rows_without_a_direction(folder, vec
     spoil(folder, vectors, tmp_path)
     with pytest.raises(DataError, match=match):
         transform_files(Job(str(folder), source, shard_rows=100), tmp_path / "out")
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "_manifest.json").exists()
 
 
 @pytest.mark.parametrize("change", ["precision", "source", "compressor"])
 def test_two_jobs_cannot_share_a_folder(folder, vectors, tmp_path, change):
     job, out = Job(str(folder), npy(tmp_path, vectors), shard_rows=300), tmp_path / "out"
     transform_files(job, out)
+    seen = "begun with the compressor .*, not with the compressor "
     if change == "precision":
         job = Job(job.compressor, job.source, precision="int8", shard_rows=300)
+        seen = "begun with --precision float32, not with --precision int8;"
     elif change == "source":
         np.save(tmp_path / "in.npy", 2 * vectors[:-1])
+        seen = "begun with another source, not with what .*in.npy holds now;"
     else:
         Compressor.fit(vectors[:500], dims=(8, 4), method="pca").save(tmp_path / "other")
         job = Job(str(tmp_path / "other"), job.source, shard_rows=300)
-    with pytest.raises(DataError, match=f"begun with another {'source' if change == 'source' else 'space'}"):
+    with pytest.raises(DataError, match=seen):
         transform_files(job, out)
 
 
@@ -228,13 +231,13 @@ def test_kill_9_loses_and_repeats_nothing(folder, vectors, tmp_path):
     arguments = ["transform", str(folder), npy(tmp_path, vectors), str(tmp_path / "out"), "--shard-rows", "40"]
     for wanted in (3, 9):
         process = subprocess.Popen([sys.executable, "-c", KILLED, *arguments])
-        log = tmp_path / "out" / "shards.jsonl"
+        log = tmp_path / "out" / "_shards.jsonl"
         end = time.monotonic() + 60
         while time.monotonic() < end and (not log.exists() or len(log.read_text().splitlines()) < wanted):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        assert not (tmp_path / "out" / "manifest.json").exists()
+        assert not (tmp_path / "out" / "_manifest.json").exists()
     done = len(log.read_text().splitlines())
     assert 9 <= done < 25
     assert run(arguments) == 0
@@ -252,7 +255,7 @@ def test_ray_writes_the_same_shards_and_continues_a_local_run(folder, vectors, t
     job = Job(str(folder), parquet(tmp_path, vectors), precision="int8", shard_rows=200)
     local = transform_files(job, tmp_path / "local")
     transform_files(job, tmp_path / "both")
-    (tmp_path / "both" / "manifest.json").unlink()
+    (tmp_path / "both" / "_manifest.json").unlink()
     for number in (1, 3):
         (tmp_path / "both" / f"shard-00000{number}.parquet").unlink()
     with warnings.catch_warnings():

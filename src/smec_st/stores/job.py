@@ -19,6 +19,7 @@ from typing import Any
 from smec_st.compressor import Compressor
 from smec_st.compressor.space import check_space, space_record
 from smec_st.data import DataError, VectorSource, open_vectors
+from smec_st.data.sources.batch import JOB
 from smec_st.data.sources.columns import ColumnVectors, parquet_parts
 from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import LEFT_OUT, Places
@@ -29,7 +30,8 @@ from smec_st.system.errors import one_line, parse_json, some, tell
 from smec_st.system.files import write_text
 from smec_st.system.locks import write_lock
 
-JOB, LOG, MANIFEST = "job.json", "shards.jsonl", "manifest.json"
+#: Readers of parquet folders leave out names that begin with `_`.
+LOG, MANIFEST = "_shards.jsonl", "_manifest.json"
 PLACING = "placing"  # marks a single file as complete: from then on the name is ours
 ENGINES = ("local", "ray")
 FILE_ENDING, VERSION = re.compile(r"\.[A-Za-z]\w*"), re.compile(r"\.v\d+")  # a folder may be `docs.v2` or `docs-0.1`
@@ -131,6 +133,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", progress: Progre
     """
     if engine not in ENGINES or job.kind not in (None, *FORMATS):
         raise DataError(f"engines are {' and '.join(ENGINES)}, formats {' and '.join(FORMATS)}.")
+    check_output(job, out)
     if out.suffix not in FILE_FORMATS:
         if FILE_ENDING.fullmatch(out.suffix) and not VERSION.fullmatch(out.suffix) and not out.is_dir():
             raise DataError(
@@ -149,7 +152,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", progress: Progre
         manifest = into_folder(replace(job, kind=FILE_FORMATS[out.suffix]), work, engine, progress)
         joined = work / f"joined{out.suffix}"
         join_shards([work / shard.file for shard in manifest.shards], manifest.rows, manifest.job["space"], joined)
-        left_out = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("left-out-*.jsonl")))
+        left_out = "".join(path.read_text(encoding="utf-8") for path in sorted(work.glob("_left-out-*.jsonl")))
         (work / PLACING).touch()
         if left_out:
             write_text(left_out_lists(out), left_out)
@@ -160,9 +163,16 @@ def transform_files(job: Job, out: Path, engine: str = "local", progress: Progre
     return manifest
 
 
+def check_output(job: Job, out: Path) -> None:
+    """Refuse an output inside the folder of the source, where it would become a part of its own input."""
+    source = Path(job.source)
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{out} is in the folder {source}, which is read; write the output beside it.")
+
+
 def left_out_lists(out: Path) -> Path:
     """Return the file that lists the rows which a transform leaves out, or the pattern of those in a folder."""
-    return out.with_name(out.name + LEFT_OUT) if out.suffix in FILE_FORMATS else out / "left-out-*.jsonl"
+    return out.with_name(out.name + LEFT_OUT) if out.suffix in FILE_FORMATS else out / "_left-out-*.jsonl"
 
 
 def tell_left_out(source: VectorSource) -> None:
@@ -208,7 +218,7 @@ def into_folder(job: Job, out: Path, engine: str, progress: Progress | None) -> 
         shards = _intact_shards(out)
         if (out / MANIFEST).is_file():
             if is_mended:
-                raise _other_job(out, ["source"])
+                raise _other_job(out, "another source", f"what {source.name} holds now")
             return Manifest.read(out)
         if is_mended:
             shards = _unchanged_shards(shards, source, output)
@@ -248,7 +258,7 @@ def _unchanged_shards(shards: list[Shard], source: VectorSource, output: Output)
         if start in by_start and by_start[start].input == seen.hexdigest():
             kept.append(by_start[start])
     if shards and not kept:
-        raise _other_job(output.folder, ["source"])
+        raise _other_job(output.folder, "another source", f"what {source.name} holds now")
     return kept
 
 
@@ -315,12 +325,16 @@ def _locked(out: Path, description: Mapping[str, Any]) -> Iterator[bool]:
         is_mended = False
         if record.is_file():
             before = parse_json(record.read_bytes(), str(record))
-            if not isinstance(before, dict) or not isinstance(before.get("source"), dict):
+            parts = [before.get(name) for name in ("source", "space")] if isinstance(before, dict) else [None]
+            if not all(isinstance(part, dict) for part in parts):
                 raise DataError(f"{record} is damaged; remove {out} and start again.")
             is_mended = before["source"].get("state") != now["source"]["state"]
             before["source"]["state"] = now["source"]["state"]
             if before != now:
-                raise _other_job(out, [key for key in now if now[key] != before.get(key)])
+                if (out / MANIFEST).is_file() or _intact_shards(out):
+                    raise _other_job(out, *_differences(before, now))
+                write_text(record, json.dumps(description, indent=1) + "\n")  # nothing is finished, so begin anew
+                is_mended = False
         else:
             draft = f"{JOB}.partial"  # left over if an earlier run was killed before it wrote the record
             if out.is_dir() and any(path.name != draft for path in out.iterdir()):
@@ -330,10 +344,40 @@ def _locked(out: Path, description: Mapping[str, Any]) -> Iterator[bool]:
         yield is_mended
 
 
-def _other_job(out: Path, different: list[str]) -> DataError:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the settings in which a job differs from the one that began its folder, as they were and as they are."""
+    seen: dict[str, list[str]] = {}
+    for job in (before, now):
+        for name, value in _settings(job).items():
+            given = f"no {name}" if value in (None, False) else name if value is True else f"{name} {value}"
+            seen.setdefault(name, []).append(given)
+    if seen["--dim"][0] != seen["--dim"][1] or seen["--precision"][0] != seen["--precision"][1]:
+        del seen["--bytes"]  # they follow from these
+    pairs = [(old, new) for old, new in seen.values() if old != new]
+    if not pairs:
+        keys = " and ".join(key for key in now if now[key] != before.get(key))
+        return f"another {keys}", f"this {keys}"
+    return " and ".join(old for old, _ in pairs), " and ".join(new for _, new in pairs)
+
+
+def _settings(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a user chose of a job, by name."""
+    source, space = description["source"], description["space"]
+    return {
+        "the compressor": space.get("fingerprint"),
+        "the source": source.get("name"),
+        **{f"--{name}": source.get(name) for name in ("column", "codes")},
+        **{f"--{name}": space.get(name) for name in ("dim", "precision", "bytes")},
+        "--format": description.get("format"),
+        "--shard-rows": description.get("shard_rows"),
+        "--skip-bad": description.get("bad_rows") == "left out",
+    }
+
+
+def _other_job(out: Path, before: str, now: str) -> DataError:
     return DataError(
-        f"{out} was begun with another {' and another '.join(different)}; they cannot be mixed. "
-        "Choose another folder or remove it."
+        f"{out} was begun with {before}, not with {now}; they cannot be mixed. "
+        f"Remove {out} to begin anew, or choose another output."
     )
 
 
@@ -360,8 +404,8 @@ def _write_log(out: Path, shards: list[Shard]) -> None:
 def _remove_unlogged(out: Path, shards: list[Shard]) -> None:
     """Remove the files of shards that are not in the log: they are incomplete or damaged."""
     known = {shard.file for shard in shards}
-    known |= {f"left-out-{Path(name).stem.partition('-')[2]}.jsonl" for name in known}
-    kinds = ("shard-*.partial", "shard-*.npy", "shard-*.parquet", "left-out-*.jsonl")
+    known |= {f"_left-out-{Path(name).stem.partition('-')[2]}.jsonl" for name in known}
+    kinds = ("shard-*.partial", "shard-*.npy", "shard-*.parquet", "_left-out-*.jsonl")
     for path in (path for kind in kinds for path in out.glob(kind)):
         if path.name not in known:
             path.unlink()

@@ -22,7 +22,7 @@ from smec_st.quantization.head import Head
 from smec_st.stores.bad_rows import LEFT_OUT, BadRow, Places, bad_rows_of, usable, write_left_out
 from smec_st.stores.check import distinct_sample
 from smec_st.stores.files import join_shards
-from smec_st.stores.job import Job, Progress, into_folder, left_out_lists, tell_left_out, transform_files
+from smec_st.stores.job import Job, Progress, check_output, into_folder, left_out_lists, tell_left_out, transform_files
 from smec_st.stores.milvus import copy_collection, finish_copy
 from smec_st.stores.swap import finish_swap, swap
 from smec_st.system.errors import some, tell
@@ -73,6 +73,8 @@ def estimate(plan: Plan) -> Estimate:
 
     The sample is drawn as :func:`~smec_st.stores.check_drift` draws it. Nothing is written.
     """
+    if plan.out is not None:
+        check_output(plan.job, Path(plan.out))
     source, _, head = plan.job.open()
     tell_left_out(source)
     bad: dict[int, BadRow] = {}

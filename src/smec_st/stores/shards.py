@@ -87,7 +87,7 @@ class Output:
 
     def left_out(self, number: int) -> Path:
         """Return the file that lists the rows that a shard leaves out."""
-        return self.folder / f"left-out-{number:06d}.jsonl"
+        return self.folder / f"_left-out-{number:06d}.jsonl"
 
 
 def write_shard(

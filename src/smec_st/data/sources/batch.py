@@ -14,6 +14,8 @@ from smec_st.system.errors import DataError, parse_json, some
 
 #: Metadata key under which files store a JSON record of the model that made their vectors.
 RECORD = "smec_st"
+#: File in which ``smec-st transform`` describes the shards of a folder.
+JOB = "_job.json"
 #: Metadata keys that are read as parts of such a record.
 RECORD_KEYS = ("model", "revision", "prompt", "prompts", "similarity", "fingerprint")
 
@@ -100,13 +102,13 @@ def metadata_record(metadata: Mapping[str, str] | Mapping[bytes, bytes] | None) 
 def sidecar_record(path: Path) -> dict[str, Any]:
     """Read the model's record from ``PATH.json``, for formats without metadata; of a link, also beside its target.
 
-    A shard of ``smec-st transform`` has its record in the ``job.json`` of its folder. Empty if there is neither.
+    A shard of ``smec-st transform`` has its record in the file :data:`JOB` of its folder. Empty if there is neither.
     """
     note = path.with_name(path.name + ".json")
     if path.is_symlink() and not note.is_file():
         return sidecar_record(path.resolve())
     is_shard = not note.is_file() and path.name.startswith("shard-")
-    note = path.with_name("job.json") if is_shard else note
+    note = path.with_name(JOB) if is_shard else note
     if not note.is_file():
         return {}
     found = parse_json(note.read_bytes(), str(note))
