@@ -275,6 +275,21 @@ def test_unlabelled_queries_that_are_no_rows_are_refused(toy, rows, match):
         Compressor.fit(toy.corpus, toy.queries, dims=(8,), unlabelled_queries=rows, **QUICK)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"backbone": "the-api/model"}, "`backbone` is a dict, such as {'model': 'the-api/model'}"),
+        ({"qrels": {0: {1: 1, 2: None}}}, "grades must be numbers, got None"),
+        ({"qrels": [[0], [1, 2]]}, "several lengths"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(toy, arguments, match):
+    with pytest.raises(DataError, match=match):
+        Compressor.fit(toy.corpus, toy.queries, dims=(8,), **arguments, **QUICK)
+    with pytest.raises(DataError, match="qrels need queries, and there are none"):
+        Compressor.fit(toy.corpus, qrels={0: {1: 1}}, dims=(8,), **QUICK)
+
+
 @pytest.mark.slow
 def test_extend_leaves_every_old_size_bit_identical_and_serves_the_new_ones(toy):
     fitted = Compressor.fit(toy.corpus, toy.queries, toy.qrels["train"], dims=(12, 6), **QUICK)

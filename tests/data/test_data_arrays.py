@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reader_files import IDS, ROWS, V, save_named, write
-from smec_st.data import DataError, open_vectors
+from smec_st.data import DataError, as_qrels, check_vectors, open_vectors
 from smec_st.data.sources import read_all
 
 # -- tables of arrays -------------------------------------------------------------------------------------------------
@@ -248,5 +248,42 @@ def test_ids_that_numpy_wrote_as_floats_are_no_dimension(tmp_path):
     np.savetxt(tmp_path / "v.csv", np.c_[np.arange(1, 41), rows], delimiter=",")
     with pytest.raises(DataError, match="column 1 of 7 holds whole numbers only"):
         open_vectors(tmp_path / "v.csv")
+    np.savetxt(tmp_path / "v.csv", np.c_[np.arange(40) % 2, rows], delimiter=",")  # labels
+    with pytest.raises(DataError, match="column 1 of 7 holds whole numbers only"):
+        open_vectors(tmp_path / "v.csv")
     np.savetxt(tmp_path / "v.csv", np.c_[np.zeros(40), rows], delimiter=",")  # a dead dimension
     assert read_all(open_vectors(tmp_path / "v.csv"))[0].shape == (40, 7)
+
+
+@pytest.mark.parametrize("names", ["0,1,2,3,4,5", "d0,d1,d2,d3,d4,d5"])
+def test_a_header_that_numpy_commented_out_names_all_columns(tmp_path, names):
+    rows = np.random.default_rng(0).standard_normal((40, 6))
+    np.savetxt(tmp_path / "v.csv", rows, delimiter=",", header=names)
+    assert np.array_equal(read_all(open_vectors(tmp_path / "v.csv"))[0], rows.astype(np.float32))
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_a_header_with_a_gap_is_no_row(tmp_path, has_index):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.random.default_rng(0).standard_normal((40, 6)))
+    frame.drop(columns=[4]).to_csv(tmp_path / "v.csv", index=has_index)
+    with pytest.raises(DataError, match="numbers columns from 0 to 5, but 4 is not there"):
+        open_vectors(tmp_path / "v.csv")
+
+
+def test_ids_in_a_data_frame_are_no_dimension():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.random.default_rng(0).standard_normal((40, 6)))
+    assert check_vectors(frame, "corpus").shape == (40, 6)
+    frame[2] = 0.0  # a dead dimension
+    frame.insert(0, "id", range(100, 140))
+    with pytest.raises(DataError, match="the column id of the corpus vectors holds whole numbers only"):
+        check_vectors(frame, "corpus")
+
+
+def test_judgements_in_a_data_frame_are_read_by_their_names():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"corpus_id": [7, 8, 9], "query_id": [0, 1, 2]})
+    for columns in (frame, frame[["query_id", "corpus_id"]]):
+        found = as_qrels(columns, 3, 10)
+        assert (found.queries.tolist(), found.documents.tolist()) == ([0, 1, 2], [7, 8, 9])

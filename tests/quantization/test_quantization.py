@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from collection_world import write_collection
@@ -195,6 +196,14 @@ def test_scores_of_queries_that_were_not_mapped_are_refused(fitted, toy):
     head = fitted.head(8, "int8")
     with pytest.raises(DataError, match=r"queries must be \(q, 8\), from `head.queries"):
         head.scores(toy.queries, head.encode(toy.corpus))
+
+
+def test_a_head_is_asked_for_by_whole_numbers_and_encodes_tensors(fitted, toy):
+    with pytest.raises(DataError, match="`bytes` must be a whole number, got '8'"):
+        fitted.head(bytes="8")
+    head = fitted.head(8, "int8")
+    tensor = torch.tensor(toy.corpus, requires_grad=True)
+    np.testing.assert_array_equal(head.encode(tensor), head.encode(toy.corpus))
 
 
 def test_heads_are_saved_and_float_vectors_have_the_same_fingerprint_with_and_without(fitted, tmp_path):

@@ -128,6 +128,8 @@ class Compressor:
         Raises:
             DataError: If there is no such head; the message names those there are.
         """
+        dim = None if dim is None else whole_number(dim, "dim")
+        bytes = None if bytes is None else whole_number(bytes, "bytes")
         if precision in PLAIN or (precision is None and bytes is None):
             plain = Plain(0, precision or "float32")
             wanted = dim if dim is not None or bytes is None else bytes // np.dtype(plain.precision).itemsize
@@ -345,6 +347,8 @@ class Compressor:
         from smec_st.fitting.fit import claim_work_dir, fit_maps, resolve_config
         from smec_st.quantization.pairs import bytes_to_test, pairs_to_try
 
+        if backbone is not None and not isinstance(backbone, Mapping):
+            raise DataError(f"`backbone` is a dict, such as {{'model': 'the-api/model'}}; got {backbone!r:.60}.")
         if backbone and backbone.get("fingerprint"):
             raise DataError(f"these vectors are compressed already (by {backbone['fingerprint']}); fit the originals.")
         given = {**({} if config is None else config.to_dict()), **settings_of(method), **settings}

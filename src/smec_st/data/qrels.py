@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from smec_st.data.ids import plain_name
+from smec_st.data.judgements import DOCUMENT_NAMES, QUERY_NAMES
 from smec_st.data.vectors import as_numpy
 from smec_st.system.errors import DataError, count, some
 
@@ -270,14 +272,20 @@ def as_qrels(qrels: Judgements, query_size: int, corpus_size: int) -> Qrels:
         triples = [(q, d, g) for q, grades in qrels.items() for d, g in grades.items()]
         columns = [np.array(column) for column in zip(*triples, strict=True)] or [np.empty(0, dtype=int)] * 3
         if columns[2].dtype.kind not in "iufb":
-            raise DataError(f"grades must be numbers, got {columns[2][0]!r}.")
+            wrong_grades = [grade for grade in columns[2].tolist() if not isinstance(grade, int | float)]
+            raise DataError(f"grades must be numbers, got {(wrong_grades or columns[2].tolist())[0]!r}.")
         result = Qrels(_row_numbers(columns[0]), _row_numbers(columns[1]), columns[2])
     else:
         pairs = as_numpy(qrels)
         if pairs.ndim != 2 or pairs.shape[1] != 2:
             raise DataError(f"pairs of rows must be (P, 2), got shape {tuple(pairs.shape)}.")
+        names = [plain_name(str(name)) for name in getattr(qrels, "columns", ())]
+        if len(names) == 2 and (names[0] in DOCUMENT_NAMES or names[1] in QUERY_NAMES):
+            pairs = pairs[:, ::-1]
         result = Qrels(_row_numbers(pairs[:, 0]), _row_numbers(pairs[:, 1]), np.ones(len(pairs)))
     for rows, size, what in ((result.queries, query_size, "query"), (result.documents, corpus_size, "document")):
+        if len(rows) and not size:
+            raise DataError(f"qrels need {'queries' if what == 'query' else 'documents'}, and there are none.")
         if len(rows) and not 0 <= rows.min() <= rows.max() < size:
             raise DataError(
                 f"qrels name {what} row {rows.max() if rows.max() >= size else rows.min()}; there are {size}."

@@ -60,7 +60,21 @@ def as_vectors(vectors: ArrayLike, what: str) -> np.ndarray:
         raise DataError(f"{what} vectors must be a table (rows, width), not empty, got shape {tuple(array.shape)}.")
     if array.dtype.kind != "f":
         raise DataError(f"{what} vectors must be floats, got {array.dtype}.")
+    names = getattr(vectors, "columns", None)
+    if names is not None:
+        _refuse_ids(list(names), array[:1000], what)
     return array
+
+
+def _refuse_ids(names: list[Any], rows: np.ndarray, what: str) -> None:
+    """Refuse columns of a data frame that hold whole numbers among floats: ids or labels look like dimensions."""
+    is_whole = (rows == np.floor(rows)).all(axis=0) & (rows != rows[0]).any(axis=0)
+    if is_whole.any() and not is_whole.all():
+        raise DataError(
+            f"the column {some([names[at] for at in np.flatnonzero(is_whole)])} of the {what} vectors holds whole "
+            "numbers only, the others do not: an id or a label? Leave it out, or give `frame.to_numpy()` if all are "
+            "the vector."
+        )
 
 
 def _row_list(start: int, wrong: np.ndarray | np.bool_) -> str:
@@ -75,7 +89,10 @@ def as_numpy(vectors: ArrayLike) -> np.ndarray:
         return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
     if np.ma.is_masked(vectors):
         raise DataError("vectors hold masked values; fill or remove them.")
-    return np.asarray(vectors)
+    try:
+        return np.asarray(vectors)
+    except ValueError as error:  # lists of several lengths
+        raise DataError("the rows are of several lengths, or hold what is no number.") from error
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smec_st.data.vectors import as_numpy
 from smec_st.maps import FoldedMap
 from smec_st.quantization.codecs import Codec
 from smec_st.system.errors import DataError, count, whole_number
@@ -166,7 +167,7 @@ class Head:
 
 def check_table(vectors: np.ndarray, width: int) -> tuple[np.ndarray, tuple[int, ...]]:
     """Check vectors ``(n, D)`` or ``(D,)``; return them as a table, and their shape without ``D``."""
-    rows = np.asarray(vectors)
+    rows = as_numpy(vectors)
     if rows.ndim not in (1, 2) or rows.shape[-1] != width:
         raise DataError(f"Vectors must be {width} wide, got shape {tuple(rows.shape)}.")
     if rows.dtype.kind != "f":

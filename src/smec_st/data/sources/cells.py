@@ -106,6 +106,12 @@ def _layout(sample: list[list[str]], column: str | None, codes: str | None, name
     numbers = [cell.strip() for cell in first if _is_number(cell)]
     if _is_numbered(numbers) or (not numbers and not texts):
         return _layout_of_header(sample, column, codes, name)
+    lacking = _gaps(numbers)
+    if lacking and codes is None:
+        raise DataError(
+            f"{name}: the header numbers columns from {numbers[0]} to {numbers[-1]}, but {some(lacking, 4)} is not "
+            "there. Number the columns anew, without gaps."
+        )
     if len(numbers) < len(first):
         raise DataError(
             f"{name}: the first line is neither a header nor numbers: {some(first, 4)}. "
@@ -132,7 +138,7 @@ def _refuse_labels(rows: list[list[str]], columns: list[int], codes: str | None,
 
 def _layout_of_header(sample: list[list[str]], column: str | None, codes: str | None, name: str) -> Layout:
     names = [cell.strip() for cell in sample[0]]
-    names[0] = names[0] or "Unnamed: 0"  # pandas' index
+    names[0] = names[0].lstrip("# ") or "Unnamed: 0"  # numpy comments its header out; pandas' index has no name
     if len(sample) == 1:
         raise DataError(f"{name} has no rows below its header ({some(names, 4)}).")
     second = [
@@ -174,6 +180,15 @@ def _is_numbered(numbers: list[str]) -> bool:
     return len(found) > 1 and found in (list(range(len(found))), list(range(1, len(found) + 1)))
 
 
+def _gaps(numbers: list[str]) -> list[int]:
+    """Return the numbers that ascending ones from 0 or 1 leave out; none if most are left out, or they are no such."""
+    found = [int(number) for number in numbers if number.isdecimal()]
+    if len(found) < max(2, len(numbers)) or found[0] > 1 or found != sorted(set(found)):
+        return []
+    lacking = sorted(set(range(found[-1])) - set(found) - {0})
+    return lacking if len(lacking) < len(found) else []
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -183,9 +198,9 @@ def _is_number(text: str) -> bool:
 
 
 def _are_whole_floats(cells: list[str]) -> bool:
-    """Return whether all cells hold whole numbers as floats, such as `7.0e+00`, and one is beyond 1, as ids are."""
+    """Return whether all cells hold whole numbers as floats, such as `7.0e+00`, and not all the same."""
     numbers = [float(cell) if _is_number(cell) else math.nan for cell in cells]
-    return all(number.is_integer() for number in numbers) and max(map(abs, numbers), default=0) > 1
+    return all(number.is_integer() for number in numbers) and len(set(numbers)) > 1
 
 
 def _is_vector(text: str) -> bool:
