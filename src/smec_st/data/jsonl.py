@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -57,6 +57,18 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading, unpacked if its name ends in ``.gz``."""
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def only_file(folder: Path, names: Sequence[str]) -> Path:
+    """Return the file in a folder that has one of these names, or its path under the first name if there is none.
+
+    Raises:
+        DataError: If there are several, which may differ.
+    """
+    found = [name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder} has both {' and '.join(found)}; keep one.")
+    return folder / (found or names)[0]
 
 
 def plain_suffix(path: Path) -> str:
