@@ -43,7 +43,9 @@ def read_errors(path: str | Path) -> Iterator[None]:
     """Raise what the system, gzip, a codec or the csv module reports about a file as a :class:`DataError`."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not readable: it is no UTF-8; save it as such.") from error
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"{path} is not readable: {one_line(error)}") from error
 
 
