@@ -109,7 +109,11 @@ def open_safetensors(path: Path, column: str | None = None, codes: str | None = 
 def open_npz(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
     """Open one array of a ``.npz`` file; ``column`` names it if there are several tables."""
     arrays: dict[str, np.ndarray] = {}
-    with array_errors(path, ".npz file without pickles (store texts as `ids.astype(str)`)"), path.open("rb") as raw, zipfile.ZipFile(raw):
+    with (
+        array_errors(path, ".npz file without pickles (store texts as `ids.astype(str)`)"),
+        path.open("rb") as raw,
+        zipfile.ZipFile(raw),
+    ):
         raw.seek(0)
         with np.load(raw, allow_pickle=False) as file:
             for name in file.files:
