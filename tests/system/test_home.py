@@ -8,6 +8,7 @@ import pytest
 
 from smec_st import Compressor, FunnelIndex
 from smec_st.data import load_collection, load_vectors, open_vectors
+from smec_st.stores import Job, transform_files
 from smec_st.system.files import write_json
 
 
@@ -33,6 +34,8 @@ def test_compressors_indexes_and_files_are_written_and_read_in_the_home(home, rn
     with FunnelIndex.open("~/index") as index:
         assert len(index) == 60
     assert open_vectors("~/v.npy").rows == 60
+    transform_files(Job("~/small", "~/v.npy", dim=2), Path("~/out.npy"))
+    assert np.load(home / "out.npy").shape == (60, 2)
     write_json(Path("~/x.json"), {"a": 1})
     assert json.loads((home / "x.json").read_text()) == {"a": 1}
 
