@@ -318,6 +318,7 @@ def test_pairs_are_numbered_by_item():
         ({"q": [], "d": []}, "0 rows"),
         ({"q": ["a", " "], "d": ["x", "y"]}, "column q is empty in row 1"),
         ({"q": ["a"], "d": ["x"], "label": [0]}, "nowhere above 0"),
+        ({"q": ["a"], "d": ["x"], "label": [1], "score": [0.5]}, "label and score may grade the pairs"),
     ],
 )
 def test_unusable_pairs_are_refused_in_one_line(columns, message):

@@ -1,6 +1,7 @@
 """Collections of texts on disk are read; every broken folder gives a one-line error."""
 
 import contextlib
+import gzip
 import json
 
 import numpy as np
@@ -198,6 +199,64 @@ def test_load_collection_names_a_line_that_is_not_utf_8(small_collection):
         file.write(b'{"_id": "a\xff"}\n')
     with pytest.raises(DataError, match="corpus.jsonl, line 301 is not JSON"):
         load_collection(folder, folder / "vectors.safetensors")
+
+
+# -- texts that a model embeds ----------------------------------------------------------------------------------------
+
+
+def write_texts(folder, documents, queries):
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "qrels" / "test.tsv").write_text("q0\td0\t1\n")
+    for name, records in (("corpus", documents), ("queries", queries)):
+        letter = "d" if name == "corpus" else "q"
+        lines = (json.dumps({"_id": f"{letter}{at}", **record}) + "\n" for at, record in enumerate(records))
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("documents", "queries", "match"),
+    [
+        ([{"contents": "a"}], [{"text": "b"}], "corpus of c, record 1 has the fields _id, contents; a document's "
+         "text is in `text`, and its title in `title`"),
+        ([{"text": "a"}, {"body": "b"}], [{"text": "b"}], "record 2 has the fields _id, body"),
+        ([{"text": "a"}], [{"question": "b"}], "queries of c, record 1 has the fields _id, question; a query's text"),
+        ([{"text": "a"}], [{"title": "b"}], "queries of c, record 1 has the fields _id, title"),
+        ([{"text": ["a", "b"]}], [{"text": "b"}], "record 1: `text` holds a list and no text"),
+        ([{"text": ""}, {"text": None}, {"title": " "}], [{"text": "b"}], "all 3 texts of the corpus are empty"),
+        ([{"text": "a"}], [{"text": ""}], "the one text of the queries is empty"),
+    ],
+)  # fmt: skip
+def test_texts_that_are_not_found_are_not_embedded(tmp_path, documents, queries, match):
+    folder = write_texts(tmp_path / "c", documents, queries)
+    with pytest.raises(DataError, match=match):
+        load_collection(folder, model="no-model-is-loaded")
+    np.savez(tmp_path / "v.npz", corpus=np.eye(4)[: len(documents)], queries=np.eye(4)[: len(queries)])
+    assert len(load_collection(folder, tmp_path / "v.npz").corpus) == len(documents)  # no text is needed
+
+
+def test_some_texts_may_be_empty(tmp_path):
+    folder = write_texts(tmp_path / "c", [{"text": ""}, {"title": "a"}], [{"text": "b"}])
+    with pytest.raises(DataError, match="cannot load the model"):  # which is the next step
+        load_collection(folder, model="no-such/model")
+
+
+def test_a_fit_on_empty_texts_is_refused():
+    from smec_st import Compressor
+
+    with pytest.raises(DataError, match="all 2 texts of the corpus are empty"):
+        Compressor.fit(["", " "], model="no-model-is-loaded")
+
+
+@pytest.mark.parametrize("side", ["corpus", "queries"])
+def test_a_file_under_two_names_is_refused(small_collection, side):
+    folder = small_collection()
+    content = (folder / f"{side}.jsonl").read_bytes()
+    (folder / f"{side}.jsonl.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match=rf"has both {side}.jsonl and {side}.jsonl.gz; keep one"):
+        load(folder)
+    (folder / f"{side}.jsonl").unlink()
+    load(folder)
 
 
 # -- own documents ----------------------------------------------------------------------------------------------------

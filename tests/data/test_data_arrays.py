@@ -210,6 +210,25 @@ def test_whole_numbers_in_fvecs_are_no_vectors(tmp_path):
         open_vectors(write(tmp_path, "v.fvecs", rows))
 
 
+@pytest.mark.parametrize("form", ["npz", "safetensors", "h5"])
+def test_ids_of_one_table_are_not_those_of_another(tmp_path, told, form):
+    def ids(column, **arrays):
+        return read_all(open_vectors(save_named(tmp_path, form, **arrays), column=column))[1]
+
+    keys, other = np.array([7, 8, 9]), np.array([1, 2, 3])
+    for query_ids in ("query_ids", "qids"):
+        assert ids("corpus", corpus=V, queries=V, **{query_ids: keys}) is None
+        assert ids("queries", corpus=V, queries=V, **{query_ids: keys}) == ["7", "8", "9"]
+    assert ids("doc_vectors", doc_vectors=V, query_vectors=V, docids=other, query_ids=keys) == ["1", "2", "3"]
+    assert ids("query_vectors", doc_vectors=V, query_vectors=V, docids=other, query_ids=keys) == ["7", "8", "9"]
+    assert ids("emb", emb=V, queries=V, query_ids=keys) is None
+    assert ids("emb", emb=V, query_ids=keys) == ["7", "8", "9"]
+    assert ids("corpus", corpus=V, queries=V, ids=keys) == ["7", "8", "9"]
+    assert not told()
+    assert ids("queries", queries=V, doc_ids=keys) is None  # the relevant documents, perhaps
+    assert any("doc_ids is left out" in each for each in told())
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_ids_that_belong_to_no_array_of_vectors_are_refused(tmp_path, count):
     np.savez(tmp_path / "v.npz", corpus=V, corpus_ids=np.arange(count), queries=V[:1], query_ids=np.arange(1))

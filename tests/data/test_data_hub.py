@@ -74,6 +74,13 @@ def test_load_collection_rejects_a_hub_id_that_does_not_exist(hub):
         load_collection("org/nowhere", "v.safetensors")
 
 
+def test_hub_records_without_texts_are_not_embedded(hub):
+    table = Dataset.from_dict({"_id": ["007", "d1", "d2"], "contents": ["a", "b", "c"]})
+    table.to_parquet(hub / "toy" / "corpus" / "corpus-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="the corpus of org/toy, record 1 has the fields _id, contents; a document's"):
+        load_collection("org/toy", model="no-model-is-loaded")
+
+
 def test_load_collection_rejects_a_hub_repository_without_judgements(hub):
     for path in (hub / "toy-qrels").iterdir():
         path.unlink()

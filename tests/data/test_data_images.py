@@ -246,6 +246,12 @@ def test_load_collection_reads_products10k(products, rng, test_table):
     assert collection.qrels["train"].pairs.tolist() == naive_pairs(range(5), labels, labels[:5], itself)
 
 
+def test_products10k_with_two_test_tables_is_refused(products):
+    (products / "test.csv").write_text((products / "test_kaggletest.csv").read_text())
+    with pytest.raises(DataError, match=r"has both test_kaggletest.csv and test.csv; keep one"):
+        load_collection(products, model="no-model-is-loaded")
+
+
 def test_load_collection_embeds_products10k(products, clip):
     for number, (split, name) in enumerate([("train", n) for n, _ in TRAIN] + [("test", n) for n, _ in TEST]):
         paint(products / split / name, number)

@@ -134,6 +134,15 @@ def test_two_files_of_one_split_are_refused(tmp_path):
         judgements(folder)
 
 
+def test_a_part_of_a_split_that_comes_twice_is_refused(tmp_path):
+    folder = collection(tmp_path / "c", "q0\td1\t2\n", "test-00000-of-00002.tsv")
+    write(folder / "qrels", "test-00001-of-00002.tsv", "q1\td0\t1\n")
+    assert len(judgements(folder)) == 2
+    write(folder / "qrels", "test-00000-of-00002.txt", "q0 0 d1 2\n")
+    with pytest.raises(DataError, match="has two test splits"):
+        judgements(folder)
+
+
 def vectors_with_ids(path, order, ids=DOCUMENTS):
     path.mkdir()
     given = [ids[i] for i in order]
@@ -185,6 +194,64 @@ def test_rows_keep_ids_and_dates_as_they_are_written(tmp_path):
     content = lines(*objects(ID=["00042", "7"], day=["2020-01-02 10:00:00", "x"]))
     ids, fields = read_rows(write(tmp_path, "r.jsonl", content), ["day"], 2)
     assert (ids, fields) == (["00042", "7"], {"day": ["2020-01-02 10:00:00", "x"]})
+
+
+@pytest.mark.parametrize(
+    ("cells", "ids"),
+    [
+        (["1500030069010692296", "7"], [1500030069010692296, 7]),
+        (["9223372036854775807", "0"], [9223372036854775807, 0]),
+        (["9223372036854775808", "7"], ["9223372036854775808", "7"]),  # no index holds it as a number
+        (["0.70", "0.7"], ["0.70", "0.7"]),
+        (["2e71", "2e719"], ["2e71", "2e719"]),
+        (["true", "false"], ["true", "false"]),
+        (["-5", "7"], ["-5", "7"]),
+        (["1.0", "2.0"], ["1.0", "2.0"]),
+        (["1\u0663", "7"], ["1\u0663", "7"]),
+    ],
+)
+def test_ids_are_the_text_of_their_cells(tmp_path, cells, ids):
+    assert read_rows(write(tmp_path, "r.csv", "id\n" + "\n".join(cells) + "\n"), [], 2) == (ids, {})
+    assert (
+        read_rows(write(tmp_path, "r.csv", "id,n\n" + ",1\n".join(cells) + ",1\n"), ["n"], 2, cells[::-1])[0]
+        == (ids[::-1])
+    )
+
+
+def test_ids_that_a_float_column_wrote_are_joined_as_whole_numbers(tmp_path):
+    path = write(tmp_path, "r.csv", "id,year\n2.0,2\n1.0,1\n")
+    assert read_rows(path, ["year"], 2, ["1", "2"]) == ([1, 2], {"year": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["1500030069010692296", "-3"], [1500030069010692296, -3]),
+        (["9223372036854775808", "3"], ["9223372036854775808", "3"]),
+        (["100000000000000000000", ""], ["100000000000000000000", ""]),
+        (["1500030069010692296", "1.5"], ["1500030069010692296", "1.5"]),  # a float would be another number
+        (["1690000000.123456789", "1.5"], ["1690000000.123456789", "1.5"]),
+        (["0.70", "1e5"], [0.7, 1e5]),
+        (["1.000000000000000056e-01", "0.30000000000000004"], [0.1, 0.30000000000000004]),  # as numpy.savetxt writes
+        (["2e719", "1"], ["2e719", "1"]),
+        (["1e-719", "1"], ["1e-719", "1"]),
+        (["1e99999999999999999999", "1e-99999999999999999999"], ["1e99999999999999999999", "1e-99999999999999999999"]),
+        (["12", ""], [12, None]),
+    ],
+)
+def test_fields_are_numbers_only_if_nothing_is_lost(tmp_path, cells, values):
+    path = write(tmp_path, "r.csv", "id,n\n" + "".join(f"k{at},{cell}\n" for at, cell in enumerate(cells)))
+    (found,) = read_rows(path, ["n"], 2)[1].values()
+    assert (found, list(map(type, found))) == (values, list(map(type, values)))
+
+
+def test_whole_numbers_above_64_bits_are_texts_in_every_format(tmp_path):
+    content = lines(*objects(id=[1 << 63, 7], n=[1 << 64, None], small=[1, 2]))
+    assert read_rows(write(tmp_path, "r.jsonl", content), ["n", "small"], 2) == (
+        [str(1 << 63), "7"], {"n": [str(1 << 64), None], "small": [1, 2]},
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"row 0: the id 1\.5\d*e\+18 is a float, whose last digits are lost"):
+        read_rows(write(tmp_path, "r.jsonl", lines(*objects(id=[1500030069010692296.0, 7.0]))), [], 2)
 
 
 def test_fields_may_be_separated_by_semicolons(tmp_path):

@@ -62,6 +62,24 @@ def test_index_then_search_finds_the_nearest(here, capsys, uri):
     assert [row[0]["id"] for row in json.loads((here / "hits.json").read_text())] == [f"m{i}" for i in range(40)]
 
 
+@pytest.mark.parametrize("keys", [["q7", "q8"], ["1500030069010692296", "7"]])
+def test_queries_are_named_by_their_ids(here, capsys, keys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    queries = clustered(20, seed=1)[:2]
+    pq.write_table(pa.table({"id": keys, "vector": queries.tolist()}), "q.parquet")
+    np.save("q.npy", queries)
+    assert run(["index", "small", "--vectors", "more.npy", "--dims", "8", "--out", "folder"]) == 0
+    capsys.readouterr()
+    for name, expected in (("q.parquet", keys), ("q.npy", ["0", "1"])):
+        lines = printed(capsys, ["search", "folder", "--queries", name, "--k", "3"])
+        assert [line[0] for line in lines] == [key for key in expected for _ in range(3)]
+        assert run(["search", "folder", "--queries", name, "--k", "3", "--json", "hits.json"]) == 0
+        hits = json.loads((here / "hits.json").read_text())
+        assert [[str(hit["query"]) for hit in row] for row in hits] == [[key] * 3 for key in expected]
+
+
 def test_index_goes_to_a_folder_by_default(here, capsys):
     assert run(["index", "small", "--vectors", "vectors.safetensors", "--dims", "8"]) == 0
     assert (here / "index" / "manifest.json").exists()

@@ -35,6 +35,7 @@ def report(
         from smec_st.data import load_collection
         from smec_st.report import write_page
 
+        out.parent.mkdir(parents=True, exist_ok=True)
         loaded = Compressor.load(compressor)
         collection = load_collection(data, vectors, model, task, codes=codes, strict=strict)
     write_page(loaded, collection, out, split, data, progress=sys.stderr.isatty())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,15 @@ def search(
     new_index: str | None,
     json_file: Path | None,
 ) -> None:
-    """Search the index at URI, and print query, rank, id and cosine separated by tabs."""
+    """Search the index at URI, and print query, rank, id and cosine separated by tabs.
+
+    A query is named by its id in the file of --queries, or else by its number from 0.
+    """
     with thinking("opening"):
         from smec_st.compressor import Bridge, Compressor
         from smec_st.data import DataError
         from smec_st.data.blackbox import backbone_of_files
+        from smec_st.data.rows import plain_ids
         from smec_st.data.source import Tables
         from smec_st.data.sources.batch import sidecar_record
         from smec_st.search import BridgedIndex, FunnelIndex, bridged_queries
@@ -76,11 +81,15 @@ def search(
         [(name, round(float(score), 6)) for name, score in zip(ids, scores, strict=True) if score > float("-inf")]
         for ids, scores in zip(hits.ids.tolist(), hits.scores.tolist(), strict=True)
     ]
+    names: Sequence[Any] = range(len(results)) if source is None or source.ids is None else plain_ids(source.ids)
     if json_file is not None:
-        rows = [[{"id": name, "score": score} for name, score in row] for row in results]
+        rows = [
+            [{"query": query, "id": name, "score": score} for name, score in row]
+            for query, row in zip(names, results, strict=True)
+        ]
         json_file.write_text(json.dumps(rows) + "\n", encoding="utf-8")
         return
-    for query, row in enumerate(results):
+    for query, row in zip(names, results, strict=True):
         for rank, (name, score) in enumerate(row, start=1):
             click.echo(f"{query}\t{rank}\t{name}\t{score:.6f}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,7 +213,8 @@ class Bridge:
         Raises:
             DataError: If the folder holds no bridge, a newer format, or weights that do not fit.
         """
-        path, weights = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
+        folder = Path(os.path.expanduser(folder))
+        path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         if not path.is_file():
             raise DataError(f"{folder} holds no bridge (no {CONFIG_FILE}).")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,6 +113,7 @@ def read_files(folder: Path, make: Callable[[Maps, dict[str, Any]], Made]) -> Ma
     Raises:
         DataError: If the folder holds no compressor, a newer format, or files that do not belong together.
     """
+    folder = Path(os.path.expanduser(folder))
     path = folder / CONFIG_FILE
     if not path.is_file():
         inside = folder / "compressor"

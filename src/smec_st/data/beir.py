@@ -12,7 +12,7 @@ import numpy as np
 
 from smec_st.data.collection import SPLIT_NAMES, Collection
 from smec_st.data.ids import find_id, id_text
-from smec_st.data.jsonl import read_jsonl
+from smec_st.data.jsonl import only_file, read_jsonl
 from smec_st.data.judgements import Triple, read_splits, tidy
 from smec_st.data.own import find_own_documents
 from smec_st.data.qrels import Qrels
@@ -21,6 +21,8 @@ from smec_st.data.vectors import unit_rows
 from smec_st.system.errors import DataError, some, tell
 
 SAME_VECTOR = 1e-3  # unit vectors up to this distance apart count as the same item
+DOCUMENT_TEXT = {"text": "a document's text is in `text`", "title": "its title in `title`"}
+QUERY_TEXT = {"text": "a query's text is in `text`"}
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,23 @@ class Side:
     texts: list[str]
 
     @classmethod
-    def read(cls, records: Iterable[Mapping[str, Any]], what: str, keep: Container[str] | None = None) -> Side:
+    def read(
+        cls,
+        records: Iterable[Mapping[str, Any]],
+        what: str,
+        keep: Container[str] | None = None,
+        needed: Mapping[str, str] | None = None,
+    ) -> Side:
         """Read records with ``_id`` (or another id name, in all of them) and optionally ``title`` and ``text``.
 
-        Texts are kept in memory for the ids in ``keep``, or for all.
+        Args:
+            records: The records in file order.
+            what: What they are, for error messages.
+            keep: Ids whose texts are kept in memory; None for all.
+            needed: Fields of which every record must have one, because the texts are embedded, and what each holds.
 
         Raises:
-            DataError: If an id is missing or repeated.
+            DataError: If an id is missing or repeated, or a text is needed and its field is missing or holds none.
         """
         side = cls([], [], [])
         name = None
@@ -47,6 +59,8 @@ class Side:
             if name not in record:
                 raise DataError(f"{what}, record {number}: lacks `{name}`.")
             identifier = id_text(record[name], f"{what}, record {number}")
+            if needed:
+                _check_texts(record, needed, f"{what}, record {number}")
             kept = keep is None or identifier in keep
             side.ids.append(identifier)
             side.titles.append(str(record.get("title") or "") if kept else "")
@@ -61,6 +75,15 @@ class Side:
         return f"{self.titles[row]} {self.texts[row]}".strip()
 
 
+def _check_texts(record: Mapping[str, Any], needed: Mapping[str, str], where: str) -> None:
+    """Raise a :class:`DataError` if none of the fields is there, or one of them holds something else than a text."""
+    if not any(name in record for name in needed):
+        raise DataError(f"{where} has the fields {some(list(record), 9)}; {', and '.join(needed.values())}.")
+    for name in needed:
+        if isinstance(record.get(name), list | dict):
+            raise DataError(f"{where}: `{name}` holds a {type(record[name]).__name__} and no text.")
+
+
 def load_beir(folder: Path, vectors: Tables | None, model: str | None, strict: bool = False) -> Collection:
     """Read a folder with ``corpus.jsonl``, ``queries.jsonl`` (each line with ``_id``) and ``qrels/SPLIT.tsv``."""
     corpus, queries = (read_jsonl(texts_file(folder, side)) for side in ("corpus", "queries"))
@@ -68,9 +91,8 @@ def load_beir(folder: Path, vectors: Tables | None, model: str | None, strict: b
 
 
 def texts_file(folder: Path, side: str) -> Path:
-    """Return ``SIDE.jsonl`` or ``SIDE.jsonl.gz`` in a folder, whichever is there."""
-    packed = folder / f"{side}.jsonl.gz"
-    return packed if packed.is_file() else folder / f"{side}.jsonl"
+    """Return ``SIDE.jsonl`` or ``SIDE.jsonl.gz`` in a folder, whichever is there; both are refused."""
+    return only_file(folder, [f"{side}.jsonl", f"{side}.jsonl.gz"])
 
 
 def beir_collection(
@@ -87,12 +109,17 @@ def beir_collection(
     A document is a query's own document if both have the same id and the same text (the document's title may be left
     out). Where a text is missing, their vectors must be the same instead, because equal ids may be a coincidence.
 
-    Records have ``_id`` and optionally ``title`` and ``text``. Judgements come by split; splits whose name is not in
-    ``SPLIT_NAMES`` are left out. Unless ``strict``, judgements of unknown ids and grades that are no whole numbers of
-    0 or more are left out or rounded, see :func:`~smec_st.data.judgements.tidy`.
+    Records have ``_id`` and optionally ``title`` and ``text``, which a ``model`` needs. Judgements come by split;
+    splits whose name is not in ``SPLIT_NAMES`` are left out. Unless ``strict``, judgements of unknown ids and grades
+    that are no whole numbers of 0 or more are left out or rounded, see :func:`~smec_st.data.judgements.tidy`.
     """
-    queries = Side.read(query_records, f"the queries of {name}")
-    corpus = Side.read(corpus_records, f"the corpus of {name}", keep=None if model else set(queries.ids))
+    queries = Side.read(query_records, f"the queries of {name}", needed=QUERY_TEXT if model else None)
+    corpus = Side.read(
+        corpus_records,
+        f"the corpus of {name}",
+        keep=None if model else set(queries.ids),
+        needed=DOCUMENT_TEXT if model else None,
+    )
     items = {"corpus": [corpus.full_text(row) for row in range(len(corpus.ids))], "queries": queries.texts}
     ids = {"corpus": corpus.ids, "queries": queries.ids}
     corpus_vectors, query_vectors = vectors_of(items, name, vectors, model, ids)

@@ -184,7 +184,12 @@ def embed_tables(items: Mapping[str, Items], model_id: str) -> list[np.ndarray]:
 
     Returns:
         One table per name, in the order given.
+
+    Raises:
+        DataError: If the model cannot be loaded, or all texts of a list are empty.
     """
+    for name, part in items.items():
+        _refuse_empty(part, name)
     model = load_model(model_id)
     _RECORDS[model_id] = {**backbone_record(model), "model": model_id}
     content = {name: [_fingerprint(item) for item in part] for name, part in items.items()}
@@ -231,7 +236,7 @@ def embed_if_texts(
         Corpus vectors, query vectors, and the description of the backbone (see :func:`backbone_record`), if known.
 
     Raises:
-        DataError: If there are texts and no model.
+        DataError: If there are texts and no model, or all texts of one side are empty.
     """
     corpus, queries = _listed(corpus, "corpus"), None if queries is None else _listed(queries, "queries")
     are_texts = _are_texts(corpus, "corpus")
@@ -243,11 +248,22 @@ def embed_if_texts(
         if are_texts:
             raise DataError("texts need a `model` that embeds them.")
         return corpus, queries, None
+    if are_texts:
+        _refuse_empty(corpus, "corpus")
+        _refuse_empty(() if queries is None else queries, "queries")
     loaded = load_model(model) if isinstance(model, str) else model
     if are_texts:
         corpus = embed(loaded, cast("Sequence[str]", corpus), "document", progress)
         queries = None if queries is None else embed(loaded, cast("Sequence[str]", queries), "query", progress)
     return corpus, queries, backbone_record(loaded)
+
+
+def _refuse_empty(items: Any, name: str) -> None:
+    """Raise a :class:`DataError` if these are texts and all of them are empty: they would all get the same vector."""
+    if len(items) and all(isinstance(item, str) and not item.strip() for item in items):
+        what = "the one text" if len(items) == 1 else f"all {len(items)} texts"
+        verb = "is" if len(items) == 1 else "are"
+        raise DataError(f"{what} of the {name} {verb} empty; there is nothing to embed.")
 
 
 def _listed(items: Any, what: str) -> Any:

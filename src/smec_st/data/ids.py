@@ -18,6 +18,7 @@ ID_NAMES = (
 )  # fmt: skip
 
 WHOLE_FLOAT = re.compile(r"-?\d+\.0+")
+LARGEST_EXACT = 1 << 53  # above it, a float64 stands for several whole numbers
 
 
 def plain_name(name: str) -> str:
@@ -46,7 +47,8 @@ def id_text(value: object, where: str) -> str:
     """Return an id as text. A whole number is the same id as an integer and as a float.
 
     Raises:
-        DataError: If there is no id (None, NaN or an empty text), or it is neither a text nor a number.
+        DataError: If there is no id (None, NaN or an empty text), it is neither a text nor a number, or it is a float
+            above 2^53, whose last digits are lost.
     """
     if isinstance(value, bytes):
         try:
@@ -57,6 +59,8 @@ def id_text(value: object, where: str) -> str:
             raise DataError(f"{where}: {len(value)} bytes that are no text are no id.")
         value = text
     if isinstance(value, float | np.floating) and float(value).is_integer():
+        if abs(value) > LARGEST_EXACT:
+            raise DataError(f"{where}: the id {value!r} is a float, whose last digits are lost; keep ids as text.")
         value = int(value)
     is_missing = value is None or value == "" or (isinstance(value, float | np.floating) and math.isnan(value))
     if is_missing or isinstance(value, bool | list | dict):
@@ -75,6 +79,8 @@ def join_by_id(wanted: Sequence[str], given: Sequence[str], what: str) -> np.nda
     """
     if list(wanted) == list(given):
         return np.arange(len(wanted))
+    if all(map(WHOLE_FLOAT.fullmatch, given)) and set(wanted).isdisjoint(given):  # a float column has made 42.0 of 42
+        given = [key.partition(".")[0] for key in given]
     row = {key: number for number, key in enumerate(given)}
     if len(row) != len(given):
         repeated = [key for key, times in Counter(given).items() if times > 1]

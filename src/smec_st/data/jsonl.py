@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -43,7 +43,9 @@ def read_errors(path: str | Path) -> Iterator[None]:
     """Raise what the system, gzip, a codec or the csv module reports about a file as a :class:`DataError`."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not readable: it is no UTF-8; save it as such.") from error
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"{path} is not readable: {one_line(error)}") from error
 
 
@@ -57,6 +59,18 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading, unpacked if its name ends in ``.gz``."""
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def only_file(folder: Path, names: Sequence[str]) -> Path:
+    """Return the file in a folder that has one of these names, or its path under the first name if there is none.
+
+    Raises:
+        DataError: If there are several, which may differ.
+    """
+    found = [name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder} has both {' and '.join(found)}; keep one.")
+    return folder / (found or names)[0]
 
 
 def plain_suffix(path: Path) -> str:

@@ -32,18 +32,19 @@ def read_splits(folder: Path) -> dict[str, Iterator[Triple]]:
     Raises:
         DataError: If two files are of one split.
     """
-    parts: dict[str, list[Path]] = {}
+    parts: dict[str, dict[str, Path]] = {}
     for path in sorted((folder / "qrels").glob("*")):
         if plain_suffix(path) not in SUFFIXES or not path.is_file():
             tell(f"{path} is left out; judgements end in {', '.join(SUFFIXES)}.")
         else:
             stem = path.name.removesuffix(".gz").rpartition(".")[0]
             shard = SHARD.fullmatch(stem)
-            parts.setdefault(shard[1] if shard else stem, []).append(path)
-    for split, paths in parts.items():
-        if len(paths) > 1 and not all(SHARD.fullmatch(path.stem) for path in paths):
-            raise DataError(f"{folder} has two {split} splits ({some([path.name for path in paths])}); keep one.")
-    return {split: chain.from_iterable(map(read_qrels, paths)) for split, paths in parts.items()}
+            split = parts.setdefault(shard[1] if shard else stem, {})
+            if stem in split or (split and not (shard and all(map(SHARD.fullmatch, split)))):
+                seen = [*(other.name for other in split.values()), path.name]
+                raise DataError(f"{folder} has two {shard[1] if shard else stem} splits ({some(seen)}); keep one.")
+            split[stem] = path
+    return {split: chain.from_iterable(map(read_qrels, paths.values())) for split, paths in parts.items()}
 
 
 def read_qrels(path: Path) -> Iterator[Triple]:

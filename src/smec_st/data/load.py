@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -63,7 +64,8 @@ def load_collection(
     Raises:
         DataError: If a file is missing or broken, or files do not match each other.
     """
-    path, source = Path(folder), None if vectors is None else Tables(Path(vectors), codes)
+    path, vectors = Path(os.path.expanduser(folder)), None if vectors is None else os.path.expanduser(vectors)
+    source = None if vectors is None else Tables(Path(vectors), codes)
     read = _reader(path, needs_vectors=vectors is not None or model is not None)
     if read is load_vector_folder and vectors is None and model is None:
         found = load_vector_folder(path, None, None, strict, codes)

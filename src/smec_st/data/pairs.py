@@ -44,10 +44,13 @@ def number_pairs(dataset: Dataset) -> NumberedPairs:
             Negatives become documents of the corpus.
 
     Raises:
-        DataError: If there are fewer than two columns, no relevant pair, or an empty item.
+        DataError: If there are fewer than two columns, no relevant pair, an empty item, or two columns of grades.
     """
     columns = [name for name in dataset.column_names if name not in GRADES]
-    graded = next((name for name in GRADES if name in dataset.column_names), None)
+    grading = [name for name in GRADES if name in dataset.column_names]
+    if len(grading) > 1:
+        raise DataError(f"{' and '.join(grading)} may grade the pairs; keep one of these columns.")
+    graded = grading[0] if grading else None
     if len(columns) < 2 or len(dataset) == 0:
         raise DataError(f"pairs need two columns and a row; got {', '.join(columns) or 'none'}, {len(dataset)} rows.")
     queries, query_keys, anchors = _distinct(dataset[columns[0]], columns[0])

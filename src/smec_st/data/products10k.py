@@ -9,6 +9,7 @@ import numpy as np
 
 from smec_st.data.collection import Collection
 from smec_st.data.images import class_collection
+from smec_st.data.jsonl import only_file
 from smec_st.data.source import Tables, vectors_of
 from smec_st.system.errors import DataError
 
@@ -31,8 +32,7 @@ def load_products10k(folder: Path, vectors: Tables | None, model: str | None) ->
             test table).
         model: Image model that embeds them instead.
     """
-    test_table = next((name for name in TEST_TABLES if (folder / name).is_file()), TEST_TABLES[0])
-    parts = {"train": _read_table(folder / "train.csv"), "test": _read_table(folder / test_table)}
+    parts = {"train": _read_table(folder / "train.csv"), "test": _read_table(only_file(folder, TEST_TABLES))}
     files = {split: [folder / split / name for name, _ in rows] for split, rows in parts.items()}
     tables = vectors_of({"corpus": files["train"], "queries": files["test"]}, folder.name, vectors, model)
     ids, splits, labels = zip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def is_same_place(one: str, other: str) -> bool:
     """Whether two addresses of indexes name one folder, file or server."""
     if "://" in one or "://" in other:
         return one.rstrip("/") == other.rstrip("/")
-    return Path(one).resolve() == Path(other).resolve()
+    return Path(os.path.expanduser(one)).resolve() == Path(os.path.expanduser(other)).resolve()
 
 
 class BridgedIndex:

@@ -1,7 +1,8 @@
-"""Choose the engine by the URI."""
+"""Choose the engine by the URI. A leading ``~`` is the user's home."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 def create_backend(uri: str, settings: Settings, compressor: Compressor) -> Backend:
     """Create a new, empty store at a URI."""
+    uri = os.path.expanduser(uri)
     if is_server(uri) or is_local(uri):
         from smec_st.search.milvus import MilvusBackend
 
@@ -29,6 +31,7 @@ def create_backend(uri: str, settings: Settings, compressor: Compressor) -> Back
 
 def open_backend(uri: str, fingerprint: str | None) -> Backend:
     """Open the store at a URI."""
+    uri = os.path.expanduser(uri)
     if is_server(uri) or is_local(uri):
         from smec_st.search.milvus import MilvusBackend
 

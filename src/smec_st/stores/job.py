@@ -133,6 +133,7 @@ def transform_files(job: Job, out: Path, engine: str = "local", progress: Progre
     """
     if engine not in ENGINES or job.kind not in (None, *FORMATS):
         raise DataError(f"engines are {' and '.join(ENGINES)}, formats {' and '.join(FORMATS)}.")
+    out = Path(os.path.expanduser(out))
     check_output(job, out)
     if out.suffix not in FILE_FORMATS:
         if FILE_ENDING.fullmatch(out.suffix) and not VERSION.fullmatch(out.suffix) and not out.is_dir():

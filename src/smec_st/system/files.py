@@ -1,4 +1,4 @@
-"""Write files and folders atomically, and read and write JSON."""
+"""Write files and folders atomically, and read and write JSON. A leading ``~`` is the user's home."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically, like :func:`write_text`."""
+    path = Path(os.path.expanduser(path))
     draft = path.with_name(path.name + ".partial")
     with writing(path):
         try:
@@ -68,7 +69,7 @@ class new_folder:  # noqa: N801
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(os.path.expanduser(folder))
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise FileExistsError(f"{self.folder} exists and is not empty. Choose another name or remove it.")
         self.draft = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.draft")

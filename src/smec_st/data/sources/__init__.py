@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def open_vectors(path: str | Path, column: str | None = None, codes: str | None 
             or it is not clear what it holds.
     """
     check_codes(codes)
+    path = os.path.expanduser(path)
     is_address = "#" in str(path) and not Path(path).exists()
     suffix = plain_suffix(Path(path))
     if codes is not None and (is_address or suffix in INDEXES):
@@ -123,7 +125,8 @@ def load_vectors(path: str | Path, name: str | None = None, codes: str | None = 
     Raises:
         DataError: If the file is missing, broken, or lacks the tensor.
     """
-    path = Path(path) if "#" not in str(path) else path
+    path = os.path.expanduser(path)
+    path = Path(path) if "#" not in path else path
     if isinstance(path, Path) and path.is_file() and path.suffix == ".npy" and codes is None:
         return map_npy(path)  # of any shape and type; the caller checks them
     rows, _ = read_all(open_vectors(path, name, codes))

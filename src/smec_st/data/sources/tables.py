@@ -6,7 +6,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from smec_st.data.codes import decode, decoded_width
-from smec_st.data.ids import find_id, id_text
+from smec_st.data.ids import find_id, id_text, plain_name
 from smec_st.data.safetensors import Safetensors
 from smec_st.data.sources.batch import Batch, choose_column, file_state, metadata_record, sidecar_record
 from smec_st.system.errors import DataError, count, one_line, some, tell
@@ -109,7 +109,11 @@ def open_safetensors(path: Path, column: str | None = None, codes: str | None = 
 def open_npz(path: Path, column: str | None = None, codes: str | None = None) -> ArrayVectors:
     """Open one array of a ``.npz`` file; ``column`` names it if there are several tables."""
     arrays: dict[str, np.ndarray] = {}
-    with array_errors(path, ".npz file without pickles"), path.open("rb") as raw, zipfile.ZipFile(raw):
+    with (
+        array_errors(path, ".npz file without pickles (store texts as `ids.astype(str)`)"),
+        path.open("rb") as raw,
+        zipfile.ZipFile(raw),
+    ):
         raw.seek(0)
         with np.load(raw, allow_pickle=False) as file:
             for name in file.files:
@@ -177,6 +181,28 @@ def _pandas_names(
     return stored
 
 
+#: Names of ids that belong to one side of a collection, and how the names of its tables begin.
+SIDES = {
+    "corpus": (("corpusid", "docid", "documentid", "docno", "passageid", "pid"), ("corpus", "doc", "passage")),
+    "queries": (("queryid", "qid"), ("quer",)),
+}
+
+
+def _side(name: str) -> str | None:
+    """Return the side of a collection that a table or an array of ids is named for; None if for none."""
+    plain = plain_name(name.rpartition("/")[2])
+    for side, (ids, tables) in SIDES.items():
+        if plain.removesuffix("s") in ids or (find_id([plain]) is None and plain.startswith(tables)):
+            return side
+    return None
+
+
+def _may_belong(ids: str, table: str, tables: Sequence[str]) -> bool:
+    """Return whether ids may be those of a table, one of several: they are not named for the other side."""
+    named, side = _side(ids), _side(table)
+    return named in (None, side) or (side is None and named not in map(_side, tables))
+
+
 def _named_array(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
@@ -186,7 +212,10 @@ def _named_array(
     record: Mapping[str, Any],
     kinds: str,
 ) -> ArrayVectors:
-    """Open one of several arrays with names; an array with an id name and one entry per row gives the ids."""
+    """Open one of several arrays with names; an array with an id name and one entry per row gives the ids.
+
+    Ids that are named for the other side of a collection, such as ``query_ids`` beside the table ``corpus``, do not.
+    """
     is_id = {name: find_id([name.rpartition("/")[2]]) is not None for name in shapes}
     shapes = {name: shape[:1] if is_id[name] and shape[1:] == (1,) else shape for name, shape in shapes.items()}
     tables = sorted(name for name, shape in shapes.items() if len(shape) == 2)
@@ -195,13 +224,14 @@ def _named_array(
     group = name.rpartition("/")[0]
     beside = [key for key, shape in shapes.items() if shape == array.shape[:1] and key.rpartition("/")[0] == group]
     beside = [key for key in beside if key != name]
-    keys = [key for key in beside if is_id[key]]
+    keys = [key for key in beside if is_id[key] and _may_belong(key, name, tables)]
+    left = [key for key in beside if not is_id[key] or _side(key) not in map(_side, tables)]
     counts = {shapes[table][0] for table in tables}
     for key, shape in shapes.items():
         if is_id[key] and key != name and not keys and key.rpartition("/")[0] == group and shape[0] not in counts:
             raise DataError(f"{path}: {key} has {count(shape[0], 'entry', 'entries')}, and {name} {len(array)} rows.")
-    if beside and not keys and len(array) > 1:
-        tell(f"{path}: {some(beside)} {'is' if len(beside) == 1 else 'are'} left out; ids would be named `ids`.")
+    if left and not keys and len(array) > 1:
+        tell(f"{path}: {some(left)} {'is' if len(left) == 1 else 'are'} left out; ids would be named `ids`.")
     if len(keys) > 1:
         raise DataError(f"{path}: {' and '.join(keys)} may hold the ids; keep one.")
     ids = [id_text(value, f"{path}, {key}") for key in keys for value in read(key).ravel().tolist()] if keys else None
