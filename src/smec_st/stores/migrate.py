@@ -181,7 +181,7 @@ def _link_target(source: str) -> str:
     path = Path(source)
     if not path.is_symlink():
         return source
-    if _record_of(path).exists():
+    if path.is_file() and _record_of(path).exists():
         raise DataError(f"{_record_of(path)} describes the link {path}; move it beside {path.resolve()}.")
     return str(path.resolve())
 
