@@ -313,11 +313,7 @@ def search_section() -> str:
     )
     quality = json.loads((RESULTS / "search" / "quality.json").read_text())
     labels = {"flat": "exact, full width", "hnsw": "HNSW, full width", "funnel, hnsw-int8": "funnel, `hnsw-int8`"}
-    of_codes = {
-        "funnel, hnsw-int8": "funnel, `hnsw-int8`, second run",
-        "funnel, codes:12": "funnel, `codes:12`",
-        "funnel, codes:24": "funnel, `codes:24`",
-    }
+    of_codes = {f"funnel, codes:{bytes_}": f"funnel, `codes:{bytes_}`" for bytes_ in (12, 24)}
     named = [(engines, name, label) for name, label in labels.items()]
     named += [(with_codes, name, label) for name, label in of_codes.items()]
     lines = []
@@ -333,8 +329,8 @@ def search_section() -> str:
     return (
         f"{markdown_table(head, lines)}\n\n{arguments['rows']:,} made, clustered vectors of {arguments['width']} "
         "numbers, one thread, queries that the schedule was not chosen on; speed against exact search. All lists, "
-        "graphs and ids count as memory; the funnel's originals lie on disk. The second run had another benchmark "
-        "beside it, and codes are searched by inverted lists. "
+        "graphs and ids count as memory; the funnel's originals lie on disk. Codes are searched by inverted "
+        "lists, in a second run that had three other programs beside it. "
         f"On {len(scored)} real collections nDCG@10 moves by {change:.4f} at most (`benchmarks/results/search/`)."
     )
 
