@@ -205,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--query", default="how do I delete a directory tree", help="question to answer at the end")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything; results are replaced")
-    parser.add_argument("--documents", type=int, default=1500, help="at most this many docstrings")
+    parser.add_argument("--documents", type=int, default=2000, help="at most this many docstrings")
     parser.add_argument("--steps", type=int, help="training steps per stage, fewer than usual for a quick look")
     options = parser.parse_args()
     out, seconds = options.out, {}
